@@ -1,0 +1,33 @@
+"""pdae: pictures to codes, codes to pictures, and edits by moving the codes.
+
+`load(name)` opens a model; `Codes` is what its `encode` returns. See `engine.Model`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Codes", "Model", "Sampling", "__version__", "load"]
+
+if TYPE_CHECKING:
+    from .checkpoints import load
+    from .codes import Codes
+    from .engine import Model, Sampling
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when something that needs it is asked for (PEP 562)."""
+    if name == "load":
+        from .checkpoints import load
+
+        return load
+    if name in ("Model", "Sampling"):
+        from . import engine
+
+        return {"Model": engine.Model, "Sampling": engine.Sampling}[name]
+    if name == "Codes":
+        from .codes import Codes
+
+        return Codes
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

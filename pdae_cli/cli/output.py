@@ -1,0 +1,77 @@
+"""Where everything that a command says goes: results to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def printable(text: str) -> str:
+    """Text without control characters, so that a file's name can't steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Output:
+    """Human, `--json` (a line for each result) or `--quiet` (failures only)."""
+
+    def __init__(self, json: bool = False, quiet: bool = False) -> None:
+        self.json, self.quiet = json, quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def result(self, record: dict[str, Any], text: str) -> None:
+        """One result: the record as a JSON line, or the text."""
+        if self.json:
+            print(json.dumps(record), flush=True)
+        elif not self.quiet:
+            print(printable(text), flush=True)
+
+    def say(self, text: str) -> None:
+        """A message for people."""
+        if not self.quiet:
+            self._write(text)
+
+    def warn(self, text: str) -> None:
+        self._write(f"warning: {text}")
+
+    def error(self, text: str) -> None:
+        self._write(f"error: {text}")
+
+    def _write(self, text: str) -> None:
+        self.console.print(printable(" ".join(text.split())), markup=False)
+
+    @property
+    def interactive(self) -> bool:
+        """Someone watches stderr."""
+        return sys.stderr.isatty() and not self.quiet and not self.json
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[ProgressLine]:
+        """A progress bar on stderr while someone watches."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        bar = Progress(*columns, console=self.console, disable=not self.interactive)
+        with bar:
+            yield ProgressLine(bar, bar.add_task(what, total=total, note=""))
+
+
+class ProgressLine:
+    """One bar of a `Progress`."""
+
+    def __init__(self, bar: Progress, task: Any) -> None:
+        self._bar, self._task = bar, task
+        self.begun = time.perf_counter()
+
+    def advance_to(self, completed: int, note: str = "") -> None:
+        self._bar.update(self._task, completed=completed, note=note)

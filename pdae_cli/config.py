@@ -1,0 +1,93 @@
+"""What a model is: the content of config.json, as checked dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from .networks.blocks import UNetConfig
+from .networks.encoder import EncoderConfig
+
+FORMAT = "pdae-model-1"
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    betas: str = "linear"
+    timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-dimension mean and standard deviation of the training set's z."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    schedule: ScheduleConfig
+    unet: UNetConfig
+    encoder: EncoderConfig | None = None  # None: a diffusion model without PDAE's parts
+    normalisation: Normalisation | None = None
+    training: tuple[dict[str, Any], ...] = ()  # one summary a stage, in order
+    licence: str = "unknown"
+    format: str = field(default=FORMAT)
+
+
+def to_json(config: ModelConfig) -> dict[str, Any]:
+    """Plain dictionaries, lists and numbers."""
+    return dataclasses.asdict(config)
+
+
+def from_json(data: Any) -> ModelConfig:
+    """Build a config from parsed JSON. Raises ValueError that names the field that is wrong."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else None
+        raise ValueError(f"format {found!r}, this version reads {FORMAT}")
+    config = _build(ModelConfig, data, "config")
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value` as an instance of `kind`: dataclasses, tuples, optionals and scalars."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        (inner,) = (k for k in typing.get_args(kind) if k is not type(None))
+        return None if value is None else _build(inner, value, where)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where)
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        inner = typing.get_args(kind)[0]
+        return tuple(_build(inner, one, f"{where}[]") for one in value)
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ValueError(f"{where} is {value!r}, not a {getattr(kind, '__name__', kind)}")
+
+
+def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r}, not an object")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = set(value) - set(fields)
+    if unknown:
+        raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))}")
+    required = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    if required - set(value):
+        raise ValueError(f"{where} lacks {', '.join(sorted(required - set(value)))}")
+    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in value})

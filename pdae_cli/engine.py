@@ -1,0 +1,447 @@
+"""The model as a whole: pictures to codes, codes to pictures, and everything in between.
+
+The engine never prints, never reads argv or the environment. Pictures are float32 tensors in
+[-1, 1] of shape (N, C, H, W) on the CPU; where pictures come in, Pillow pictures and paths do too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Generator, Tensor, nn
+
+from . import solvers
+from .attributes import Attributes
+from .codes import Codes
+from .config import ModelConfig
+from .errors import InputError, ModelError, OutOfMemory, UsageError
+from .images import open_picture, prepare, to_float
+from .networks.encoder import Encoder
+from .networks.gradient import GradientEstimator
+from .networks.latent import LatentDPM
+from .networks.unet import UNet
+from .noise import generator, normal
+from .schedule import Schedule, gather
+
+Pictures = Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SOLVERS = ("ddim", "ddpm")
+LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
+UNGUIDED_SHARE = 0.3  # samples leave the last part of the trajectory to eps_theta (PDAE sec. 4.8)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How trajectories are solved. Codes record it, and are decoded as they were encoded."""
+
+    inference_steps: int = 50  # solver steps, each way
+    solver: str = "ddim"  # how to decode: "ddim" (deterministic) or "ddpm" (ancestral)
+    spacing: str = "logsnr"  # of the time grid: see solvers.decode_grid
+    iterations: int = 2  # fixed-point iterations of each encode step; 0 is the explicit inversion
+    guidance: float = 1.0  # w: how much of G_psi is added
+    guide_from: int = 10**9  # guide only at timesteps t ≤ this
+    guide_until: int = 0  # … and t ≥ this
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UsageError(f"unknown solver {self.solver!r}; known: {', '.join(SOLVERS)}")
+        if self.spacing not in solvers.SPACINGS:
+            raise UsageError(
+                f"unknown spacing {self.spacing!r}; known: {', '.join(solvers.SPACINGS)}"
+            )
+        if not 1 <= self.inference_steps <= 1000:
+            raise UsageError(f"inference steps must be 1 to 1000, not {self.inference_steps}")
+
+    def changed(self, changes: dict[str, Any]) -> Sampling:
+        """With other values for some fields. Raises UsageError for a field that doesn't exist."""
+        unknown = set(changes) - set(asdict(self))
+        if unknown:
+            raise UsageError(f"unknown sampling options: {', '.join(sorted(unknown))}")
+        return replace(self, **changes)
+
+
+@dataclass
+class Model:
+    """A diffusion model and what PDAE adds to it. Parts that a model lacks are None."""
+
+    config: ModelConfig
+    dpm: UNet  # eps_theta
+    gradient_estimator: GradientEstimator | None = None  # G_psi
+    encoder_network: Encoder | None = None  # E_phi
+    attributes: Attributes | None = None
+    latent_dpm: LatentDPM | None = None
+    name: str = "unnamed"
+    digest: str = ""  # SHA-256 of the weights' file
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: str = "float32"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(**asdict(self.config.schedule))
+        for network in self.networks():
+            network.requires_grad_(False).eval()
+
+    def networks(self) -> list[nn.Module]:
+        """The networks that this model has."""
+        parts = (self.dpm, self.gradient_estimator, self.encoder_network, self.latent_dpm)
+        return [part for part in parts if part is not None]
+
+    def to(self, device: str = "auto", dtype: str = "float32") -> Model:
+        """Place the networks on a device (`auto`: what accelerate finds best) and choose the
+        precision they compute in; the state of a trajectory stays float32."""
+        if dtype not in PRECISIONS:
+            raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(PRECISIONS)}")
+        try:
+            self.device = PartialState().device if device == "auto" else torch.device(device)
+            for network in self.networks():
+                network.to(self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"device {device!r} can't be used: {reason}; try cpu") from error
+        if self.device.type == "cpu" and dtype == "float16":
+            raise UsageError("float16 is too slow on a CPU to be of use; take float32 or bfloat16")
+        self.dtype = dtype
+        return self
+
+    # --- The two heads ---------------------------------------------------------------------------
+
+    def predict(self, x_t: Tensor, t: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """eps_theta(x_t, t) and G_psi(x_t, z, t), in one pass over the shared input half.
+
+        x_t: (N, C, H, W) float32; t: (N,) integers in 0 … T-1; z: (N, D), or None for eps alone.
+        Returns eps and the gradient, both like x_t; the gradient is None without z.
+        """
+        with self._computing():
+            features, time = self.dpm.features(x_t.to(self.device), t.to(self.device))
+            eps = self.dpm.output(features, time)[:, : x_t.shape[1]].float()
+            if z is None:
+                return eps, None
+            gradient = self._needs(self.gradient_estimator, "a gradient estimator")
+            return eps, gradient(features, time, z.to(self.device)).float()
+
+    def encoder(self, x_0: Tensor) -> Tensor:
+        """z = E_phi(x_0): (N, C, H, W) float32 in [-1, 1] → (N, D) float32."""
+        with self._computing():
+            encoder = self._needs(self.encoder_network, "an encoder")
+            return encoder(x_0.to(self.device)).float()
+
+    def _needs(self, part: Any, what: str) -> Any:
+        if part is None:
+            raise ModelError(f"model {self.name} has no part of this kind: {what}; train one")
+        return part
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """No gradients, the chosen precision, and a clear error when memory runs out."""
+        low = self.dtype != "float32"
+        precision = PRECISIONS[self.dtype] if low else None
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, precision, enabled=low):
+                yield
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{self.device} has no room for this batch; choose a smaller --batch-size"
+            ) from error
+
+    def _guided(self, z: Tensor | None, sampling: Sampling) -> solvers.Predict:
+        """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9, DDIM form)."""
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            within = sampling.guide_from >= t >= sampling.guide_until and sampling.guidance != 0
+            timesteps = torch.full((len(x),), t, device=x.device)
+            eps, gradient = self.predict(x, timesteps, z if within else None)
+            return eps if gradient is None else self._shifted(eps, gradient, t, sampling)
+
+        return predict
+
+    def _shifted(self, eps: Tensor, gradient: Tensor, t: int, sampling: Sampling) -> Tensor:
+        return eps - math.sqrt(1 - self.schedule.alpha_bar[t].item()) * sampling.guidance * gradient
+
+    # --- Pictures and codes ----------------------------------------------------------------------
+
+    def pictures(self, images: Pictures, fit: str = "crop") -> Tensor:
+        """Bring tensors, Pillow pictures or paths into this model's frame: (N, C, H, W) float32."""
+        size, channels = self.config.unet.image_size, self.config.unet.channels
+        if isinstance(images, Tensor):
+            if images.shape[1:] != (channels, size, size):
+                raise InputError(
+                    f"pictures of shape {tuple(images.shape[1:])} don't fit model {self.name}, "
+                    f"which takes ({channels}, {size}, {size})"
+                )
+            return images.float()
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
+        opened = (
+            one if isinstance(one, Image.Image) else open_picture(Path(one), str(one))
+            for one in images
+        )
+        return torch.stack([to_float(prepare(one, size, channels, fit)) for one in opened])
+
+    def encode(
+        self, images: Pictures, sampling: Sampling | None = None, *, noise: bool = True, **changes: Any
+    ) -> Codes:
+        """Infer the codes of pictures: z = E_phi(x_0) and, with `noise`, x_T by the inverse ODE.
+
+        `changes` are fields of Sampling, e.g. inference_steps=20.
+        """
+        sampling = (sampling or Sampling()).changed(changes)
+        x_0 = self.pictures(images)
+        parts = []
+        for x in x_0.split(self.batch_size):
+            x = x.to(self.device)
+            z = self.encoder(x)
+            x_T = self._to_noise(x, z, sampling).cpu() if noise else None
+            parts.append((z.cpu(), x_T))
+        return Codes(
+            z=torch.cat([z for z, _ in parts]),
+            x_T=torch.cat([x_T for _, x_T in parts if x_T is not None]) if noise else None,
+            sources=tuple(str(row) for row in range(len(x_0))),
+            model=self.name,
+            digest=self.digest,
+            sampling=asdict(sampling),
+        )
+
+    def decode(
+        self,
+        codes: Codes,
+        sampling: Sampling | None = None,
+        *,
+        generators: Sequence[Generator] | None = None,
+        random_noise: bool = False,
+        **changes: Any,
+    ) -> Tensor:
+        """Codes back to pictures (N, C, H, W), with the settings they were encoded with.
+
+        With `random_noise` x_T ~ N(0, I) takes the place of the codes' own. `generators`: one a
+        picture, for random x_T and ancestral noise (default: seeded by the row's number).
+        Raises InputError for codes of another model or without x_T.
+        """
+        self.check(codes)
+        if sampling is None:
+            sampling = Sampling().changed(codes.sampling)
+        sampling = sampling.changed(changes)
+        generators = generators or [generator(0, row) for row in range(len(codes))]
+        if codes.x_T is None and not random_noise:
+            raise InputError("these codes hold z alone; decode them with random noise")
+        x_T = self.noise(generators) if random_noise or codes.x_T is None else codes.x_T
+        return self._by_batches(
+            lambda rows: self._to_picture(
+                x_T[rows].to(self.device), codes.z[rows].to(self.device), sampling, generators[rows]
+            ),
+            len(codes),
+        )
+
+    def check(self, codes: Codes) -> None:
+        """Raise InputError unless this model can decode the codes."""
+        if codes.digest and self.digest and codes.digest != self.digest:
+            raise InputError(
+                f"these codes are of another model ({codes.model}, weights "
+                f"{codes.digest[:12]}), not of {self.name} ({self.digest[:12]}); pass it as --model"
+            )
+        encoder = self.config.encoder
+        if encoder is not None and codes.z.shape[1] != encoder.z_dim:
+            raise InputError(
+                f"these codes have {codes.z.shape[1]} dimensions, {self.name} has {encoder.z_dim}"
+            )
+        shape = self._shape()
+        if codes.x_T is not None and codes.x_T.shape[1:] != shape:
+            raise InputError(
+                f"these codes are of {tuple(codes.x_T.shape[1:])} pictures, "
+                f"{self.name} makes {tuple(shape)}"
+            )
+
+    def noise(self, generators: Sequence[Generator]) -> Tensor:
+        """x_T ~ N(0, I), one row a generator."""
+        return normal(generators, self._shape())
+
+    def _shape(self) -> torch.Size:
+        unet = self.config.unet
+        return torch.Size((unet.channels, unet.image_size, unet.image_size))
+
+    def _by_batches(self, work: Callable[[slice], Tensor], count: int) -> Tensor:
+        """work(rows) over slices of at most batch_size rows, joined on the CPU."""
+        starts = range(0, count, self.batch_size)
+        return torch.cat([work(slice(s, s + self.batch_size)).cpu() for s in starts])
+
+    def _to_noise(self, x_0: Tensor, z: Tensor | None, sampling: Sampling) -> Tensor:
+        grid = self.grid(sampling)[::-1]
+        return solvers.ddim_inverse(self._guided(z, sampling), x_0, grid, sampling.iterations)
+
+    def _to_picture(
+        self, x_T: Tensor, z: Tensor | None, sampling: Sampling, generators: Sequence[Generator]
+    ) -> Tensor:
+        return self._solve(self._guided(z, sampling), x_T, sampling, generators)
+
+    def _solve(
+        self,
+        predict: solvers.Predict,
+        x_T: Tensor,
+        sampling: Sampling,
+        generators: Sequence[Generator],
+    ) -> Tensor:
+        if sampling.solver == "ddpm":
+            return solvers.ddpm(predict, x_T, self.grid(sampling), generators)
+        return solvers.ddim(predict, x_T, self.grid(sampling))
+
+    def grid(self, sampling: Sampling) -> list[solvers.Node]:
+        """The nodes that decoding visits, from noise to picture."""
+        return solvers.decode_grid(self.schedule, sampling.inference_steps, sampling.spacing)
+
+    def evaluations(self, sampling: Sampling) -> tuple[int, int]:
+        """Network evaluations (NFE) of encoding and of decoding one picture."""
+        steps = len(self.grid(sampling)) - 1
+        return sampling.iterations * steps + 1, steps + (sampling.solver == "ddpm")
+
+    # --- Edits -----------------------------------------------------------------------------------
+
+    def interpolate(
+        self,
+        codes: Codes,
+        count: int,
+        sampling: Sampling | None = None,
+        *,
+        mode: str = "latent",
+        **changes: Any,
+    ) -> Tensor:
+        """`count` pictures from the first of two codes to the second, both ends included.
+
+        `latent`: decode(Slerp(x_T), Lerp(z)); `trajectory`: each step lerps the two gradients
+        G_psi(x_t, z1, t) and G_psi(x_t, z2, t) (PDAE sec. 4.4).
+        """
+        self.check(codes)
+        if len(codes) != 2 or codes.x_T is None:
+            raise InputError("interpolation takes codes of exactly two pictures, with x_T")
+        if mode not in ("latent", "trajectory"):
+            raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
+        if sampling is None:
+            sampling = Sampling().changed(codes.sampling)
+        sampling = sampling.changed(changes)
+        shares = torch.linspace(0, 1, count, dtype=torch.float64).tolist()
+        a, b = codes.x_T[:1], codes.x_T[1:]
+        x_T = torch.cat([solvers.slerp(a, b, share) for share in shares])
+        share = torch.tensor(shares, dtype=torch.float32)[:, None]
+        if mode == "latent":
+            z = codes.z[:1] * (1 - share) + codes.z[1:] * share
+            middle = replace(codes, z=z, x_T=x_T, sources=tuple(map(str, range(count))))
+            return self.decode(middle, sampling)
+        ends = codes.z.to(self.device)
+        shares_4d = share[:, :, None, None].to(self.device)
+        generators = [generator(0, row) for row in range(count)]
+
+        def work(rows: slice) -> Tensor:
+            predict = self._between(ends, shares_4d[rows], sampling)
+            return self._solve(predict, x_T[rows].to(self.device), sampling, generators[rows])
+
+        return self._by_batches(work, count)
+
+    def _between(self, ends: Tensor, share: Tensor, sampling: Sampling) -> solvers.Predict:
+        """eps^ with the gradient lerped between those of two z (2, D); share: (N, 1, 1, 1)."""
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            timesteps = torch.full((len(x),), t, device=x.device)
+            if not sampling.guide_from >= t >= sampling.guide_until:
+                return self.predict(x, timesteps, None)[0]
+            estimator = self._needs(self.gradient_estimator, "a gradient estimator")
+            with self._computing():
+                features, time = self.dpm.features(x, timesteps)
+                eps = self.dpm.output(features, time)[:, : x.shape[1]].float()
+                first, second = (
+                    estimator(features, time, z.expand(len(x), -1)).float() for z in ends
+                )
+            return self._shifted(eps, first * (1 - share) + second * share, t, sampling)
+
+        return predict
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """z to zero mean and unit variance over the training set, per dimension."""
+        mean, std = self._statistics()
+        return (z - mean) / std
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        mean, std = self._statistics()
+        return z * std + mean
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        statistics = self._needs(self.config.normalisation, "statistics of z")
+        return torch.tensor(statistics.mean), torch.tensor(statistics.std)
+
+    def scores(self, codes: Codes) -> Tensor:
+        """Logits (N, A) of every attribute of this model."""
+        attributes: Attributes = self._needs(self.attributes, "attributes")
+        return attributes.scores(self.normalise(codes.z))
+
+    def manipulate(self, codes: Codes, changes: Sequence[tuple[str, float]]) -> Codes:
+        """Codes whose z is moved along attributes: pairs of name and scale (PDAE sec. 4.5).
+
+        x_T stays the picture's own.
+        """
+        self.check(codes)
+        attributes: Attributes = self._needs(self.attributes, "attributes")
+        z = self.normalise(codes.z)
+        for name, scale in changes:
+            z = attributes.move(z, name, scale)
+        return replace(codes, z=self.denormalise(z))
+
+    # --- Samples ---------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        count: int,
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        unconditional: bool = False,
+        **changes: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """New pictures (count, C, H, W) and their z (None when `unconditional`).
+
+        z comes from the latent DPM, x_T from N(0, I); G_psi guides the first 70 % of the
+        trajectory unless guide_until says otherwise. Picture i depends on (seed, first + i) only.
+        """
+        sampling = (sampling or Sampling()).changed(changes)
+        generators = [generator(seed, "sample", first + row) for row in range(count)]
+        z = None if unconditional else self.sample_z(generators, sampling.inference_steps)
+        if sampling.guide_until == 0 and not unconditional:
+            until = math.ceil(UNGUIDED_SHARE * self.schedule.timesteps)
+            sampling = replace(sampling, guide_until=until)
+        x_T = self.noise(generators)
+
+        def work(rows: slice) -> Tensor:
+            part = None if z is None else z[rows].to(self.device)
+            return self._to_picture(x_T[rows].to(self.device), part, sampling, generators[rows])
+
+        return self._by_batches(work, count), z
+
+    def sample_z(self, generators: Sequence[Generator], inference_steps: int = 50) -> Tensor:
+        """z (N, D) from the latent DPM by DDIM, one row a generator."""
+        network: LatentDPM = self._needs(self.latent_dpm, "a latent DPM")
+
+        def predict(z: Tensor, t: int) -> Tensor:
+            with self._computing():
+                return network(z, torch.full((len(z),), t, device=z.device)).float()
+
+        z_T = normal(generators, (network.cfg.z_dim,)).to(self.device)
+        grid = solvers.decode_grid(LATENT_SCHEDULE, max(inference_steps, 50), "uniform")
+        return self.denormalise(solvers.ddim(predict, z_T, grid).cpu())
+
+    def gap_residuals(self, x_0: Tensor, t: Tensor, eps: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """|eps - eps_theta|^2 and |eps - eps_theta + shift G_psi|^2 of each picture: (N,) both.
+
+        Times the same factor beta^2 / (alpha (1 - alpha_bar)) they are the posterior mean gaps
+        |mu~ - mu_theta|^2 and |mu~ - mu_theta - Sigma G_psi|^2 (PDAE sec. 3.2).
+        """
+        x_0, t, eps = x_0.to(self.device), t.to(self.device), eps.to(self.device)
+        eps_theta, gradient = self.predict(self.schedule.add_noise(x_0, t, eps), t, z)
+        plain = eps - eps_theta
+        shifted = plain + gather(self.schedule.shift, t, eps) * gradient
+        return plain.square().sum((1, 2, 3)).cpu(), shifted.square().sum((1, 2, 3)).cpu()

@@ -1,0 +1,37 @@
+"""Every failure a user can cause, with its exit code.
+
+A message is one line: what failed, why, and what to do. Commands let these pass; `cli` turns them
+into a line on stderr and the exit code.
+"""
+
+from __future__ import annotations
+
+
+class PdaeError(Exception):
+    """Base of all expected failures."""
+
+    exit_code = 1
+
+
+class UsageError(PdaeError):
+    """The arguments contradict each other or name something that doesn't exist."""
+
+    exit_code = 2
+
+
+class InputError(PdaeError):
+    """One input can't be read, or its output can't be written; the others go on."""
+
+    exit_code = 3
+
+
+class ModelError(PdaeError):
+    """The model can't be had, can't be read, or lacks the part that is asked for."""
+
+    exit_code = 4
+
+
+class OutOfMemory(PdaeError):
+    """The device has no room for the work."""
+
+    exit_code = 5

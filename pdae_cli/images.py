@@ -1,0 +1,188 @@
+"""Pictures in and out: untrusted files to tensors, tensors to files that say how they were made.
+
+Tensors are float32 in [-1, 1] or uint8, (C, H, W); C = 1 or 3.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from .errors import InputError
+from .files import write_bytes
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # nothing else is decoded
+READABLE = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
+FITS = ("crop", "pad", "stretch")
+MAX_PIXELS = 64_000_000
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # 16-bit files open in one of these
+
+
+def open_picture(source: Path | BinaryIO, name: str) -> Image.Image:
+    """Decode an untrusted file: only FORMATS, at most MAX_PIXELS, the first frame.
+
+    Raises InputError with one line that names the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of oddities in files that still decode
+            image = Image.open(source, formats=FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InputError(
+                    f"{name}: {width}x{height} pixels are more than the limit of "
+                    f"{MAX_PIXELS // 10**6} million; make the picture smaller first"
+                )
+            image.load()
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name}: claims more pixels than the limit of {MAX_PIXELS // 10**6} million; "
+            "make the picture smaller first"
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(
+            f"{name}: not a picture that can be read ({', '.join(FORMATS)})"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: can't be read as a picture: {reason}") from error
+    return image
+
+
+def prepare(image: Image.Image, size: int, channels: int = 3, fit: str = "crop") -> Tensor:
+    """Bring a decoded picture into a model's frame: uint8, (channels, size, size).
+
+    EXIF orientation is applied; 16-bit values are scaled, not clipped; colours with a profile go
+    to sRGB; alpha is composited on white. `fit`: `crop` the middle square, `pad` with black, or
+    `stretch`.
+    """
+    image = _to_srgb(_to_eight_bits(ImageOps.exif_transpose(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if fit == "crop":
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    elif fit == "pad":
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS)
+    else:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    array = np.asarray(image).reshape(size, size, channels)
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode not in DEEP_MODES:
+        return image
+    values = np.asarray(image).astype(np.float64)
+    values = values * 255 if image.mode == "F" and values.max() <= 1 else values / 257
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "CMYK"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
+    except ImageCms.PyCMSError:
+        return image  # a broken profile is no profile
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 0 … 255 → float32 [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """float [-1, 1] → uint8 0 … 255, rounded, on the CPU."""
+    return (x.detach().float().cpu() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """uint8 (C, H, W) → a Pillow picture."""
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else np.ascontiguousarray(array))
+
+
+def tile(pictures: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """Lay uint8 pictures (N, C, H, W) out as one (C, H', W') sheet, row by row, on white."""
+    n, c, height, width = pictures.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    sheet = torch.full(
+        (c, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8
+    )
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = picture
+    return sheet
+
+
+def encode_picture(pixels: Tensor, suffix: str, recipe: dict[str, object]) -> bytes:
+    """A file's bytes for one uint8 picture; `recipe` travels inside it as JSON."""
+    return encode_frames([pixels], suffix, recipe)
+
+
+def encode_frames(
+    frames: list[Tensor], suffix: str, recipe: dict[str, object], duration: int = 100
+) -> bytes:
+    """A file's bytes for one picture or, with a GIF or WebP suffix, an animation.
+
+    duration: milliseconds a frame.
+    """
+    images = [to_image(frame) for frame in frames]
+    format = WRITABLE[suffix]
+    text = json.dumps({"software": "pdae", **recipe}, sort_keys=True)
+    options: dict[str, object] = {}
+    if format == "PNG":
+        chunk = PngImagePlugin.PngInfo()
+        chunk.add_itxt("pdae", text)
+        options = {"pnginfo": chunk}
+    elif format == "GIF":
+        options = {"comment": text.encode()}
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Software] = "pdae"
+        exif[ExifTags.Base.ImageDescription] = text
+        options = {"exif": exif, "quality": 95}
+    if len(images) > 1:
+        options |= {
+            "save_all": True,
+            "append_images": images[1:],
+            "duration": duration,
+            "loop": 0,
+        }
+    buffer = io.BytesIO()
+    images[0].save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def read_recipe(image: Image.Image) -> dict[str, object] | None:
+    """The recipe that `encode_picture` put into a file, or None."""
+    comment = image.info.get("comment")
+    text = image.info.get("pdae") or image.getexif().get(ExifTags.Base.ImageDescription) or comment
+    try:
+        recipe = json.loads(text) if text else None
+    except (ValueError, TypeError):
+        return None
+    return recipe if isinstance(recipe, dict) and recipe.get("software") == "pdae" else None
+
+
+def write_sheet(path: Path, pictures: Tensor, columns: int, recipe: dict[str, object]) -> None:
+    """Write float pictures (N, C, H, W) as one contact sheet."""
+    sheet = tile(to_pixels(pictures), columns)
+    write_bytes(path, encode_picture(sheet, path.suffix.lower(), recipe))

@@ -1,0 +1,201 @@
+"""The blocks that eps_theta and G_psi are made of (ADM: Dhariwal & Nichol 2021, sec. 3).
+
+Shapes: x (N, C, H, W), time embedding (N, E), z embedding (N, E) or None.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Everything that fixes the shape of eps_theta, and through it that of G_psi."""
+
+    image_size: int  # pixels, height and width
+    channels: int  # of the pictures: 3 for RGB
+    patch: int  # space-to-depth factor at the input: 1 none, 2 makes 64x64 pixels 32x32 positions
+    base_channels: int  # width of the first level
+    multipliers: tuple[int, ...]  # width of each level, in units of base_channels
+    blocks: int  # residual blocks a level (one more in the output half)
+    attention: tuple[int, ...]  # attention at these feature-map sizes, and always in the middle
+    head_channels: int | None  # channels an attention head; None: use `heads`
+    heads: int  # attention heads, where head_channels is None
+    time_conditioning: str  # "scale_shift" (AdaGN) or "additive"
+    resampling: str  # "residual" (inside a ResBlock) or "convolution" (a strided convolution)
+    learn_sigma: bool  # the network also predicts the variance's interpolation
+    groups: int  # of every GroupNorm
+    norm_eps: float  # of every GroupNorm
+    dropout: float
+
+    def __post_init__(self) -> None:
+        smallest = self.patch * 2 ** (len(self.multipliers) - 1)
+        if self.image_size % smallest:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of {smallest} "
+                f"(patch {self.patch}, {len(self.multipliers)} levels)"
+            )
+        for multiplier in self.multipliers:
+            if multiplier * self.base_channels % self.groups:
+                raise ValueError(
+                    f"{multiplier * self.base_channels} channels "
+                    f"don't divide into {self.groups} groups"
+                )
+        if self.time_conditioning not in ("scale_shift", "additive"):
+            raise ValueError(f"unknown time_conditioning {self.time_conditioning!r}")
+        if self.resampling not in ("residual", "convolution"):
+            raise ValueError(f"unknown resampling {self.resampling!r}")
+
+    @property
+    def embedding_channels(self) -> int:
+        return 4 * self.base_channels
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of a picture after space-to-depth."""
+        return self.channels * self.patch**2
+
+    @property
+    def widths(self) -> list[int]:
+        return [self.base_channels * multiplier for multiplier in self.multipliers]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Height and width of the feature maps, level by level."""
+        return [self.image_size // self.patch // 2**level for level in range(len(self.multipliers))]
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoids of t: (N,) → (N, channels) float32, cosines first (DDPM, after Vaswani et al.)."""
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Set all parameters to zero, so that a residual branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Norm(nn.GroupNorm):
+    def __init__(self, cfg: UNetConfig, channels: int) -> None:
+        super().__init__(cfg.groups, channels, eps=cfg.norm_eps)
+
+
+class ResBlock(nn.Module):
+    """Residual block, conditioned on t and, where `conditional`, on z.
+
+    With scale-shift time conditioning and z, the second norm is AdaGN applied twice (PDAE sec. 3.3):
+    h = (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b.
+    """
+
+    def __init__(
+        self,
+        cfg: UNetConfig,
+        c_in: int,
+        c_out: int,
+        resample: str | None = None,  # "down", "up" or None
+        conditional: bool = False,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.scale_shift = cfg.time_conditioning == "scale_shift"
+        self.norm_in = Norm(cfg, c_in)
+        self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time = nn.Linear(cfg.embedding_channels, 2 * c_out if self.scale_shift else c_out)
+        self.z = nn.Linear(cfg.embedding_channels, 2 * c_out) if conditional else None
+        self.norm_out = Norm(cfg, c_out)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.conv_out = zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
+        # In: normalise, resample, convolve.
+        h = F.silu(self.norm_in(x))
+        if self.resample is not None:
+            h, x = resized(h, self.resample), resized(x, self.resample)
+        h = self.conv_in(h)
+
+        # Condition on t, then on z.
+        t_embedding = self.time(F.silu(time))[:, :, None, None]
+        if self.scale_shift:
+            t_scale, t_shift = t_embedding.chunk(2, dim=1)
+            h = self.norm_out(h) * (1 + t_scale) + t_shift
+        else:
+            h = self.norm_out(h + t_embedding)
+        if self.z is not None and z is not None:
+            z_scale, z_shift = self.z(F.silu(z))[:, :, None, None].chunk(2, dim=1)
+            h = h * (1 + z_scale) + z_shift
+
+        # Out.
+        return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Residual self-attention over all positions; each head's q, k, v lie side by side."""
+
+    def __init__(self, channels: int, heads: int, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels don't divide into {heads} attention heads")
+        self.heads = heads
+        self.norm = norm
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (N, HW, C)
+        qkv = self.qkv(h).reshape(n, height * width, self.heads, 3, c // self.heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each (N, heads, HW, C/heads)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        return x + self.out(h).transpose(1, 2).reshape(n, c, height, width)
+
+
+def attention_block(cfg: UNetConfig, channels: int) -> Attention:
+    heads = channels // cfg.head_channels if cfg.head_channels else cfg.heads
+    return Attention(channels, heads, Norm(cfg, channels))
+
+
+class ConvResample(nn.Module):
+    """Halve by a strided convolution, or double by nearest neighbours and a convolution."""
+
+    def __init__(self, channels: int, resample: str) -> None:
+        super().__init__()
+        self.resample = resample
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2 if resample == "down" else 1, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(resized(x, "up") if self.resample == "up" else x)
+
+
+class Layer(nn.Module):
+    """One layer of a U-Net half: a residual block (or a resampling convolution), then attention."""
+
+    def __init__(self, block: nn.Module, attention: Attention | None = None) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
+        x = self.block(x, time, z) if isinstance(self.block, ResBlock) else self.block(x)
+        return x if self.attention is None else self.attention(x)
+
+
+def resampling_block(cfg: UNetConfig, channels: int, resample: str, conditional: bool) -> nn.Module:
+    if cfg.resampling == "residual":
+        return ResBlock(cfg, channels, channels, resample, conditional)
+    return ConvResample(channels, resample)
+
+
+def resized(x: Tensor, resample: str) -> Tensor:
+    """Halve (mean of 2x2) or double (nearest neighbours) height and width."""
+    return F.avg_pool2d(x, 2) if resample == "down" else F.interpolate(x, scale_factor=2.0)

@@ -1,0 +1,70 @@
+"""E_phi: the semantic encoder, a plain stack of strided convolutions (PDAE sec. 3.3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Attention
+
+FINAL_SIZE = 4  # the feature map that is flattened
+GROUPS = 32
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    image_size: int  # pixels: 4 times a power of two
+    channels: int  # of the pictures
+    widths: tuple[int, ...]  # of the stride-2 convolutions: one for each halving down to 4x4
+    attention_size: int  # one self-attention at this feature-map size
+    heads: int
+    z_dim: int
+
+    def __post_init__(self) -> None:
+        halvings = math.log2(self.image_size / FINAL_SIZE)
+        if halvings != len(self.widths):
+            raise ValueError(
+                f"{len(self.widths)} stride-2 convolutions don't bring "
+                f"{self.image_size} pixels to {FINAL_SIZE}"
+            )
+
+    @classmethod
+    def for_size(cls, image_size: int, channels: int = 3, z_dim: int = 512) -> EncoderConfig:
+        """The paper's widths (64, 128, 256, 256 …) for a picture of this size."""
+        halvings = max(1, round(math.log2(image_size / FINAL_SIZE)))
+        widths = tuple(min(64 * 2**level, 256) for level in range(halvings))
+        return cls(image_size, channels, widths, attention_size=16, heads=4, z_dim=z_dim)
+
+
+class Encoder(nn.Module):
+    """z = E_phi(x_0): (N, C, H, W) in [-1, 1] → (N, z_dim)."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.convs = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        self.attention: Attention | None = None
+        self.attention_level = -1
+        c, size = cfg.channels, cfg.image_size
+        for level, width in enumerate(cfg.widths):
+            size //= 2
+            self.convs.append(nn.Conv2d(c, width, 3, stride=2, padding=1))
+            self.norms.append(nn.GroupNorm(GROUPS, width))
+            if size == cfg.attention_size:
+                self.attention = Attention(width, cfg.heads, nn.GroupNorm(GROUPS, width))
+                self.attention_level = level
+            c = width
+        self.out = nn.Linear(c * FINAL_SIZE**2, cfg.z_dim)
+
+    def forward(self, x_0: Tensor) -> Tensor:
+        h = x_0
+        for level, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            h = conv(h)
+            if self.attention is not None and level == self.attention_level:
+                h = self.attention(h)
+            h = F.silu(norm(h))
+        return self.out(h.flatten(1))

@@ -1,0 +1,24 @@
+"""G_psi: the gradient estimator that shifts the mean of eps_theta's reverse process (PDAE sec. 3.3)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .blocks import UNetConfig
+from .unet import OutputHalf
+
+
+class GradientEstimator(nn.Module):
+    """G_psi(x_t, z, t), computed from the features of eps_theta's frozen input half.
+
+    Its output convolution starts at zero: an untrained G_psi leaves eps_theta as it is.
+    """
+
+    def __init__(self, cfg: UNetConfig, z_dim: int) -> None:
+        super().__init__()
+        self.z = nn.Linear(z_dim, cfg.embedding_channels)
+        self.output = OutputHalf(cfg, cfg.channels, conditional=True)
+
+    def forward(self, features: list[Tensor], time: Tensor, z: Tensor) -> Tensor:
+        """`features, time = unet.features(x_t, t)`; z: (N, z_dim). Returns (N, C, H, W)."""
+        return self.output(features, time, self.z(z))

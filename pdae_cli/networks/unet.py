@@ -1,0 +1,113 @@
+"""eps_theta: the ADM-style U-Net, in two halves, so that G_psi can share the first."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Norm, ResBlock, Layer, UNetConfig, attention_block
+from .blocks import resampling_block, timestep_embedding, zeroed
+
+
+class InputHalf(nn.Module):
+    """From a picture down to the smallest feature map; returns the skip features, widest first."""
+
+    def __init__(self, cfg: UNetConfig) -> None:
+        super().__init__()
+        self.patch = cfg.patch
+        self.conv = nn.Conv2d(cfg.patch_channels, cfg.base_channels, 3, padding=1)
+        self.layers = nn.ModuleList()
+        c = cfg.base_channels
+        for level, (width, size) in enumerate(zip(cfg.widths, cfg.sizes, strict=True)):
+            for _ in range(cfg.blocks):
+                attention = attention_block(cfg, width) if size in cfg.attention else None
+                self.layers.append(Layer(ResBlock(cfg, c, width), attention))
+                c = width
+            if level < len(cfg.widths) - 1:
+                self.layers.append(Layer(resampling_block(cfg, c, "down", conditional=False)))
+
+    @staticmethod
+    def skip_channels(cfg: UNetConfig) -> list[int]:
+        """Channels of each returned feature map."""
+        channels = [cfg.base_channels]
+        for level, width in enumerate(cfg.widths):
+            last = level == len(cfg.widths) - 1
+            channels += [width] * (cfg.blocks + (0 if last else 1))
+        return channels
+
+    def forward(self, x: Tensor, time: Tensor) -> list[Tensor]:
+        features = [self.conv(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)]
+        for layer in self.layers:
+            features.append(layer(features[-1], time))
+        return features
+
+
+class OutputHalf(nn.Module):
+    """Middle block, output half and output convolution: from skip features back to a picture.
+
+    eps_theta has one of these; G_psi is another one, with every block `conditional` on z.
+    """
+
+    def __init__(self, cfg: UNetConfig, c_out: int, conditional: bool = False) -> None:
+        super().__init__()
+        self.patch = cfg.patch
+        skips = InputHalf.skip_channels(cfg)
+        c = cfg.widths[-1]
+        self.middle = nn.ModuleList(
+            [
+                Layer(ResBlock(cfg, c, c, conditional=conditional), attention_block(cfg, c)),
+                Layer(ResBlock(cfg, c, c, conditional=conditional)),
+            ]
+        )
+        self.layers = nn.ModuleList()  # each first takes one skip feature
+        self.upsamplers = nn.ModuleDict()  # keyed by the index of the layer they follow
+        for level in reversed(range(len(cfg.widths))):
+            width, size = cfg.widths[level], cfg.sizes[level]
+            for _ in range(cfg.blocks + 1):
+                block = ResBlock(cfg, c + skips.pop(), width, conditional=conditional)
+                attention = attention_block(cfg, width) if size in cfg.attention else None
+                self.layers.append(Layer(block, attention))
+                c = width
+            if level > 0:
+                up = Layer(resampling_block(cfg, c, "up", conditional))
+                self.upsamplers[str(len(self.layers) - 1)] = up
+        self.norm = Norm(cfg, c)
+        self.conv = zeroed(nn.Conv2d(c, c_out * cfg.patch**2, 3, padding=1))
+
+    def forward(self, features: list[Tensor], time: Tensor, z: Tensor | None = None) -> Tensor:
+        h = features[-1]
+        for layer in self.middle:
+            h = layer(h, time, z)
+        for index, (layer, skip) in enumerate(zip(self.layers, reversed(features), strict=True)):
+            h = layer(torch.cat([h, skip], dim=1), time, z)
+            if str(index) in self.upsamplers:
+                h = self.upsamplers[str(index)](h, time, z)
+        h = self.conv(F.silu(self.norm(h)))
+        return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t): predicts the noise in x_t."""
+
+    def __init__(self, cfg: UNetConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.time = nn.Sequential(
+            nn.Linear(cfg.base_channels, cfg.embedding_channels),
+            nn.SiLU(),
+            nn.Linear(cfg.embedding_channels, cfg.embedding_channels),
+        )
+        self.input = InputHalf(cfg)
+        self.output = OutputHalf(cfg, cfg.channels * (2 if cfg.learn_sigma else 1))
+
+    def features(self, x_t: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the skip features and the time embedding, which both output halves take."""
+        time = self.time(timestep_embedding(t, self.cfg.base_channels).to(self.time[0].weight.dtype))
+        return self.input(x_t, time), time
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_t: (N, C, H, W); t: (N,) integer timesteps. Returns (N, C, H, W), or (N, 2C, H, W)
+        with `learn_sigma`: eps, then the variance's interpolation."""
+        features, time = self.features(x_t, t)
+        return self.output(features, time)

@@ -1,0 +1,138 @@
+"""Stage 2: E_phi and G_psi against the frozen eps_theta (PDAE eq. 10)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import write_model
+from ..config import Normalisation
+from ..engine import Model
+from ..errors import UsageError
+from ..images import to_float, write_sheet
+from ..networks.encoder import Encoder, EncoderConfig
+from ..networks.gradient import GradientEstimator
+from ..networks.unet import UNet
+from ..schedule import Schedule, gather
+from .data import Pictures
+from .dpm import held_out_noise
+from .loop import Stage
+
+STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
+PREVIEWED = 8
+
+
+class AutoencoderLoss(nn.Module):
+    """E lambda_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10)."""
+
+    def __init__(
+        self, dpm: UNet, gradient: GradientEstimator, encoder: Encoder, schedule: Schedule
+    ) -> None:
+        super().__init__()
+        self.dpm = dpm.requires_grad_(False).eval()
+        self.gradient = gradient.requires_grad_(True).train()
+        self.encoder = encoder.requires_grad_(True).train()
+        self.schedule = schedule
+        self.weight = schedule.loss_weight()
+
+    def train(self, mode: bool = True) -> AutoencoderLoss:
+        """The frozen network never trains, not even its dropout."""
+        super().train(mode)
+        self.dpm.eval()
+        return self
+
+    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        x_t = self.schedule.add_noise(x_0, t, eps)
+        with torch.no_grad():
+            features, time = self.dpm.features(x_t, t)
+            eps_theta = self.dpm.output(features, time)[:, : x_0.shape[1]].float()
+        gradient = self.gradient(features, time, self.encoder(x_0)).float()
+        residual = eps - eps_theta + gather(self.schedule.shift, t, eps) * gradient
+        return (gather(self.weight, t, eps) * residual.square()).mean()
+
+
+def gap_closed(model: Model, held_out: Pictures, first: int = 200, last: int = 800) -> dict[str, float]:
+    """Share of the posterior mean gap that G_psi closes, over t in first … last: with the right z,
+    and with the z of other pictures. If both are alike, z isn't used."""
+    x_0, t, eps = held_out_noise(held_out, first, last)
+    shares: dict[str, list[Tensor]] = {"gap_closed": [], "gap_closed_shuffled": []}
+    for part in range(0, len(x_0), model.batch_size):
+        rows = slice(part, part + model.batch_size)
+        z = model.encoder(x_0[rows])
+        for name, code in (("gap_closed", z), ("gap_closed_shuffled", z.roll(1, 0))):
+            plain, shifted = model.gap_residuals(x_0[rows], t[rows], eps[rows], code)
+            shares[name].append(1 - shifted / plain)
+    return {name: torch.cat(parts).mean().item() for name, parts in shares.items()}
+
+
+def statistics(model: Model, pictures: Pictures) -> Normalisation:
+    """Mean and standard deviation of z over (at most STATISTICS of) the training pictures."""
+    stride = -(-len(pictures) // STATISTICS)
+    rows = range(0, len(pictures), stride)
+    parts = [
+        model.encoder(to_float(pictures.stack(rows[i : i + 256]))).double().cpu()
+        for i in range(0, len(rows), 256)
+    ]
+    z = torch.cat(parts)
+    std = z.std(dim=0, correction=0).clamp(min=1e-6)
+    return Normalisation(tuple(z.mean(dim=0).tolist()), tuple(std.tolist()))
+
+
+def autoencoder_stage(
+    model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
+) -> Stage:
+    """Train the model's G_psi and E_phi; its eps_theta stays as it is."""
+    if model.gradient_estimator is None or model.encoder_network is None:
+        raise ValueError("the model has no gradient estimator and encoder to train")
+    schedule = model.schedule.to(model.device)
+    objective = AutoencoderLoss(
+        model.dpm, model.gradient_estimator, model.encoder_network, schedule
+    )
+    before = model.config.training
+
+    def preview(path: Path) -> None:
+        x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
+        codes = model.encode(x_0, inference_steps=20)
+        rows = [x_0, model.decode(codes), model.decode(codes, random_noise=True)]
+        write_sheet(path.with_suffix(".png"), torch.cat(rows), len(x_0), {"command": "train autoencoder"})
+
+    def save(summary: dict[str, Any]) -> None:
+        model.config = replace(
+            model.config,
+            normalisation=statistics(model, train),
+            training=(*before, summary),
+        )
+        write_model(folder, model, dtype)
+
+    return Stage(
+        "autoencoder",
+        objective,
+        train,
+        schedule.timesteps,
+        lambda: gap_closed(model, held_out),
+        preview,
+        save,
+    )
+
+
+def with_autoencoder(model: Model, z_dim: int, seed: int) -> Model:
+    """The model with an untrained encoder and gradient estimator that fit its eps_theta.
+
+    Raises UsageError for a size that the encoder can't take.
+    """
+    unet = model.config.unet
+    try:
+        encoder = EncoderConfig.for_size(unet.image_size, unet.channels, z_dim)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    torch.manual_seed(seed)
+    return Model(
+        config=replace(model.config, encoder=encoder, normalisation=None),
+        dpm=model.dpm,
+        gradient_estimator=GradientEstimator(unet, z_dim),
+        encoder_network=Encoder(encoder),
+    )

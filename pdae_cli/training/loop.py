@@ -1,0 +1,254 @@
+"""The training loop of every stage: accelerate places and synchronises, everything else is here.
+
+Which pictures a step sees, their timesteps, noise and flips are pure functions of (seed, step,
+shard), where a shard is one micro-batch of one process: a resumed run continues as if it had never
+stopped, and two processes see what one process with twice the accumulation sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..noise import generator
+from .data import order
+from .state import EMA, append_log, load_state, read_facts, save_state, trim_log
+
+PREFETCH = 3  # micro-batches prepared ahead, in threads
+FREE_TO_CHANGE = {"images", "log_every", "save_every"}  # options that a resumed run may change
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train; the same for every stage."""
+
+    images: int  # pictures to see in all
+    batch_size: int  # pictures a step, over all processes and accumulated micro-batches
+    accumulate: int  # micro-batches a step
+    lr: float  # Adam's learning rate, reached after `warmup` steps
+    warmup: int  # steps
+    grad_clip: float  # largest gradient norm
+    ema_images: int  # half-life of the weights' average in pictures, at most 5 % of those seen
+    precision: str  # "no" (float32) or "bf16" (autocast)
+    channels_last: bool
+    compile: bool
+    flip: bool  # mirror half of the pictures
+    seed: int
+    log_every: int  # steps
+    save_every: int  # steps between checkpoints, each with model, metrics and sample sheet
+
+
+class Source(Protocol):
+    """Clean data by number: pictures as uint8 (N, C, H, W), or codes as float32 (N, D)."""
+
+    def __len__(self) -> int: ...
+    def stack(self, indices: Sequence[int]) -> Tensor: ...
+
+
+@dataclass
+class Stage:
+    """What a stage brings to the loop. The callables are run with the averaged weights in place."""
+
+    name: str
+    objective: nn.Module  # forward(x_0, t, eps) → loss; what has requires_grad is trained
+    source: Source
+    timesteps: int
+    measure: Callable[[], dict[str, float]]  # metrics on held-out data
+    preview: Callable[[Path], None]  # writes a sample sheet (path without suffix)
+    save: Callable[[dict[str, object]], None]  # writes the model; takes the run's summary
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: x_0 float32 (pictures in [-1, 1]), t (N,) int64, eps like x_0."""
+
+    x_0: Tensor
+    t: Tensor
+    eps: Tensor
+
+
+def draw_batch(
+    source: Source, timesteps: int, options: TrainOptions, step: int, shard: int, shards: int
+) -> Batch:
+    """Micro-batch `shard` of the `shards` of a step: a pure function of its arguments."""
+    count = options.batch_size // shards
+    position = step * options.batch_size + shard * count
+    clean = source.stack(order(len(source), options.seed, position, count).tolist())
+    draws = generator(options.seed, "step", step, shard)
+    t = torch.randint(timesteps, (count,), generator=draws)
+    eps = torch.randn(clean.shape, generator=draws)
+    if clean.dtype == torch.uint8:
+        if options.flip:
+            mirrored = torch.rand(count, generator=draws) < 0.5
+            clean = torch.where(mirrored[:, None, None, None], clean.flip(3), clean)
+        clean = clean.float() / 127.5 - 1
+    return Batch(clean, t, eps)
+
+
+def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """make(start) … make(stop - 1) in order, a few of them prepared ahead in threads."""
+    with ThreadPoolExecutor(PREFETCH) as pool:
+        waiting: deque[Future[Batch]] = deque()
+        for number in range(start, stop + PREFETCH):
+            if number < stop:
+                waiting.append(pool.submit(make, number))
+            if len(waiting) > PREFETCH or number >= stop:
+                if waiting:
+                    yield waiting.popleft().result()
+
+
+class Run:
+    """One stage's run in a folder: `RUN/training/STAGE.safetensors`, `.jsonl` and sample sheets."""
+
+    def __init__(self, stage: Stage, options: TrainOptions, folder: Path) -> None:
+        self.stage, self.options, self.folder = stage, options, folder / "training"
+        self.accelerator = Accelerator(
+            mixed_precision=options.precision, cpu=False, step_scheduler_with_optimizer=False
+        )
+        self.shards = self.accelerator.num_processes * options.accumulate
+        if options.batch_size % self.shards:
+            raise UsageError(
+                f"--batch-size {options.batch_size} is not a multiple of {self.shards} "
+                f"({self.accelerator.num_processes} processes x {options.accumulate} micro-batches)"
+            )
+        self.steps = -(-options.images // options.batch_size)
+        objective = stage.objective.to(self.accelerator.device)
+        if options.channels_last:
+            objective = objective.to(memory_format=torch.channels_last)
+        self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        self.ema = EMA(self.parameters, options.ema_images)
+        fused = self.accelerator.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(
+            self.parameters.values(), lr=options.lr, fused=fused, foreach=None if fused else True
+        )
+        self.step = self._resume()
+        wrapped = self.accelerator.prepare_model(objective)
+        self.objective = torch.compile(wrapped) if options.compile else wrapped
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / f"{self.stage.name}.safetensors"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / f"{self.stage.name}.jsonl"
+
+    def _resume(self) -> int:
+        """Continue from the folder's state, if there is one; return the step to start at."""
+        if not self.state_path.exists():
+            return 0
+        facts = read_facts(self.state_path)
+        before, now = json.loads(facts["options"]), asdict(self.options)
+        changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
+        if changed:
+            said = ", ".join(f"{k} {before.get(k)} → {now[k]}" for k in changed)
+            raise UsageError(
+                f"{self.folder.parent} was begun with other options ({said}); "
+                "use those again, or start in another folder with --init-from"
+            )
+        load_state(self.state_path, self.parameters, self.ema, self.optimizer)
+        trim_log(self.log_path, int(facts["step"]))
+        return int(facts["step"])
+
+    def train(self, report: Callable[[dict[str, object]], None]) -> None:
+        """Train up to `options.images`; on interruption, save first. `report` gets each log line."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        begun, begun_step, losses = time.perf_counter(), self.step, []
+        try:
+            for group in self._batches():
+                losses.append(self._train_step(group))
+                self.step += 1
+                last = self.step == self.steps
+                if self.step % self.options.log_every == 0 or last:
+                    rate = (self.step - begun_step) * self.options.batch_size
+                    self._log(report, loss=torch.stack(losses).mean().item(),
+                              images_per_second=rate / (time.perf_counter() - begun))
+                    losses, begun, begun_step = [], time.perf_counter(), self.step
+                if self.step % self.options.save_every == 0 or last:
+                    self._save(report)
+                    begun, begun_step = time.perf_counter(), self.step
+        except KeyboardInterrupt:
+            self._save(report, full=False)
+            raise
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """Each step's micro-batches of this process."""
+        accumulate, rank = self.options.accumulate, self.accelerator.process_index
+
+        def make(number: int) -> Batch:
+            step, micro = divmod(number, accumulate)
+            shard = rank * accumulate + micro
+            return draw_batch(
+                self.stage.source, self.stage.timesteps, self.options, step, shard, self.shards
+            )
+
+        stream = prefetched(make, self.step * accumulate, self.steps * accumulate)
+        with contextlib.closing(stream):  # type: ignore[type-var]
+            for _ in range(self.step, self.steps):
+                yield [next(stream) for _ in range(accumulate)]
+
+    def _train_step(self, group: list[Batch]) -> Tensor:
+        """One optimiser step over this process's micro-batches; returns the mean loss."""
+        options, accelerator = self.options, self.accelerator
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = options.lr * min(1.0, (self.step + 1) / max(1, options.warmup))
+        total = torch.zeros((), device=accelerator.device)
+        for micro, batch in enumerate(group):
+            shard = accelerator.process_index * options.accumulate + micro
+            torch.manual_seed(generator(options.seed, "dropout", self.step, shard).initial_seed())
+            x_0, t, eps = (part.to(accelerator.device) for part in (batch.x_0, batch.t, batch.eps))
+            if options.channels_last and x_0.ndim == 4:
+                x_0, eps = (part.contiguous(memory_format=torch.channels_last) for part in (x_0, eps))
+            sync = micro == len(group) - 1
+            with contextlib.nullcontext() if sync else accelerator.no_sync(self.objective):
+                with accelerator.autocast():
+                    loss = self.objective(x_0, t, eps) / len(group)
+                accelerator.backward(loss)
+            total += loss.detach()
+        nn.utils.clip_grad_norm_(self.parameters.values(), options.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update((self.step + 1) * options.batch_size, options.batch_size)
+        return total
+
+    def _save(self, report: Callable[[dict[str, object]], None], full: bool = True) -> None:
+        """Write the state, the model and, when `full`, metrics and a sample sheet."""
+        if not self.accelerator.is_main_process:
+            return
+        facts = {"step": str(self.step), "options": json.dumps(asdict(self.options))}
+        save_state(self.state_path, self.parameters, self.ema, self.optimizer, facts)
+        self.stage.objective.eval()
+        with self.ema.applied(), torch.no_grad():
+            metrics = self.stage.measure() if full else {}
+            if full:
+                self.stage.preview(self.folder / f"{self.stage.name}-{self.step:08d}")
+            self.stage.save(
+                {
+                    "stage": self.stage.name,
+                    "images": self.step * self.options.batch_size,
+                    "options": asdict(self.options),
+                    "metrics": metrics,
+                }
+            )
+        self.stage.objective.train()
+        if metrics:
+            self._log(report, **metrics)
+
+    def _log(self, report: Callable[[dict[str, object]], None], **values: float) -> None:
+        if self.accelerator.is_main_process:
+            images = self.step * self.options.batch_size
+            record: dict[str, object] = {"step": self.step, "images": images, **values}
+            append_log(self.log_path, record)
+            report(record)

@@ -1,0 +1,110 @@
+"""What a run needs to go on: weights, their average, Adam's moments and the step, as safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import replacing
+
+Named = dict[str, nn.Parameter]
+
+
+class EMA:
+    """Exponential moving average of parameters, with a half-life in pictures (EDM's convention)."""
+
+    def __init__(self, parameters: Named, halflife: int) -> None:
+        self.parameters = parameters
+        self.halflife = halflife
+        self.shadow = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, images_seen: int, batch_size: int) -> None:
+        """Move towards the parameters; early on, remember at most 5 % of the pictures seen."""
+        halflife = max(min(self.halflife, 0.05 * images_seen), 1e-8)
+        torch._foreach_lerp_(
+            list(self.shadow.values()),
+            list(self.parameters.values()),
+            1 - 0.5 ** (batch_size / halflife),
+        )
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average into the parameters, and their own values back at the end."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.shadow[name])
+            self.shadow[name].copy_(kept)
+
+
+def save_state(
+    path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer, facts: dict[str, str]
+) -> None:
+    """Write the run's state atomically; `facts` become the file's metadata."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"weight/{name}"] = parameter.detach()
+        tensors[f"ema/{name}"] = ema.shadow[name]
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}/{name}"] = torch.as_tensor(value)
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=facts)
+
+
+def read_facts(path: Path) -> dict[str, str]:
+    """The metadata of a run's state. Raises InputError for a file that isn't one."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a training state: {error}; start a new run") from error
+
+
+@torch.no_grad()
+def load_state(
+    path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer
+) -> None:
+    """Restore what `save_state` wrote. Raises InputError where names or shapes don't match."""
+    tensors = load_file(path)
+    for name, parameter in parameters.items():
+        weight = tensors.get(f"weight/{name}")
+        if weight is None or weight.shape != parameter.shape:
+            raise InputError(f"{path}: {name} is missing or has another shape; start a new run")
+        parameter.copy_(weight)
+        ema.shadow[name].copy_(tensors[f"ema/{name}"])
+        optimizer.state[parameter] = {
+            "step": tensors[f"step/{name}"],
+            "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
+            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+        }
+
+
+def append_log(path: Path, record: dict[str, object]) -> None:
+    """Add one JSON line."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Forget the lines after `step`, which a resumed run will write again."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept))
