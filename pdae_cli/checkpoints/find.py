@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from ..engine import Model
@@ -24,21 +25,26 @@ def bundled_models() -> dict[str, Path]:
     return found
 
 
+def model_folder(name: str) -> Path:
+    """The folder of a model: a bundled name, a folder, or a Hub id with an optional `@revision`.
+
+    Raises ModelError where there is no such model.
+    """
+    bundled = bundled_models()
+    if name in bundled:
+        return bundled[name]
+    return Path(name) if Path(name).is_dir() else download(name, bundled)
+
+
 def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
     """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`.
 
     Raises ModelError where there is no such model or it can't be read, UsageError for a device or
     dtype that can't be used.
     """
-    folder = Path(name)
-    bundled = bundled_models()
-    if name in bundled:
-        folder = bundled[name]
-    elif not folder.is_dir():
-        folder = download(name, bundled)
-    return read_model(folder, name=folder.resolve().name if folder == Path(name) else name).to(
-        device, dtype
-    )
+    folder = model_folder(name)
+    shown = folder.resolve().name if Path(name).is_dir() else name
+    return read_model(folder, shown).to(device, dtype)
 
 
 def download(name: str, bundled: dict[str, Path]) -> Path:
@@ -49,7 +55,9 @@ def download(name: str, bundled: dict[str, Path]) -> Path:
     repository, _, revision = name.partition("@")
     known = f"bundled: {', '.join(sorted(bundled)) or 'none'}"
     if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
-        raise ModelError(f"no model {name!r}: not a folder, not bundled ({known})")
+        near = difflib.get_close_matches(name, bundled, n=1)
+        hint = f"did you mean {near[0]}?" if near else known
+        raise ModelError(f"no model {name!r}: neither a folder nor bundled; {hint}")
     try:
         files = list(FILES)
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))

@@ -141,10 +141,18 @@ def read_attributes(path: Path) -> Attributes:
     return Attributes(names, weight.float(), bias.float(), facts["facts"])
 
 
-def write_latent_dpm(folder: Path, network: LatentDPM, dtype: torch.dtype = torch.float32) -> None:
-    """Write latent_dpm.safetensors atomically, its config in the metadata."""
+def write_latent_dpm(
+    folder: Path,
+    network: LatentDPM,
+    training: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write latent_dpm.safetensors atomically, its config and training summary in the metadata."""
     tensors = {name: stored(value, dtype) for name, value in network.state_dict().items()}
-    facts = {"pdae": json.dumps(dataclasses.asdict(network.cfg))}
+    facts = {
+        "pdae": json.dumps(dataclasses.asdict(network.cfg)),
+        "training": json.dumps(training),
+    }
     with replacing(folder / LATENT_DPM) as temporary:
         save_file(tensors, temporary, metadata=facts)
 

@@ -3,43 +3,93 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from .. import __version__
-from ..errors import PdaeError
-from . import train
+from ..errors import OutOfMemory, PdaeError
+from . import attributes, train
+from .decode import decode
+from .encode import encode
+from .info import info
+from .interpolate import interpolate
+from .manipulate import manipulate
 from .output import Output
+from .reconstruct import reconstruct
+from .sample import sample
+
+EPILOG = (
+    "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some or all inputs failed; "
+    "4 the model can't be had or read; 5 out of memory; 130 interrupted."
+)
 
 app = typer.Typer(
     name="pdae",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Turn pictures into codes, codes into pictures, and edit pictures by moving the codes.",
+    epilog=EPILOG,
 )
+for command in (encode, decode, reconstruct, interpolate, manipulate, sample, info):
+    app.command()(command)
+app.add_typer(attributes.app, name="attributes")
 app.add_typer(train.app, name="train")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pdae {__version__}")
+        raise typer.Exit()
 
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit()
+    """Options before the command."""
 
 
 def main() -> None:
     """Run the command line; every expected failure is one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so; training saves first
     try:
         app()
-    except PdaeError as error:
+    except Exception as error:
         if os.environ.get("PDAE_DEBUG"):
             raise
-        Output().error(str(error))
-        sys.exit(error.exit_code)
+        sys.exit(_explained(error))
     except KeyboardInterrupt:
-        Output().error("interrupted")
+        Output().error("interrupted; what was finished is kept")
         sys.exit(130)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _explained(error: Exception) -> int:
+    """Say what went wrong in a line; return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the reader has left; nothing to flush to
+        return 141
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        error = OutOfMemory("out of memory; choose a smaller --batch-size")
+    if isinstance(error, PdaeError):
+        Output().error(str(error))
+        return error.exit_code
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    Output().error(
+        f"unexpected {type(error).__name__}: {error} ({where.name}, line {where.lineno}); "
+        "PDAE_DEBUG=1 shows all of it, please report it"
+    )
+    return 1

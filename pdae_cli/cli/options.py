@@ -2,21 +2,158 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from ..errors import UsageError
 
-Device = Annotated[
-    str, typer.Option(envvar="PDAE_DEVICE", help="auto, cpu, cuda, cuda:1, mps …")
+if TYPE_CHECKING:
+    from ..engine import Model, Sampling
+
+DEFAULT_MODEL = "faces64"
+FITS = ("crop", "pad", "stretch")
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Pictures or codes: files, folders, or - for standard input."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")]
+OutputPath = Annotated[
+    str, typer.Option("--output", "-o", help="File, folder, or - for standard output.")
+]
+FilesFrom = Annotated[
+    str | None, typer.Option(help="Read more inputs from this file, a line each; - for stdin.")
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Go into folders; outputs mirror the tree.")
+]
+Format = Annotated[
+    str, typer.Option(help="Of pictures where -o has no suffix: png, jpg, webp.")
+]
+
+
+def takes(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a dataclass as options; it gets them as its argument `options`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(kind, include_extras=True)
+        own = [
+            parameter
+            for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
+            if name != "options"
+        ]
+        shared = [
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if one.default is MISSING else one.default,
+                annotation=hints[one.name],
+            )
+            for one in fields(kind)
+        ]
+
+        def command(*args: Any, **values: Any) -> None:
+            options = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
+            function(*args, options=options, **values)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + shared
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, where it computes, and what is said about it."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", envvar="PDAE_MODEL", help="Bundled name, folder, or Hub id[@revision]."
+        ),
+    ] = DEFAULT_MODEL
+    device: Annotated[
+        str, typer.Option(envvar="PDAE_DEVICE", help="auto, cpu, cuda, cuda:1, mps …")
+    ] = "auto"
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 networks.")] = "float32"
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures computed at once.")] = 32
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0
+    json: Annotated[bool, typer.Option("--json", help="A JSON line for each result.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False
+
+    def load(self) -> Model:
+        """The model, placed on its device."""
+        from ..checkpoints import load
+
+        model = load(self.model, self.device, self.dtype)
+        model.batch_size = self.batch_size
+        return model
+
+
+@dataclass(frozen=True)
+class SamplingOptions(ModelOptions):
+    """How trajectories are solved; what isn't given is taken from the codes, or the default."""
+
+    inference_steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Solver steps, each way.")
+    ] = None
+    solver: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None
+    spacing: Annotated[str | None, typer.Option(help="Of timesteps: logsnr or uniform.")] = None
+    iterations: Annotated[
+        int | None, typer.Option(min=0, max=20, help="Of each encode step; 0: explicit.")
+    ] = None
+    guidance: Annotated[float | None, typer.Option(help="Strength of G_psi; 1 is PDAE.")] = None
+    guide_from: Annotated[int | None, typer.Option(help="Guide at timesteps t <= this.")] = None
+    guide_until: Annotated[int | None, typer.Option(help="Guide at timesteps t >= this.")] = None
+
+    def changes(self) -> dict[str, Any]:
+        """The sampling options that were given."""
+        names = set(SamplingOptions.__annotations__)
+        return {k: v for k, v in asdict(self).items() if k in names and v is not None}
+
+    def sampling(self) -> Sampling:
+        """The default with what was given."""
+        from ..engine import Sampling
+
+        return Sampling().changed(self.changes())
+
+
+@dataclass(frozen=True)
+class BatchOptions(SamplingOptions):
+    """For commands that go through many files."""
+
+    fit: Annotated[str, typer.Option(help="Pictures that aren't square: crop, pad, stretch.")] = (
+        "crop"
+    )
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out what exists already.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise UsageError(f"unknown --fit {self.fit!r}; known: {', '.join(FITS)}")
+        if self.overwrite and self.skip_existing:
+            raise UsageError("--overwrite and --skip-existing exclude each other")
 
 
 def numbers(text: str) -> list[int]:
-    """"1,2,3" → [1, 2, 3]; an empty text is an empty list."""
+    """ "1,2,3" → [1, 2, 3]; an empty text is an empty list."""
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise UsageError(f"{text!r} isn't a list of whole numbers like 1,2,3") from error
+
+
+def scales(text: str) -> list[float]:
+    """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--scale {text!r} isn't a number or a list like -0.3,0,0.3") from error

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UsageError
-from .options import Device, Quiet, numbers
+from .options import FITS, numbers, takes
 from .output import Output
 
 if TYPE_CHECKING:
+    import torch
+
     from ..engine import Model
-    from ..training.data import Labels, Pictures
+    from ..networks.blocks import UNetConfig
+    from ..training.data import Pictures
     from ..training.loop import Stage, TrainOptions
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # accelerate's names
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,62 +29,86 @@ app = typer.Typer(
 
 Data = Annotated[Path, typer.Argument(help="Folder tree or zip of pictures.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Model folder; the same resumes.")]
-Csv = Annotated[Path | None, typer.Option(help="Labels; default: labels.csv inside DATA.")]
-Fit = Annotated[str, typer.Option(help="crop, pad or stretch pictures that aren't square.")]
-Images = Annotated[int, typer.Option(help="Pictures to see in all.")]
-BatchSize = Annotated[int, typer.Option(help="Pictures a step, over all processes.")]
-Accumulate = Annotated[int, typer.Option(help="Micro-batches that a step is split into.")]
-Rate = Annotated[float, typer.Option("--lr", help="Adam's learning rate.")]
-Warmup = Annotated[int, typer.Option(help="Steps to reach it.")]
-Clip = Annotated[float, typer.Option(help="Largest gradient norm.")]
-EmaImages = Annotated[int, typer.Option(help="Half-life of the weights' average, in pictures.")]
-Precision = Annotated[str, typer.Option(help="float32, or bfloat16 (autocast).")]
-ChannelsLast = Annotated[bool, typer.Option(help="Memory layout that GPUs like.")]
-Compile = Annotated[bool, typer.Option(help="torch.compile the step.")]
-Flip = Annotated[bool, typer.Option(help="Mirror half of the pictures.")]
-Seed = Annotated[int, typer.Option(help="Fixes order, timesteps, noise and initial weights.")]
-LogEvery = Annotated[int, typer.Option(help="Steps between log lines.")]
-SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints and sample sheets.")]
-WeightsDtype = Annotated[str, typer.Option(help="float32 or float16: how weights are stored.")]
 
 
-def train_options(**values: Any) -> TrainOptions:
-    """The loop's options from a command's parameters."""
-    from ..training.loop import TrainOptions
+@dataclass(frozen=True)
+class TrainFlags:
+    """Options of every stage."""
 
-    precisions = {"float32": "no", "bfloat16": "bf16"}
-    if values["precision"] not in precisions:
-        raise UsageError(f"unknown --precision {values['precision']!r}; float32 or bfloat16")
-    for name in ("images", "batch_size", "accumulate", "log_every", "save_every"):
-        if values[name] < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
-    return TrainOptions(**values | {"precision": precisions[values["precision"]]})
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV of labels; its `split` column holds pictures out.")
+    ] = None
+    fit: Annotated[str, typer.Option(help="Pictures that aren't square: crop, pad, stretch.")] = (
+        "crop"
+    )
+    images: Annotated[int, typer.Option(min=1, help="Pictures to see in all.")] = 4_000_000
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step, all processes.")] = 128
+    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches a step.")] = 1
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-4
+    warmup: Annotated[int, typer.Option(min=0, help="Steps to reach it.")] = 500
+    grad_clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0
+    ema_images: Annotated[
+        int, typer.Option(min=1, help="Half-life of the weights' average, in pictures.")
+    ] = 500_000
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 (autocast).")] = "float32"
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="The memory layout that GPUs like.")
+    ] = False
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the step.")] = False
+    flip: Annotated[bool, typer.Option(help="Mirror half of the pictures.")] = True
+    seed: Annotated[
+        int, typer.Option(help="Fixes order, timesteps, noise and initial weights.")
+    ] = 0
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 50
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Steps between checkpoints, each with a sample sheet.")
+    ] = 2000
+    weights_dtype: Annotated[str, typer.Option(help="Stored weights: float32 or float16.")] = (
+        "float32"
+    )
+    device: Annotated[
+        str, typer.Option(envvar="PDAE_DEVICE", help="auto, or cpu to leave a GPU alone.")
+    ] = "auto"
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown --precision {self.precision!r}; float32 or bfloat16")
+        if self.fit not in FITS:
+            raise UsageError(f"unknown --fit {self.fit!r}; known: {', '.join(FITS)}")
+        if self.weights_dtype not in ("float32", "float16"):
+            raise UsageError(f"unknown --weights-dtype {self.weights_dtype!r}; float32 or float16")
+        if self.device not in ("auto", "cpu"):
+            raise UsageError("train takes --device auto or cpu; choose GPUs by accelerate launch")
+
+    def loop(self) -> TrainOptions:
+        """The loop's own options."""
+        from ..training.loop import TrainOptions
+
+        names = {one.name for one in fields(TrainOptions)}
+        values = {name: value for name, value in asdict(self).items() if name in names}
+        return TrainOptions(**values | {"precision": PRECISIONS[self.precision]})
+
+    def stored(self) -> torch.dtype:
+        """How weights are written."""
+        import torch
+
+        return torch.float16 if self.weights_dtype == "float16" else torch.float32
+
+    def data(self, data: Path, unet: UNetConfig) -> tuple[Pictures, Pictures]:
+        """Training and validation pictures in the model's frame."""
+        from ..training.data import find_labels, open_pictures, split
+
+        pictures = open_pictures(data, unet.image_size, unet.channels, self.fit)
+        return split(pictures, find_labels(data, self.labels))
 
 
-def stored_dtype(name: str) -> Any:
-    import torch
-
-    dtypes = {"float32": torch.float32, "float16": torch.float16}
-    if name not in dtypes:
-        raise UsageError(f"unknown --weights-dtype {name!r}; float32 or float16")
-    return dtypes[name]
-
-
-def training_data(
-    data: Path, labels: Path | None, size: int, channels: int, fit: str
-) -> tuple[Pictures, Pictures, Labels | None]:
-    """Training and validation pictures, and the labels if there are any."""
-    from ..training.data import find_labels, open_pictures, split
-
-    found = find_labels(data, labels)
-    return *split(open_pictures(data, size, channels, fit), found), found
-
-
-def run(stage: Stage, options: TrainOptions, folder: Path, out: Output) -> None:
+def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
     """Run the loop and show how it goes."""
     from ..training.loop import Run
 
-    training = Run(stage, options, folder)
+    out, options = Output(quiet=flags.quiet), flags.loop()
+    training = Run(stage, options, folder, cpu=flags.device == "cpu")
     parameters = sum(p.numel() for p in training.parameters.values())
     out.say(
         f"{stage.name}: {parameters / 1e6:.2f} M parameters to train on {training.accelerator.device}, "
@@ -101,9 +131,11 @@ def run(stage: Stage, options: TrainOptions, folder: Path, out: Output) -> None:
 
 
 @app.command()
+@takes(TrainFlags)
 def dpm(
     data: Data,
     output: Folder,
+    options: TrainFlags,
     init_from: Annotated[str | None, typer.Option(help="Start from this model's weights.")] = None,
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
     channels: Annotated[int, typer.Option(help="3 for colour, 1 for gray.")] = 3,
@@ -115,25 +147,6 @@ def dpm(
     head_channels: Annotated[int, typer.Option(help="Channels an attention head.")] = 64,
     dropout: Annotated[float, typer.Option(help="In every residual block.")] = 0.1,
     betas: Annotated[str, typer.Option(help="Noise schedule: linear or cosine.")] = "linear",
-    fit: Fit = "crop",
-    labels: Csv = None,
-    images: Images = 8_000_000,
-    batch_size: BatchSize = 128,
-    accumulate: Accumulate = 1,
-    lr: Rate = 2e-4,
-    warmup: Warmup = 500,
-    grad_clip: Clip = 1.0,
-    ema_images: EmaImages = 500_000,
-    precision: Precision = "float32",
-    channels_last: ChannelsLast = False,
-    compile: Compile = False,
-    flip: Flip = True,
-    seed: Seed = 0,
-    log_every: LogEvery = 50,
-    save_every: SaveEvery = 2000,
-    weights_dtype: WeightsDtype = "float32",
-    device: Device = "auto",
-    quiet: Quiet = False,
 ) -> None:
     """Train eps_theta, a diffusion model of the pictures.
 
@@ -141,58 +154,35 @@ def dpm(
     """
     from ..training.dpm import dpm_stage, new_dpm
 
-    options = train_options(
-        images=images, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
-        grad_clip=grad_clip, ema_images=ema_images, precision=precision, channels_last=channels_last,
-        compile=compile, flip=flip, seed=seed, log_every=log_every, save_every=save_every,
-    )  # fmt: skip
     if init_from is None:
         model = new_dpm(
-            seed, betas,
-            image_size=image_size, channels=channels, patch=patch, base_channels=base_channels,
-            multipliers=tuple(numbers(multipliers)), blocks=blocks,
-            attention=tuple(numbers(attention)), head_channels=head_channels, dropout=dropout,
-        )  # fmt: skip
+            options.seed,
+            betas,
+            image_size=image_size,
+            channels=channels,
+            patch=patch,
+            base_channels=base_channels,
+            multipliers=tuple(numbers(multipliers)),
+            blocks=blocks,
+            attention=tuple(numbers(attention)),
+            head_channels=head_channels,
+            dropout=dropout,
+        )
     else:
         model = load_model(init_from)
-    model.to(device)
-    unet = model.config.unet
-    train, held_out, _ = training_data(data, labels, unet.image_size, unet.channels, fit)
-    stage = dpm_stage(model, train, held_out, output, stored_dtype(weights_dtype))
-    run(stage, options, output, Output(quiet=quiet))
-
-
-def load_model(name: str) -> Model:
-    from ..checkpoints import load
-
-    return load(name, device="cpu")
+    model.to(options.device)
+    train, held_out = options.data(data, model.config.unet)
+    run(dpm_stage(model, train, held_out, output, options.stored()), options, output)
 
 
 @app.command()
+@takes(TrainFlags)
 def autoencoder(
     data: Data,
     output: Folder,
+    options: TrainFlags,
     dpm: Annotated[str, typer.Option(help="The pre-trained diffusion model: name or folder.")],
-    z_dim: Annotated[int, typer.Option(help="Dimensions of z.")] = 512,
-    fit: Fit = "crop",
-    labels: Csv = None,
-    images: Images = 4_000_000,
-    batch_size: BatchSize = 128,
-    accumulate: Accumulate = 1,
-    lr: Rate = 2e-4,
-    warmup: Warmup = 500,
-    grad_clip: Clip = 1.0,
-    ema_images: EmaImages = 500_000,
-    precision: Precision = "float32",
-    channels_last: ChannelsLast = False,
-    compile: Compile = False,
-    flip: Flip = True,
-    seed: Seed = 0,
-    log_every: LogEvery = 50,
-    save_every: SaveEvery = 2000,
-    weights_dtype: WeightsDtype = "float32",
-    device: Device = "auto",
-    quiet: Quiet = False,
+    z_dim: Annotated[int, typer.Option(min=1, help="Dimensions of z.")] = 512,
 ) -> None:
     """Train the encoder E_phi and the gradient estimator G_psi against a frozen eps_theta.
 
@@ -200,13 +190,41 @@ def autoencoder(
     """
     from ..training.autoencoder import autoencoder_stage, with_autoencoder
 
-    options = train_options(
-        images=images, batch_size=batch_size, accumulate=accumulate, lr=lr, warmup=warmup,
-        grad_clip=grad_clip, ema_images=ema_images, precision=precision, channels_last=channels_last,
-        compile=compile, flip=flip, seed=seed, log_every=log_every, save_every=save_every,
-    )  # fmt: skip
-    model = with_autoencoder(load_model(dpm), z_dim, seed).to(device)
-    unet = model.config.unet
-    train, held_out, _ = training_data(data, labels, unet.image_size, unet.channels, fit)
-    stage = autoencoder_stage(model, train, held_out, output, stored_dtype(weights_dtype))
-    run(stage, options, output, Output(quiet=quiet))
+    model = with_autoencoder(load_model(dpm), z_dim, options.seed).to(options.device)
+    train, held_out = options.data(data, model.config.unet)
+    run(autoencoder_stage(model, train, held_out, output, options.stored()), options, output)
+
+
+def load_model(name: str) -> Model:
+    """A model on the CPU, where training takes over."""
+    from ..checkpoints import load
+
+    return load(name, device="cpu")
+
+
+@app.command()
+@takes(TrainFlags)
+def latent(
+    data: Data,
+    model_name: Annotated[
+        str, typer.Option("--model", "-m", help="The model that gets a latent DPM.")
+    ],
+    options: TrainFlags,
+    width: Annotated[int, typer.Option(min=1, help="Of the hidden layers.")] = 512,
+    layers: Annotated[int, typer.Option(min=2, help="Of the MLP.")] = 10,
+    dropout: Annotated[float, typer.Option(help="In every layer.")] = 0.0,
+) -> None:
+    """Train the latent DPM, which `pdae sample` draws z from.
+
+    Example: pdae train latent photos/ --model runs/model
+    """
+    from ..checkpoints import load, model_folder
+    from ..training.latent import latent_stage
+
+    folder = model_folder(model_name)
+    model = load(model_name, options.device)
+    train, held_out = options.data(data, model.config.unet)
+    stage = latent_stage(
+        model, train, held_out, folder, width, layers, dropout, options.seed, options.stored()
+    )
+    run(stage, options, folder)

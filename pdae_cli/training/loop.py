@@ -112,10 +112,12 @@ def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[
 class Run:
     """One stage's run in a folder: `RUN/training/STAGE.safetensors`, `.jsonl` and sample sheets."""
 
-    def __init__(self, stage: Stage, options: TrainOptions, folder: Path) -> None:
+    def __init__(
+        self, stage: Stage, options: TrainOptions, folder: Path, cpu: bool = False
+    ) -> None:
         self.stage, self.options, self.folder = stage, options, folder / "training"
         self.accelerator = Accelerator(
-            mixed_precision=options.precision, cpu=False, step_scheduler_with_optimizer=False
+            mixed_precision=options.precision, cpu=cpu, step_scheduler_with_optimizer=False
         )
         self.shards = self.accelerator.num_processes * options.accumulate
         if options.batch_size % self.shards:

@@ -1,0 +1,136 @@
+"""pdae manipulate: move pictures, or codes, along attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .attributes import print_attributes
+from .batch import CODES_SUFFIX, Destination, Made, Runner, picture_suffix
+from .inputs import CODES, Item, Loaded, collect
+from .options import BatchOptions, FilesFrom, Inputs, OutputPath, Recursive, scales, takes
+
+
+@takes(BatchOptions)
+def manipulate(
+    options: BatchOptions,
+    inputs: Inputs = None,
+    output: OutputPath = "-",
+    attr: Annotated[
+        list[str] | None, typer.Option("--attr", help="Attribute, or NAME=SCALE; repeatable.")
+    ] = None,
+    scale: Annotated[
+        list[str] | None,
+        typer.Option(help="How far, one for each --attr; a list like -0.3,0,0.3 makes a row."),
+    ] = None,
+    list_attributes: Annotated[
+        bool, typer.Option("--list", help="Print the model's attributes.")
+    ] = False,
+    format: Annotated[
+        str | None,
+        typer.Option(help="png, jpg, webp, or codes, where -o has no suffix; default: as the input."),
+    ] = None,
+    files_from: FilesFrom = None,
+    recursive: Recursive = False,
+) -> None:
+    """Edit pictures: more or less of an attribute. Codes in, codes out, unless -o names a picture.
+
+    Example: pdae manipulate face.png --attr smiling --scale 0.3 -o smile.png
+    """
+    if list_attributes:
+        print_attributes(options)
+        return
+    steps = edits(attr or [], scale or [])
+    items = collect(inputs, files_from, recursive)
+    destination = Destination.parse(output, _suffix(format, items))
+    if destination.suffix == CODES_SUFFIX and len(steps) > 1:
+        raise UsageError("a list of scales makes a row of pictures; codes take one scale")
+    runner = Runner(options, "manipulate", destination)
+    for name, _ in steps[0]:
+        runner.attribute(name)
+
+    def process(batch: list[Loaded]) -> Sequence[Made]:
+        return edited(runner, batch, steps)
+
+    runner.run(items, process)
+
+
+def edits(attributes: list[str], scales_given: list[str]) -> list[list[tuple[str, float]]]:
+    """The edits of each picture in the row: [[(name, scale), …], …]. Raises UsageError."""
+    if not attributes:
+        raise UsageError("name at least one --attr; --list prints them")
+    pairs: list[tuple[str, list[float]]] = []
+    waiting = list(scales_given)
+    for attribute in attributes:
+        name, equals, value = attribute.partition("=")
+        if not equals and not waiting:
+            raise UsageError(f"--attr {name} needs a --scale, or write --attr {name}=0.3")
+        pairs.append((name, scales(value if equals else waiting.pop(0))))
+    if waiting:
+        raise UsageError(f"{len(waiting)} more --scale than --attr")
+    length = max(len(values) for _, values in pairs)
+    if any(len(values) not in (1, length) for _, values in pairs):
+        raise UsageError("lists of scales must be equally long")
+    return [
+        [(name, values[step if len(values) > 1 else 0]) for name, values in pairs]
+        for step in range(length)
+    ]
+
+
+def _suffix(format: str | None, items: list[Item]) -> str:
+    """The files' suffix where -o doesn't say: pictures stay pictures, codes stay codes."""
+    if format is not None:
+        return CODES_SUFFIX if format.lower() in ("codes", "safetensors") else picture_suffix(format)
+    codes = any(item.path is None or item.path.suffix.lower() == CODES for item in items)
+    return CODES_SUFFIX if codes else picture_suffix("png")
+
+
+def edited(
+    runner: Runner, batch: list[Loaded], steps: list[list[tuple[str, float]]]
+) -> Sequence[Made]:
+    """Each picture of a batch with every step's edits, as a row."""
+    import torch
+
+    from ..codes import to_bytes
+
+    assert runner.destination is not None and runner.model.attributes is not None
+    model, names = runner.model, [runner.attribute(name) for name, _ in steps[0]]
+    columns = [model.attributes.names.index(name) for name in names]
+    original = runner.codes(batch)
+    before = model.scores(original)[:, columns]
+    moved = [model.manipulate(original, step) for step in steps]
+    after = [model.scores(codes)[:, columns] for codes in moved]
+    rows: list[Any] = []
+    if runner.destination.suffix != CODES_SUFFIX:
+        changes = runner.options.changes()
+        pictures = [
+            model.decode(codes, generators=runner.generators(batch), **changes) for codes in moved
+        ]
+        rows = list(torch.cat(pictures, dim=3))
+    made = []
+    for row, source in enumerate(batch):
+        record = {
+            "attributes": {
+                name: {
+                    "scale": [step[column][1] for step in steps],
+                    "before": before[row, column].item(),
+                    "after": [scores[row, column].item() for scores in after],
+                }
+                for column, name in enumerate(names)
+            },
+            "model": model.name,
+            "seed": runner.options.seed,
+        }
+        facts = {"attributes": record["attributes"], "sampling": original.sampling}
+        data = (
+            runner.picture_bytes(rows[row], facts) if rows else to_bytes(moved[0][row : row + 1])
+        )
+        text = "  ".join(
+            f"{name} {one['before']:+.2f} → {', '.join(f'{v:+.2f}' for v in one['after'])}"
+            for name, one in record["attributes"].items()
+        )
+        made.append(Made(source, data, record, f"  {text}"))
+    return made
