@@ -1,4 +1,4 @@
-"""Attributes: linear classifiers on normalised z, whose weights are the directions to move along."""
+"""Attributes: linear classifiers on normalised z, and their weights as directions to move."""
 
 from __future__ import annotations
 
@@ -123,9 +123,7 @@ def cell_weights(labels: Tensor, groups: Tensor | None) -> Tensor:
     weights = torch.zeros(labels.shape)
     for row in range(labels.shape[1]):
         column = labels[:, row]
-        cells = [
-            [(groups == g) & (column == value) for value in (0, 1)] for g in groups.unique()
-        ]
+        cells = [[(groups == g) & (column == value) for value in (0, 1)] for g in groups.unique()]
         whole = [pair for pair in cells if all(bool(cell.any()) for cell in pair)]
         used = [cell for pair in whole or cells for cell in pair if bool(cell.any())]
         for cell in used:

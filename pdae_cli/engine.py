@@ -47,7 +47,7 @@ class Sampling:
     spacing: str = "logsnr"  # of the time grid: see solvers.decode_grid
     iterations: int = 2  # fixed-point iterations of each encode step; 0 is the explicit inversion
     guidance: float = 1.0  # w: how much of G_psi is added
-    guide_from: int = 10**9  # guide only at timesteps t ≤ this
+    guide_from: int | None = None  # guide only at timesteps t ≤ this; None: from the start
     guide_until: int = 0  # … and t ≥ this
 
     def __post_init__(self) -> None:
@@ -59,6 +59,11 @@ class Sampling:
             )
         if not 1 <= self.inference_steps <= 1000:
             raise UsageError(f"inference steps must be 1 to 1000, not {self.inference_steps}")
+
+    def guides(self, t: int) -> bool:
+        """Whether G_psi takes part at timestep t (PDAE fig. 3)."""
+        before = self.guide_from is not None and t > self.guide_from
+        return self.guidance != 0 and not before and t >= self.guide_until
 
     def changed(self, changes: dict[str, Any]) -> Sampling:
         """With other values for some fields. Raises UsageError for a field that doesn't exist."""
@@ -155,9 +160,8 @@ class Model:
         """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9, DDIM form)."""
 
         def predict(x: Tensor, t: int) -> Tensor:
-            within = sampling.guide_from >= t >= sampling.guide_until and sampling.guidance != 0
             timesteps = torch.full((len(x),), t, device=x.device)
-            eps, gradient = self.predict(x, timesteps, z if within else None)
+            eps, gradient = self.predict(x, timesteps, z if sampling.guides(t) else None)
             return eps if gradient is None else self._shifted(eps, gradient, t, sampling)
 
         return predict
@@ -186,7 +190,12 @@ class Model:
         return torch.stack([to_float(prepare(one, size, channels, fit)) for one in opened])
 
     def encode(
-        self, images: Pictures, sampling: Sampling | None = None, *, noise: bool = True, **changes: Any
+        self,
+        images: Pictures,
+        sampling: Sampling | None = None,
+        *,
+        noise: bool = True,
+        **changes: Any,
     ) -> Codes:
         """Infer the codes of pictures: z = E_phi(x_0) and, with `noise`, x_T by the inverse ODE.
 
@@ -347,7 +356,7 @@ class Model:
 
         def predict(x: Tensor, t: int) -> Tensor:
             timesteps = torch.full((len(x),), t, device=x.device)
-            if not sampling.guide_from >= t >= sampling.guide_until:
+            if not sampling.guides(t):
                 return self.predict(x, timesteps, None)[0]
             estimator = self._needs(self.gradient_estimator, "a gradient estimator")
             with self._computing():
@@ -434,7 +443,9 @@ class Model:
         grid = solvers.decode_grid(LATENT_SCHEDULE, max(inference_steps, 50), "uniform")
         return self.denormalise(solvers.ddim(predict, z_T, grid).cpu())
 
-    def gap_residuals(self, x_0: Tensor, t: Tensor, eps: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def gap_residuals(
+        self, x_0: Tensor, t: Tensor, eps: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """|eps - eps_theta|^2 and |eps - eps_theta + shift G_psi|^2 of each picture: (N,) both.
 
         Times the same factor beta^2 / (alpha (1 - alpha_bar)) they are the posterior mean gaps
@@ -442,6 +453,7 @@ class Model:
         """
         x_0, t, eps = x_0.to(self.device), t.to(self.device), eps.to(self.device)
         eps_theta, gradient = self.predict(self.schedule.add_noise(x_0, t, eps), t, z)
+        assert gradient is not None  # z was given
         plain = eps - eps_theta
         shifted = plain + gather(self.schedule.shift, t, eps) * gradient
         return plain.square().sum((1, 2, 3)).cpu(), shifted.square().sum((1, 2, 3)).cpu()

@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
@@ -78,16 +77,18 @@ def prepare(image: Image.Image, size: int, channels: int = 3, fit: str = "crop")
         image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS)
     else:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
-    array = np.asarray(image).reshape(size, size, channels)
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(size, size, channels).permute(2, 0, 1).contiguous()
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit pictures (and floats, taken as 0 … 1) to 8 bits."""
     if image.mode not in DEEP_MODES:
         return image
-    values = np.asarray(image).astype(np.float64)
-    values = values * 255 if image.mode == "F" and values.max() <= 1 else values / 257
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    values = torch.frombuffer(bytearray(image.convert("F").tobytes()), dtype=torch.float32)
+    values = values.nan_to_num() * 255 if image.mode == "F" else values / 257
+    pixels = values.round().clamp(0, 255).to(torch.uint8)
+    return Image.frombytes("L", image.size, pixels.numpy().tobytes())
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -114,8 +115,9 @@ def to_pixels(x: Tensor) -> Tensor:
 
 def to_image(pixels: Tensor) -> Image.Image:
     """uint8 (C, H, W) → a Pillow picture."""
-    array = pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else np.ascontiguousarray(array))
+    channels, height, width = pixels.shape
+    data = pixels.permute(1, 2, 0).contiguous().numpy().tobytes()
+    return Image.frombytes("L" if channels == 1 else "RGB", (width, height), data)
 
 
 def tile(pictures: Tensor, columns: int, gap: int = 2) -> Tensor:

@@ -62,7 +62,7 @@ def auroc(scores: Tensor, truth: Tensor) -> float:
     negatives = len(truth) - positives
     if not positives or not negatives:
         return math.nan
-    values, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0)
     ranks = (last - (counts - 1) / 2)[inverse]  # average rank of tied scores, from 1
     rank_sum = ranks[truth == 1].double().sum().item()

@@ -7,6 +7,7 @@ picture to noise it encodes. As in the authors' code, the picture is the state a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,26 +52,24 @@ def decode_grid(schedule: Schedule, steps: int, spacing: str = "uniform") -> lis
 
 
 def ddim(predict: Predict, x: Tensor, grid: Sequence[Node]) -> Tensor:
-    """Deterministic DDIM along the grid, either way: an Euler step of d(x/sqrt(alpha_bar)) = eps^ dsigma.
+    """Deterministic DDIM along the grid: Euler steps of d(x/sqrt(alpha_bar)) = eps^ dsigma.
 
     Decoding evaluates eps^ where each step begins (DDIM eq. 12).
     """
-    for here, there in zip(grid, grid[1:], strict=False):
+    for here, there in itertools.pairwise(grid):
         x = ddim_step(x, predict(x, here.t), here, there)
     return x
 
 
 def ddim_step(x: Tensor, eps: Tensor, here: Node, there: Node) -> Tensor:
-    """x/sqrt(alpha_bar) moves by eps^ times the change of sigma = sqrt((1 - alpha_bar)/alpha_bar)."""
+    """x/sqrt(alpha_bar) moves by eps^ times the change of sigma = sqrt(1/alpha_bar - 1)."""
     scale = math.sqrt(there.alpha_bar / here.alpha_bar)
     sigma_here = math.sqrt(1 / here.alpha_bar - 1)
     sigma_there = math.sqrt(1 / there.alpha_bar - 1)
     return scale * x + math.sqrt(there.alpha_bar) * (sigma_there - sigma_here) * eps
 
 
-def ddim_inverse(
-    predict: Predict, x: Tensor, grid: Sequence[Node], iterations: int
-) -> Tensor:
+def ddim_inverse(predict: Predict, x: Tensor, grid: Sequence[Node], iterations: int) -> Tensor:
     """Encode as the inverse of `ddim` on the same nodes: solve each decode step for where it began.
 
     A decode step there → here evaluates eps^ at its noisier end, which is what is looked for: a
@@ -78,7 +77,7 @@ def ddim_inverse(
     `iterations` times. NFE: iterations * (len(grid) - 1) + 1.
     """
     eps = predict(x, grid[0].t)
-    for here, there in zip(grid, grid[1:], strict=False):
+    for here, there in itertools.pairwise(grid):
         start = x
         for _ in range(iterations):
             x = ddim_step(start, eps, here, there)

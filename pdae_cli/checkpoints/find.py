@@ -13,12 +13,14 @@ from .native import CONFIG, FILES, read_model
 def bundled_folders() -> list[Path]:
     """Where bundled models lie: in an installed wheel, or beside the package in a checkout."""
     package = Path(__file__).parents[1]
-    return [folder for folder in (package / "weights", package.parent / "weights") if folder.is_dir()]
+    return [
+        folder for folder in (package / "weights", package.parent / "weights") if folder.is_dir()
+    ]
 
 
 def bundled_models() -> dict[str, Path]:
     """Name → folder of each model that comes with the package."""
-    found = {}
+    found: dict[str, Path] = {}
     for weights in bundled_folders():
         for config in sorted(weights.glob(f"*/{CONFIG}")):
             found.setdefault(config.parent.name, config.parent)
@@ -50,7 +52,7 @@ def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
 def download(name: str, bundled: dict[str, Path]) -> Path:
     """Fetch a model from the Hub (or its cache; HF_HOME and HF_HUB_OFFLINE are respected)."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     known = f"bundled: {', '.join(sorted(bundled)) or 'none'}"

@@ -109,7 +109,11 @@ def fill(build: Callable[[], nn.Module], path: Path) -> Any:
 def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
     """Write config and weights atomically, the weights as `dtype`."""
     tensors: dict[str, Tensor] = {}
-    parts = {"dpm": model.dpm, "gradient": model.gradient_estimator, "encoder": model.encoder_network}
+    parts = {
+        "dpm": model.dpm,
+        "gradient": model.gradient_estimator,
+        "encoder": model.encoder_network,
+    }
     for prefix, part in parts.items():
         if part is not None:
             tensors |= {f"{prefix}.{k}": stored(v, dtype) for k, v in part.state_dict().items()}

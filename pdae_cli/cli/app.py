@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -80,7 +81,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def _explained(error: Exception) -> int:
     """Say what went wrong in a line; return the exit code."""
     if isinstance(error, BrokenPipeError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the reader has left; nothing to flush to
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  the reader has left
         return 141
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         error = OutOfMemory("out of memory; choose a smaller --batch-size")

@@ -25,9 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="Attributes: learn your own, list, 
 @takes(ModelOptions)
 def fit(
     options: ModelOptions,
-    data: Annotated[
-        Path | None, typer.Argument(help="Folder or zip of labelled pictures.")
-    ] = None,
+    data: Annotated[Path | None, typer.Argument(help="Folder or zip of labelled pictures.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="CSV of labels; default: labels.csv inside DATA.")
     ] = None,
@@ -93,7 +91,9 @@ def _from_folders(model: Model, with_: Path, without: Path, name: str) -> Attrib
     out = Output(quiet=True)
     z = [torch.cat([_normalised(model, pair[k], out) for pair in parts]) for k in (0, 1)]
     truth = [
-        torch.cat([torch.ones(len(parts[0][k])), torch.zeros(len(parts[1][k]))])[:, None].to(torch.int8)
+        torch.cat([torch.ones(len(parts[0][k])), torch.zeros(len(parts[1][k]))])[:, None].to(
+            torch.int8
+        )
         for k in (0, 1)
     ]
     return fit_attributes([name], z[0], truth[0], z[1], truth[1])
@@ -126,7 +126,9 @@ def print_attributes(options: ModelOptions) -> None:
 
     path = model_folder(options.model) / "attributes.safetensors"
     if not path.exists():
-        raise ModelError(f"model {options.model} has no attributes; `pdae attributes fit` makes some")
+        raise ModelError(
+            f"model {options.model} has no attributes; `pdae attributes fit` makes some"
+        )
     _print(read_attributes(path), Output(options.json, options.quiet))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,9 @@ class Destination:
     folder: bool
 
     @classmethod
-    def parse(cls, target: str, default_suffix: str) -> Destination:
+    def parse(
+        cls, target: str, default_suffix: str, allowed: Set[str] = PICTURE_SUFFIXES
+    ) -> Destination:
         """A folder is what ends in / or has no suffix or is one; a suffix names the format."""
         path = Path(target)
         if target == "-":
@@ -47,9 +49,9 @@ class Destination:
         if target.endswith(("/", "\\")) or path.is_dir() or not path.suffix:
             return cls(target, default_suffix, folder=True)
         suffix = path.suffix.lower()
-        if suffix not in PICTURE_SUFFIXES | {CODES_SUFFIX}:
-            known = ", ".join(sorted(PICTURE_SUFFIXES | {CODES_SUFFIX}))
-            raise UsageError(f"-o {target}: unknown suffix {suffix}; known: {known}")
+        if suffix not in allowed:
+            known = ", ".join(sorted(allowed))
+            raise UsageError(f"-o {target}: can't write {suffix} here; known: {known}")
         return cls(target, suffix, folder=False)
 
     @property
@@ -118,8 +120,12 @@ class Runner:
         write_stacked: Callable[[], None] = lambda: None,
     ) -> None:
         """process() batches of like inputs, write what it makes, report; exit 3 if any failed."""
-        if self.stacked and not self.stacked.stdout and not self.may_write(
-            [self.stacked.path(Path())], ", ".join(item.label for item in items[:3])
+        if (
+            self.stacked
+            and not self.stacked.stdout
+            and not self.may_write(
+                [self.stacked.path(Path())], ", ".join(item.label for item in items[:3])
+            )
         ):
             return self.finish()
         if self.destination and not self.destination.folder and len(items) > 1:
@@ -169,7 +175,9 @@ class Runner:
         batch: list[Loaded] = []
         for number, item in enumerate(items):
             for loaded in self._load(item):
-                if batch and (len(batch) >= self.options.batch_size or _kind(batch[0]) != _kind(loaded)):
+                if batch and (
+                    len(batch) >= self.options.batch_size or _kind(batch[0]) != _kind(loaded)
+                ):
                     yield batch
                     batch = []
                 batch.append(loaded)
@@ -217,7 +225,9 @@ class Runner:
             return
         self.done += 1
         record = {"status": "done", "input": label, "output": output, **made.record}
-        self.out.result(record, f"{label} → {output}{made.text}" if output else f"{label}{made.text}")
+        self.out.result(
+            record, f"{label} → {output}{made.text}" if output else f"{label}{made.text}"
+        )
 
     def _refuse_second(self, source: Loaded) -> None:
         """One file takes one result: a codes file of several pictures needs a folder."""
@@ -255,7 +265,9 @@ class Runner:
         """The model's own name of an attribute. Raises UsageError, ModelError."""
         known = self.model.attributes
         if known is None:
-            raise ModelError(f"model {self.model.name} has no attributes; `pdae attributes fit` makes some")
+            raise ModelError(
+                f"model {self.model.name} has no attributes; `pdae attributes fit` makes some"
+            )
         return known.names[known.index(name)]
 
     def generators(self, batch: list[Loaded]) -> list[Any]:
@@ -270,7 +282,9 @@ class Runner:
 
         assert self.destination is not None
         return encode_picture(
-            to_pixels(picture), self.destination.suffix, recipe(self.options, self.model, self.command, facts)
+            to_pixels(picture),
+            self.destination.suffix,
+            recipe(self.options, self.model, self.command, facts),
         )
 
 

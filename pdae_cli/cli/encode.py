@@ -31,8 +31,9 @@ def encode(
     from ..codes import Codes, stack, to_bytes
 
     items = collect(inputs, files_from, recursive)
-    destination = Destination.parse(output, CODES_SUFFIX, CODES_SUFFIX)
-    runner = Runner(options, "encode", destination if destination.folder else None, destination)
+    destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})
+    stacked = None if destination.folder else destination
+    runner = Runner(options, "encode", destination if destination.folder else None, stacked)
     kept: list[Codes] = []
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
@@ -47,7 +48,11 @@ def encode(
             Made(
                 source,
                 to_bytes(row) if destination.folder else None,
-                {"model": runner.model.name, "nfe": nfe, "stacked": None if destination.folder else output},
+                {
+                    "model": runner.model.name,
+                    "nfe": nfe,
+                    "stacked": None if destination.folder else output,
+                },
             )
             for source, row in zip(batch, rows, strict=True)
         ]

@@ -73,7 +73,7 @@ def _listed(files_from: str | None) -> list[str]:
 
 
 def _folder(folder: Path, recursive: bool) -> list[Item]:
-    """Pictures and codes in a folder, or with `recursive` below it; links to folders aren't followed."""
+    """Pictures and codes in a folder, or with `recursive` below it, not through links."""
     found = []
     for parent, folders, files in os.walk(folder):
         if not recursive:
@@ -120,7 +120,9 @@ def load_item(item: Item, model: Model, fit: str) -> Iterator[Loaded]:
             yield Loaded(item.label + suffix, place, digest, codes=one)
         return
     unet = model.config.unet
-    pixels = prepare(open_picture(io.BytesIO(data), item.label), unet.image_size, unet.channels, fit)
+    pixels = prepare(
+        open_picture(io.BytesIO(data), item.label), unet.image_size, unet.channels, fit
+    )
     digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     yield Loaded(item.label, item.place, digest, picture=to_float(pixels)[None])
 
@@ -138,5 +140,8 @@ def _bytes(item: Item) -> bytes:
             raise InputError(f"{item.label}: not a regular file")
         return item.path.read_bytes()
     except OSError as error:
-        raise InputError(f"{item.label}: {error.strerror or error}".replace(
-            "No such file or directory", "no such file")) from error
+        raise InputError(
+            f"{item.label}: {error.strerror or error}".replace(
+                "No such file or directory", "no such file"
+            )
+        ) from error

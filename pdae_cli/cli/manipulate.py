@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
 from .attributes import print_attributes
-from .batch import CODES_SUFFIX, Destination, Made, Runner, picture_suffix
+from .batch import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, Made, Runner, picture_suffix
 from .inputs import CODES, Item, Loaded, collect
 from .options import BatchOptions, FilesFrom, Inputs, OutputPath, Recursive, scales, takes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..codes import Codes
+    from ..engine import Model
 
 
 @takes(BatchOptions)
@@ -31,7 +37,9 @@ def manipulate(
     ] = False,
     format: Annotated[
         str | None,
-        typer.Option(help="png, jpg, webp, or codes, where -o has no suffix; default: as the input."),
+        typer.Option(
+            help="png, jpg, webp, or codes, where -o has no suffix; default: as the input."
+        ),
     ] = None,
     files_from: FilesFrom = None,
     recursive: Recursive = False,
@@ -45,7 +53,9 @@ def manipulate(
         return
     steps = edits(attr or [], scale or [])
     items = collect(inputs, files_from, recursive)
-    destination = Destination.parse(output, _suffix(format, items))
+    destination = Destination.parse(
+        output, _suffix(format, items), PICTURE_SUFFIXES | {CODES_SUFFIX}
+    )
     if destination.suffix == CODES_SUFFIX and len(steps) > 1:
         raise UsageError("a list of scales makes a row of pictures; codes take one scale")
     runner = Runner(options, "manipulate", destination)
@@ -83,7 +93,9 @@ def edits(attributes: list[str], scales_given: list[str]) -> list[list[tuple[str
 def _suffix(format: str | None, items: list[Item]) -> str:
     """The files' suffix where -o doesn't say: pictures stay pictures, codes stay codes."""
     if format is not None:
-        return CODES_SUFFIX if format.lower() in ("codes", "safetensors") else picture_suffix(format)
+        return (
+            CODES_SUFFIX if format.lower() in ("codes", "safetensors") else picture_suffix(format)
+        )
     codes = any(item.path is None or item.path.suffix.lower() == CODES for item in items)
     return CODES_SUFFIX if codes else picture_suffix("png")
 
@@ -96,14 +108,12 @@ def edited(
 
     from ..codes import to_bytes
 
-    assert runner.destination is not None and runner.model.attributes is not None
+    assert runner.destination is not None
     model, names = runner.model, [runner.attribute(name) for name, _ in steps[0]]
-    columns = [model.attributes.names.index(name) for name in names]
     original = runner.codes(batch)
-    before = model.scores(original)[:, columns]
     moved = [model.manipulate(original, step) for step in steps]
-    after = [model.scores(codes)[:, columns] for codes in moved]
-    rows: list[Any] = []
+    reports = _reports(model, names, steps, original, moved)
+    rows: list[Tensor] = []
     if runner.destination.suffix != CODES_SUFFIX:
         changes = runner.options.changes()
         pictures = [
@@ -111,26 +121,38 @@ def edited(
         ]
         rows = list(torch.cat(pictures, dim=3))
     made = []
-    for row, source in enumerate(batch):
-        record = {
-            "attributes": {
-                name: {
-                    "scale": [step[column][1] for step in steps],
-                    "before": before[row, column].item(),
-                    "after": [scores[row, column].item() for scores in after],
-                }
-                for column, name in enumerate(names)
-            },
-            "model": model.name,
-            "seed": runner.options.seed,
-        }
-        facts = {"attributes": record["attributes"], "sampling": original.sampling}
-        data = (
-            runner.picture_bytes(rows[row], facts) if rows else to_bytes(moved[0][row : row + 1])
-        )
+    for row, (source, report) in enumerate(zip(batch, reports, strict=True)):
+        facts = {"attributes": report, "sampling": original.sampling}
+        data = runner.picture_bytes(rows[row], facts) if rows else to_bytes(moved[0][row : row + 1])
         text = "  ".join(
             f"{name} {one['before']:+.2f} → {', '.join(f'{v:+.2f}' for v in one['after'])}"
-            for name, one in record["attributes"].items()
+            for name, one in report.items()
         )
+        record = {"attributes": report, "model": model.name, "seed": runner.options.seed}
         made.append(Made(source, data, record, f"  {text}"))
     return made
+
+
+def _reports(
+    model: Model,
+    names: list[str],
+    steps: list[list[tuple[str, float]]],
+    original: Codes,
+    moved: list[Codes],
+) -> list[dict[str, dict[str, Any]]]:
+    """For each picture: the scale of each edited attribute, and its score before and after."""
+    assert model.attributes is not None
+    columns = [model.attributes.names.index(name) for name in names]
+    before = model.scores(original)[:, columns].tolist()
+    after = [model.scores(codes)[:, columns].tolist() for codes in moved]
+    return [
+        {
+            name: {
+                "scale": [step[column][1] for step in steps],
+                "before": before[row][column],
+                "after": [scores[row][column] for scores in after],
+            }
+            for column, name in enumerate(names)
+        }
+        for row in range(len(original))
+    ]

@@ -30,13 +30,11 @@ FilesFrom = Annotated[
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Go into folders; outputs mirror the tree.")
 ]
-Format = Annotated[
-    str, typer.Option(help="Of pictures where -o has no suffix: png, jpg, webp.")
-]
+Format = Annotated[str, typer.Option(help="Of pictures where -o has no suffix: png, jpg, webp.")]
 
 
 def takes(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as options; it gets them as its argument `options`."""
+    """Give a command the fields of a dataclass as options, handed over as `options`."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(kind, include_extras=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,7 +65,7 @@ def reconstruct(
         to_noise, to_picture = runner.model.evaluations(options.sampling())
         made = []
         for row, source in enumerate(batch):
-            record = {name: values[row].item() for name, values in measures.items()}
+            record: dict[str, Any] = {k: values[row].item() for k, values in measures.items()}
             text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
             record |= {
                 "nfe": to_picture + (0 if random_noise else to_noise),

@@ -47,11 +47,17 @@ def sample(
         for first in range(0, count, options.batch_size):
             size = min(options.batch_size, count - first)
             pictures, _ = runner.model.sample(
-                size, options.sampling(), seed=options.seed, first=first, unconditional=unconditional
+                size,
+                options.sampling(),
+                seed=options.seed,
+                first=first,
+                unconditional=unconditional,
             )
             pixels = to_pixels(pictures)
             for row in range(0 if single else size):
-                data = encode_picture(pixels[row], destination.suffix, what | {"number": first + row})
+                data = encode_picture(
+                    pixels[row], destination.suffix, what | {"number": first + row}
+                )
                 written = destination.write(Path(names[first + row]), data)
                 record = {"status": "done", "output": written, "seed": options.seed}
                 runner.out.result(record | {"model": runner.model.name}, written)

@@ -111,7 +111,7 @@ def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
     training = Run(stage, options, folder, cpu=flags.device == "cpu")
     parameters = sum(p.numel() for p in training.parameters.values())
     out.say(
-        f"{stage.name}: {parameters / 1e6:.2f} M parameters to train on {training.accelerator.device}, "
+        f"{stage.name}: {parameters / 1e6:.2f} M parameters on {training.accelerator.device}, "
         f"step {training.step} of {training.steps}, {len(stage.source)} pictures or codes; "
         f"log and samples in {training.folder}"
     )

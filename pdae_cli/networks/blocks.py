@@ -93,7 +93,7 @@ class Norm(nn.GroupNorm):
 class ResBlock(nn.Module):
     """Residual block, conditioned on t and, where `conditional`, on z.
 
-    With scale-shift time conditioning and z, the second norm is AdaGN applied twice (PDAE sec. 3.3):
+    With scale-shift time conditioning, the second norm is AdaGN applied twice (PDAE sec. 3.3):
     h = (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b.
     """
 
@@ -171,7 +171,9 @@ class ConvResample(nn.Module):
     def __init__(self, channels: int, resample: str) -> None:
         super().__init__()
         self.resample = resample
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2 if resample == "down" else 1, padding=1)
+        self.conv = nn.Conv2d(
+            channels, channels, 3, stride=2 if resample == "down" else 1, padding=1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(resized(x, "up") if self.resample == "up" else x)

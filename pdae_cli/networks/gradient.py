@@ -1,4 +1,4 @@
-"""G_psi: the gradient estimator that shifts the mean of eps_theta's reverse process (PDAE sec. 3.3)."""
+"""G_psi: the gradient estimator, whose shift fills the posterior mean gap (PDAE sec. 3.3)."""
 
 from __future__ import annotations
 

@@ -6,8 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Norm, ResBlock, Layer, UNetConfig, attention_block
-from .blocks import resampling_block, timestep_embedding, zeroed
+from .blocks import (
+    Layer,
+    Norm,
+    ResBlock,
+    UNetConfig,
+    attention_block,
+    resampling_block,
+    timestep_embedding,
+    zeroed,
+)
 
 
 class InputHalf(nn.Module):
@@ -103,7 +111,7 @@ class UNet(nn.Module):
 
     def features(self, x_t: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the skip features and the time embedding, which both output halves take."""
-        time = self.time(timestep_embedding(t, self.cfg.base_channels).to(self.time[0].weight.dtype))
+        time = self.time(timestep_embedding(t, self.cfg.base_channels))
         return self.input(x_t, time), time
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ class AutoencoderLoss(nn.Module):
         return (gather(self.weight, t, eps) * residual.square()).mean()
 
 
-def gap_closed(model: Model, held_out: Pictures, first: int = 200, last: int = 800) -> dict[str, float]:
+def gap_closed(
+    model: Model, held_out: Pictures, first: int = 200, last: int = 800
+) -> dict[str, float]:
     """Share of the posterior mean gap that G_psi closes, over t in first … last: with the right z,
     and with the z of other pictures. If both are alike, z isn't used."""
     x_0, t, eps = held_out_noise(held_out, first, last)
@@ -98,7 +100,9 @@ def autoencoder_stage(
         x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
         codes = model.encode(x_0, inference_steps=20)
         rows = [x_0, model.decode(codes), model.decode(codes, random_noise=True)]
-        write_sheet(path.with_suffix(".png"), torch.cat(rows), len(x_0), {"command": "train autoencoder"})
+        write_sheet(
+            path.with_suffix(".png"), torch.cat(rows), len(x_0), {"command": "train autoencoder"}
+        )
 
     def save(summary: dict[str, Any]) -> None:
         model.config = replace(

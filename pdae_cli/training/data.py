@@ -121,7 +121,7 @@ def _hash_share(name: str) -> float:
 
 @dataclass
 class Labels:
-    """A CSV of labels: 1 with, 0 (or -1 where there are no 0s) without the attribute, else unknown."""
+    """A CSV of labels: 1 with the attribute, 0 (or -1 where there are no 0s) without it."""
 
     attributes: list[str]
     rows: dict[str, list[int]]  # picture name → 1, 0 or -1 (unknown) per attribute
@@ -157,9 +157,7 @@ def read_labels(path: Path, data: Path) -> Labels:
     attributes = [c for c in values if values[c] <= {"1", "0", "-1"} and "1" in values[c]]
     if not attributes:
         raise InputError(f"{path}: no column holds 1 / 0 / -1 labels")
-    meaning = {
-        c: {"1": 1, "0": 0, "-1": -1 if "0" in values[c] else 0} for c in attributes
-    }
+    meaning = {c: {"1": 1, "0": 0, "-1": -1 if "0" in values[c] else 0} for c in attributes}
     return Labels(
         attributes=attributes,
         rows={row[key]: [meaning[c][row[c]] for c in attributes] for row in table},

@@ -37,9 +37,7 @@ class DPMLoss(nn.Module):
         return (eps - predicted.float()).square().mean()
 
 
-def held_out_noise(
-    pictures: Pictures, first: int, last: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def held_out_noise(pictures: Pictures, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
     """x_0, t spread evenly over first … last, and eps: always the same for the same pictures."""
     count = min(HELD_OUT, len(pictures))
     x_0 = to_float(pictures.stack(range(count)))
@@ -79,7 +77,7 @@ def new_dpm(seed: int, betas: str, **shape: Any) -> Model:
 
     Raises UsageError for a shape that can't be.
     """
-    rest = {
+    rest: dict[str, Any] = {
         "heads": 1,
         "time_conditioning": "scale_shift",
         "resampling": "residual",

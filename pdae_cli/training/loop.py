@@ -104,9 +104,8 @@ def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[
         for number in range(start, stop + PREFETCH):
             if number < stop:
                 waiting.append(pool.submit(make, number))
-            if len(waiting) > PREFETCH or number >= stop:
-                if waiting:
-                    yield waiting.popleft().result()
+            if waiting and (len(waiting) > PREFETCH or number >= stop):
+                yield waiting.popleft().result()
 
 
 class Run:
@@ -128,7 +127,7 @@ class Run:
         self.steps = -(-options.images // options.batch_size)
         objective = stage.objective.to(self.accelerator.device)
         if options.channels_last:
-            objective = objective.to(memory_format=torch.channels_last)
+            objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self.ema = EMA(self.parameters, options.ema_images)
         fused = self.accelerator.device.type == "cuda"
@@ -165,7 +164,7 @@ class Run:
         return int(facts["step"])
 
     def train(self, report: Callable[[dict[str, object]], None]) -> None:
-        """Train up to `options.images`; on interruption, save first. `report` gets each log line."""
+        """Train up to `options.images`, saving on interruption; `report` gets each log line."""
         self.folder.mkdir(parents=True, exist_ok=True)
         begun, begun_step, losses = time.perf_counter(), self.step, []
         try:
@@ -175,8 +174,11 @@ class Run:
                 last = self.step == self.steps
                 if self.step % self.options.log_every == 0 or last:
                     rate = (self.step - begun_step) * self.options.batch_size
-                    self._log(report, loss=torch.stack(losses).mean().item(),
-                              images_per_second=rate / (time.perf_counter() - begun))
+                    self._log(
+                        report,
+                        loss=torch.stack(losses).mean().item(),
+                        images_per_second=rate / (time.perf_counter() - begun),
+                    )
                     losses, begun, begun_step = [], time.perf_counter(), self.step
                 if self.step % self.options.save_every == 0 or last:
                     self._save(report)
@@ -212,7 +214,9 @@ class Run:
             torch.manual_seed(generator(options.seed, "dropout", self.step, shard).initial_seed())
             x_0, t, eps = (part.to(accelerator.device) for part in (batch.x_0, batch.t, batch.eps))
             if options.channels_last and x_0.ndim == 4:
-                x_0, eps = (part.contiguous(memory_format=torch.channels_last) for part in (x_0, eps))
+                x_0, eps = (
+                    part.contiguous(memory_format=torch.channels_last) for part in (x_0, eps)
+                )
             sync = micro == len(group) - 1
             with contextlib.nullcontext() if sync else accelerator.no_sync(self.objective):
                 with accelerator.autocast():

@@ -1,4 +1,4 @@
-"""What a run needs to go on: weights, their average, Adam's moments and the step, as safetensors."""
+"""What a run needs to go on: weights, their average, Adam's moments, the step. In safetensors."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def read_facts(path: Path) -> dict[str, str]:
 
 
 @torch.no_grad()
-def load_state(
-    path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer
-) -> None:
+def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
     """Restore what `save_state` wrote. Raises InputError where names or shapes don't match."""
     tensors = load_file(path)
     for name, parameter in parameters.items():
