@@ -307,7 +307,8 @@ class Model:
     def evaluations(self, sampling: Sampling) -> tuple[int, int]:
         """Network evaluations (NFE) of encoding and of decoding one picture."""
         steps = len(self.grid(sampling)) - 1
-        return sampling.iterations * steps + 1, steps + (sampling.solver == "ddpm")
+        to_noise = sampling.iterations * steps + 1 if sampling.iterations else steps
+        return to_noise, steps + (sampling.solver == "ddpm")
 
     # --- Edits -----------------------------------------------------------------------------------
 

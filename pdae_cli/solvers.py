@@ -74,8 +74,11 @@ def ddim_inverse(predict: Predict, x: Tensor, grid: Sequence[Node], iterations: 
 
     A decode step there → here evaluates eps^ at its noisier end, which is what is looked for: a
     fixed point x = step(here, eps^(x, there)), begun with the eps^ of the step before and iterated
-    `iterations` times. NFE: iterations * (len(grid) - 1) + 1.
+    `iterations` times; with none it is the explicit inversion. NFE: iterations * (len(grid) - 1) + 1,
+    or len(grid) - 1 for the explicit one.
     """
+    if iterations == 0:
+        return ddim(predict, x, grid)
     eps = predict(x, grid[0].t)
     for here, there in itertools.pairwise(grid):
         start = x

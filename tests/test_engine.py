@@ -1,0 +1,228 @@
+"""The engine: two heads in one pass, codes and pictures, edits, and what they don't depend on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import picture, tiny_model
+
+from pdae_cli.engine import Model
+from pdae_cli.errors import InputError, ModelError, UsageError
+from pdae_cli.noise import generator
+
+STEPS = {"inference_steps": 5}
+
+
+def pictures_of(n: int) -> torch.Tensor:
+    return torch.rand(n, 3, 32, 32, generator=generator(3)) * 2 - 1
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    """Equal to a share of the largest value; random networks make pictures far out of [-1, 1]."""
+    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1))
+
+
+def test_predict_gives_both_heads(model: Model) -> None:
+    x, t, z = pictures_of(2), torch.tensor([5, 700]), torch.randn(2, 6)
+    eps, gradient = model.predict(x, t, z)
+    assert gradient is not None
+    with torch.no_grad():
+        assert torch.equal(eps, model.dpm(x, t))
+    alone, nothing = model.predict(x, t, None)
+    assert torch.equal(alone, eps) and nothing is None
+
+
+def test_guidance_moves_eps_against_the_gradient(model: Model) -> None:
+    """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9)."""
+    from pdae_cli.engine import Sampling
+
+    x, z = pictures_of(2), torch.randn(2, 6)
+    for w in (0.0, 1.0, 2.5):
+        guided = model._guided(z, Sampling(guidance=w))(x, 400)
+        eps, gradient = model.predict(x, torch.tensor([400, 400]), z)
+        assert gradient is not None
+        expected = eps - math.sqrt(1 - model.schedule.alpha_bar[400].item()) * w * gradient
+        assert torch.allclose(guided, expected, atol=1e-6)
+
+
+def test_guidance_is_confined_to_its_interval(model: Model) -> None:
+    from pdae_cli.engine import Sampling
+
+    x, z = pictures_of(1), torch.randn(1, 6)
+    predict = model._guided(z, Sampling(guide_from=600, guide_until=300))
+    for t, inside in ((601, False), (600, True), (300, True), (299, False)):
+        eps, _ = model.predict(x, torch.tensor([t]), None)
+        assert torch.equal(predict(x, t), eps) is not inside
+
+
+def test_decode_undoes_encode(model: Model) -> None:
+    x = pictures_of(2)
+    codes = model.encode(x, inference_steps=50, iterations=12)
+    assert codes.z.shape == (2, 6) and codes.x_T is not None and codes.x_T.shape == x.shape
+    assert (model.decode(codes) - x).abs().max() < 1e-3
+
+
+def test_results_dont_depend_on_batch_size(model: Model) -> None:
+    """Pictures computed one by one and all at once agree to 1e-5."""
+    x = pictures_of(5)
+    results = []
+    given = model.encode(x, **STEPS)
+    for batch_size in (1, 2, 5):
+        model.batch_size = batch_size
+        codes = model.encode(x, **STEPS)
+        samples, z = model.sample(5, seed=4, **STEPS)
+        ancestral, _ = model.sample(5, seed=4, solver="ddpm", **STEPS)
+        results.append((codes.z, codes.x_T, model.decode(given), samples, z, ancestral))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a is not None and b is not None
+            assert close(a, b)
+
+
+def test_samples_depend_on_their_number_alone(model: Model) -> None:
+    together, _ = model.sample(4, seed=1, **STEPS)
+    later, _ = model.sample(2, seed=1, first=2, **STEPS)
+    assert close(together[2:], later)
+    other, _ = model.sample(2, seed=2, **STEPS)
+    assert not torch.allclose(together[:2], other, atol=1e-2)
+
+
+def test_samples_are_guided_for_the_first_70_percent(model: Model) -> None:
+    """Whether or not G_psi is there below t = 300 makes no difference to samples."""
+    _, z = model.sample(1, **STEPS)
+    calls: list[tuple[int, bool]] = []
+    predict = model.predict
+
+    def watched(x: torch.Tensor, t: torch.Tensor, z: torch.Tensor | None):  # type: ignore[no-untyped-def]
+        calls.append((int(t[0]), z is not None))
+        return predict(x, t, z)
+
+    model.predict = watched  # type: ignore[method-assign]
+    model.sample(1, inference_steps=20, spacing="uniform")
+    assert all(guided == (t >= 300) for t, guided in calls)
+    assert {guided for _, guided in calls} == {True, False}
+
+
+def test_seeded_noise_belongs_to_the_picture(model: Model) -> None:
+    """Random x_T is drawn per picture, whatever the order."""
+    codes = model.encode(pictures_of(2), noise=False)
+    generators = [generator(0, "a"), generator(0, "b")]
+    both = model.decode(codes, random_noise=True, generators=generators, **STEPS)
+    second = model.decode(codes[1:], random_noise=True, generators=[generator(0, "b")], **STEPS)
+    assert close(both[1:], second)
+
+
+def test_normalise_and_back(model: Model) -> None:
+    z = torch.randn(4, 6)
+    assert torch.allclose(model.denormalise(model.normalise(z)), z, atol=1e-6)
+
+
+def test_manipulation_is_the_papers_formula(model: Model) -> None:
+    """z' = denorm(norm(z) + s sqrt(dim z) w/|w|), x_T stays."""
+    assert model.attributes is not None and model.config.normalisation is not None
+    codes = model.encode(pictures_of(2), **STEPS)
+    moved = model.manipulate(codes, [("smiling", 0.3)])
+    w = model.attributes.weight[0]
+    std = torch.tensor(model.config.normalisation.std)
+    expected = codes.z + std * 0.3 * math.sqrt(6) * w / w.norm()
+    assert torch.allclose(moved.z, expected, atol=1e-5)
+    assert moved.x_T is codes.x_T
+    assert ((model.scores(moved) - model.scores(codes))[:, 0] > 0).all()
+
+
+def test_no_manipulation_changes_nothing(model: Model) -> None:
+    codes = model.encode(pictures_of(1), **STEPS)
+    assert torch.allclose(model.manipulate(codes, [("Smiling", 0.0)]).z, codes.z, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["latent", "trajectory"])
+def test_interpolation_ends_at_the_reconstructions(model: Model, mode: str) -> None:
+    codes = model.encode(pictures_of(2), **STEPS)
+    way = model.interpolate(codes, 4, mode=mode)
+    ends = model.decode(codes)
+    assert way.shape == (4, 3, 32, 32)
+    assert close(way[[0, -1]], ends)
+    assert (way[1] - way[2]).abs().max() > 1e-3
+
+
+def test_interpolation_of_a_picture_with_itself_stays(model: Model) -> None:
+    codes = model.encode(pictures_of(1), **STEPS)
+    assert codes.x_T is not None
+    twice = replace(codes, z=codes.z.repeat(2, 1), x_T=codes.x_T.repeat(2, 1, 1, 1))
+    way = model.interpolate(twice, 3)
+    assert close(way, way[:1].expand_as(way))
+
+
+def test_codes_remember_how_to_be_decoded(model: Model) -> None:
+    codes = model.encode(pictures_of(1), inference_steps=7, spacing="uniform")
+    assert torch.equal(
+        model.decode(codes), model.decode(codes, inference_steps=7, spacing="uniform")
+    )
+    assert not torch.equal(model.decode(codes), model.decode(codes, inference_steps=3))
+
+
+def test_codes_of_another_model_are_refused(model: Model) -> None:
+    codes = model.encode(pictures_of(1), **STEPS)
+    model.digest = "b" * 64
+    with pytest.raises(InputError, match="another model"):
+        model.decode(replace(codes, digest="a" * 64))
+    with pytest.raises(InputError, match="dimensions"):
+        tiny_model(z_dim=9).decode(codes)
+
+
+def test_z_alone_needs_random_noise(model: Model) -> None:
+    codes = model.encode(pictures_of(1), noise=False)
+    assert codes.x_T is None
+    with pytest.raises(InputError, match="random noise"):
+        model.decode(codes)
+
+
+def test_parts_that_a_model_lacks_are_named(model: Model) -> None:
+    plain = Model(model.config, model.dpm)
+    assert plain.encoder_network is None and plain.gradient_estimator is None
+    with pytest.raises(ModelError, match="encoder"):
+        plain.encode(pictures_of(1))
+    with pytest.raises(ModelError, match="gradient estimator"):
+        plain.predict(pictures_of(1), torch.tensor([1]), torch.randn(1, 6))
+    pictures, z = plain.sample(1, unconditional=True, **STEPS)
+    assert pictures.shape == (1, 3, 32, 32) and z is None
+
+
+def test_pictures_come_as_tensors_pillow_or_paths(model: Model, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    image = picture(size=(32, 32))
+    path = tmp_path / "one.png"
+    image.save(path)
+    assert torch.equal(model.pictures(image), model.pictures([str(path)]))
+    assert torch.equal(model.pictures(path), model.pictures([image]))
+    with pytest.raises(InputError, match="don't fit"):
+        model.pictures(torch.zeros(1, 3, 16, 16))
+
+
+def test_wrong_options_are_named(model: Model) -> None:
+    with pytest.raises(UsageError, match="unknown sampling options: steps"):
+        model.encode(pictures_of(1), steps=3)
+    with pytest.raises(UsageError, match="ddim, ddpm"):
+        model.encode(pictures_of(1), solver="euler")
+    with pytest.raises(UsageError, match="logsnr"):
+        model.encode(pictures_of(1), spacing="square")
+    with pytest.raises(UsageError, match="inference steps"):
+        model.encode(pictures_of(1), inference_steps=0)
+
+
+def test_learned_variance_is_left_aside() -> None:
+    """With learn_sigma eps is the first half of the output."""
+    model = tiny_model(learn_sigma=True)
+    eps, gradient = model.predict(pictures_of(1), torch.tensor([10]), torch.randn(1, 6))
+    assert eps.shape == (1, 3, 32, 32) and gradient is not None and gradient.shape == eps.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_agrees_with_cpu(model: Model) -> None:
+    x = pictures_of(2)
+    on_cpu = model.encode(x, **STEPS)
+    on_gpu = tiny_model().to("cuda").encode(x, **STEPS)
+    assert torch.allclose(on_cpu.z, on_gpu.z, atol=1e-3)
