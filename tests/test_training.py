@@ -1,0 +1,255 @@
+"""Training: what is a function of (seed, step, shard), what stays frozen, and what resumes exactly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import picture, tiny_model
+from safetensors.torch import load_file
+
+from pdae_cli.checkpoints import read_model
+from pdae_cli.engine import Model
+from pdae_cli.errors import UsageError
+from pdae_cli.noise import generator
+from pdae_cli.training.autoencoder import AutoencoderLoss, autoencoder_stage, gap_closed
+from pdae_cli.training.data import Pictures, open_pictures, order, split
+from pdae_cli.training.dpm import DPMLoss, dpm_stage
+from pdae_cli.training.latent import latent_stage
+from pdae_cli.training.loop import Run, TrainOptions, draw_batch
+from pdae_cli.training.state import EMA
+
+OPTIONS = TrainOptions(
+    images=48, batch_size=8, accumulate=1, lr=1e-3, warmup=2, grad_clip=1.0, ema_images=1000,
+    precision="no", channels_last=False, compile=False, flip=True, seed=5, log_every=1,
+    save_every=100,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pictures, Pictures]:
+    folder = tmp_path_factory.mktemp("faces")
+    for number in range(24):
+        picture(number, (32, 32)).save(folder / f"{number}.png")
+    pictures = open_pictures(folder, 32)
+    return pictures.subset(pictures.names[:16]), pictures.subset(pictures.names[16:])
+
+
+def quiet(record: dict[str, object]) -> None:
+    pass
+
+
+def stage_of(kind: str, model: Model, data: tuple[Pictures, Pictures], folder: Path):  # type: ignore[no-untyped-def]
+    if kind == "latent":
+        return latent_stage(model, *data, folder, 16, 3, 0.1, 0, torch.float32)
+    make = dpm_stage if kind == "dpm" else autoencoder_stage
+    return make(model, *data, folder, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["dpm", "autoencoder", "latent"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    kind: str, accumulate: int, data: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    """Stopped after 2 steps and continued = run through: same weights, average and Adam state."""
+    options = replace(OPTIONS, accumulate=accumulate, images=32)
+    states = []
+    for name, stops in (("whole", [32]), ("broken", [16, 32])):
+        folder = tmp_path / name
+        for images in stops:
+            stage = stage_of(kind, tiny_model(dropout=0.2), data, folder)
+            Run(stage, replace(options, images=images), folder).train(quiet)
+        states.append(load_file(folder / "training" / f"{kind}.safetensors"))
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 10
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+def test_an_interrupted_run_keeps_what_it_did(
+    data: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    stage = stage_of("dpm", tiny_model(), data, tmp_path)
+
+    def interrupt(record: dict[str, object]) -> None:
+        if record["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(stage, OPTIONS, tmp_path).train(interrupt)
+    resumed = Run(stage_of("dpm", tiny_model(), data, tmp_path), OPTIONS, tmp_path)
+    assert resumed.step == 3
+
+
+def test_two_micro_batches_are_one_batch_of_the_same_pictures() -> None:
+    """Shards cut the step's pictures up; together they are the step's."""
+    numbers = order(100, 1, 40, 20).tolist()
+    assert numbers == order(100, 1, 40, 10).tolist() + order(100, 1, 50, 10).tolist()
+
+
+def test_an_epoch_sees_every_picture_once() -> None:
+    assert sorted(order(50, 3, 50, 50).tolist()) == list(range(50))
+    assert order(50, 3, 0, 50).tolist() != order(50, 3, 50, 50).tolist()
+    assert order(50, 3, 40, 20).tolist() == order(50, 3, 0, 100).tolist()[40:60]
+
+
+def test_a_batch_is_a_function_of_seed_step_and_shard(data: tuple[Pictures, Pictures]) -> None:
+    def draw(**changes: int) -> torch.Tensor:
+        options = replace(OPTIONS, seed=changes.get("seed", 0))
+        batch = draw_batch(
+            data[0], 1000, options, changes.get("step", 0), changes.get("shard", 0), 2
+        )
+        return batch.eps
+
+    assert torch.equal(draw(), draw())
+    for other in ({"seed": 1}, {"step": 1}, {"shard": 1}):
+        assert not torch.equal(draw(), draw(**other))
+
+
+def test_noise_is_normal_and_timesteps_are_uniform(data: tuple[Pictures, Pictures]) -> None:
+    batches = [draw_batch(data[0], 1000, OPTIONS, step, 0, 1) for step in range(60)]
+    eps = torch.cat([batch.eps for batch in batches])
+    t = torch.cat([batch.t for batch in batches]).double()
+    assert abs(eps.mean()) < 0.01 and abs(eps.std() - 1) < 0.01
+    assert abs(t.mean() - 499.5) < 60 and t.min() < 50 and t.max() > 949
+
+
+@pytest.mark.parametrize("kind", ["dpm", "autoencoder"])
+def test_losses_go_down(kind: str, data: tuple[Pictures, Pictures], tmp_path: Path) -> None:
+    records: list[dict[str, object]] = []
+    stage = stage_of(kind, tiny_model(), data, tmp_path)
+    before = stage.measure()
+    options = replace(OPTIONS, images=320, lr=3e-3)
+    Run(stage, options, tmp_path).train(records.append)
+    after = records[-1]
+    key = "held_out_loss" if kind == "dpm" else "gap_closed"
+    gained = before[key] - float(str(after[key]))
+    assert gained > 0 if kind == "dpm" else gained < 0
+
+
+def test_the_frozen_part_stays_bit_equal(data: tuple[Pictures, Pictures], tmp_path: Path) -> None:
+    """Training the autoencoder changes E_phi and G_psi and nothing of eps_theta."""
+    model = tiny_model(dropout=0.2)
+    before = {name: value.clone() for name, value in model.dpm.state_dict().items()}
+    Run(stage_of("autoencoder", model, data, tmp_path), OPTIONS, tmp_path).train(quiet)
+    written = read_model(tmp_path, "written")
+    for name, value in written.dpm.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    fresh = tiny_model(dropout=0.2)
+    for part in ("gradient_estimator", "encoder_network"):
+        pairs = zip(
+            vars(written)[part].parameters(), vars(fresh)[part].parameters(), strict=True
+        )
+        assert any(not torch.equal(a, b) for a, b in pairs), part
+
+
+def test_the_frozen_part_has_no_dropout(model: Model) -> None:
+    assert model.gradient_estimator is not None and model.encoder_network is not None
+    loss = AutoencoderLoss(
+        model.dpm, model.gradient_estimator, model.encoder_network, model.schedule
+    )
+    loss.train()
+    assert not any(part.training for part in loss.dpm.modules())
+    assert loss.gradient.training and loss.encoder.training
+
+
+def test_objective_is_the_papers(model: Model) -> None:
+    """E lambda |eps - eps_theta + (sqrt(alpha) sqrt(1 - alpha_bar)/beta) Sigma G|^2 (eq. 10)."""
+    assert model.gradient_estimator is not None and model.encoder_network is not None
+    s = model.schedule
+    loss = AutoencoderLoss(model.dpm, model.gradient_estimator, model.encoder_network, s).eval()
+    x_0, eps = torch.randn(2, 3, 3, 32, 32).unbind(0)
+    t = torch.tensor([1, 300, 999])
+    with torch.no_grad():
+        ours = loss(x_0, t, eps).item()
+        terms = []
+        for row, step in enumerate(t.tolist()):
+            alpha_bar, beta = s.alpha_bar[step].item(), s.beta[step].item()
+            sigma = beta * (1 - s.alpha_bar[step - 1].item()) / (1 - alpha_bar)
+            x_t = alpha_bar**0.5 * x_0[row] + (1 - alpha_bar) ** 0.5 * eps[row]
+            eps_theta, g = model.predict(x_t[None], t[row, None], model.encoder(x_0[row, None]))
+            assert g is not None
+            factor = (1 - beta) ** 0.5 * (1 - alpha_bar) ** 0.5 / beta * sigma
+            snr = alpha_bar / (1 - alpha_bar)
+            residual = eps[row] - eps_theta[0] + factor * g[0]
+            terms.append(snr**0.1 / (1 + snr) * residual.square().mean().item())
+    assert ours == pytest.approx(sum(terms) / 3, rel=1e-4)
+
+
+def test_dpm_objective_is_the_mean_squared_error(model: Model) -> None:
+    loss = DPMLoss(model.dpm, model.schedule, 3)
+    x_0, eps, t = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.tensor([5, 800])
+    predicted, _ = model.predict(model.schedule.add_noise(x_0, t, eps), t, None)
+    assert loss(x_0, t, eps).item() == pytest.approx((eps - predicted).square().mean().item())
+
+
+def test_gap_closed_is_one_minus_the_ratio_of_gaps(
+    model: Model, data: tuple[Pictures, Pictures]
+) -> None:
+    """Against the posterior means themselves, at one t: 1 - |mu~ - mu - Sigma G|^2/|mu~ - mu|^2."""
+    s = model.schedule
+    x_0, eps = torch.randn(2, 4, 3, 32, 32, generator=generator(1)).unbind(0)
+    t, z = torch.full((4,), 400), torch.randn(4, 6)
+    plain, shifted = model.gap_residuals(x_0, t, eps, z)
+    x_t = s.add_noise(x_0, t, eps)
+    eps_theta, gradient = model.predict(x_t, t, z)
+    assert gradient is not None
+    true, mean = s.posterior_mean(x_0, x_t, t), s.model_mean(x_t, t, eps_theta)
+    gap = (true - mean).square().sum((1, 2, 3))
+    closed = true - mean - s.posterior_variance[400].item() * gradient
+    ratio = closed.square().sum((1, 2, 3)) / gap
+    assert torch.allclose(shifted / plain, ratio, rtol=1e-2)
+    assert set(gap_closed(model, data[1])) == {"gap_closed", "gap_closed_shuffled"}
+
+
+def test_average_has_the_stated_half_life() -> None:
+    """After `halflife` pictures, half of the average is what it was."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    ema = EMA({"p": parameter}, halflife=100)
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    for _ in range(10):
+        ema.update(images_seen=10**9, batch_size=10)
+    assert ema.shadow["p"].item() == pytest.approx(0.5, abs=1e-6)
+    with ema.applied():
+        assert parameter.item() == pytest.approx(0.5, abs=1e-6)
+    assert parameter.item() == 1.0
+
+
+def test_other_options_dont_continue_a_run(
+    data: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    Run(stage_of("dpm", tiny_model(), data, tmp_path), OPTIONS, tmp_path).train(quiet)
+    changed = replace(OPTIONS, lr=1e-4)
+    with pytest.raises(UsageError, match=r"lr 0.001 → 0.0001"):
+        Run(stage_of("dpm", tiny_model(), data, tmp_path), changed, tmp_path)
+
+
+def test_the_log_is_json_lines_without_repeats(
+    data: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    for images in (16, 32):
+        stage = stage_of("dpm", tiny_model(), data, tmp_path)
+        Run(stage, replace(OPTIONS, images=images), tmp_path).train(quiet)
+    lines = (tmp_path / "training" / "dpm.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)]
+    assert steps == [1, 2, 3, 4]
+    assert any("held_out_loss" in line for line in lines)
+
+
+def test_bf16_and_channels_last_train(data: tuple[Pictures, Pictures], tmp_path: Path) -> None:
+    """Low precision changes the numbers, not the course."""
+    records: list[dict[str, object]] = []
+    options = replace(OPTIONS, images=16, channels_last=True)
+    Run(stage_of("dpm", tiny_model(), data, tmp_path), options, tmp_path).train(records.append)
+    assert all(torch.isfinite(torch.tensor(float(str(r["loss"])))) for r in records if "loss" in r)
+
+
+def test_split_follows_names_not_order(data: tuple[Pictures, Pictures], tmp_path: Path) -> None:
+    for number in range(200):
+        picture(0, (4, 4)).save(tmp_path / f"{number}.png")
+    train, held_out = split(open_pictures(tmp_path, 4), None)
+    assert len(train) + len(held_out) == 200 and 0 < len(held_out) < 20
+    assert not set(train.names) & set(held_out.names)
