@@ -27,6 +27,7 @@ class Codes:
     z: Tensor  # (N, D) float32
     x_T: Tensor | None = None  # (N, C, H, W) float32; None when only z was encoded
     sources: tuple[str, ...] = ()  # a name for each row
+    digests: tuple[str, ...] = ()  # SHA-256 of each row's 8-bit picture: names its random numbers
     model: str = ""  # name of the model
     digest: str = ""  # SHA-256 of its weights
     sampling: dict[str, Any] = field(default_factory=dict)  # solver settings of the encoding
@@ -36,7 +37,13 @@ class Codes:
 
     def __getitem__(self, rows: slice) -> Codes:
         x_T = None if self.x_T is None else self.x_T[rows]
-        return replace(self, z=self.z[rows], x_T=x_T, sources=self.sources[rows])
+        return replace(
+            self,
+            z=self.z[rows],
+            x_T=x_T,
+            sources=self.sources[rows],
+            digests=self.digests[rows],
+        )
 
 
 def stack(codes: list[Codes]) -> Codes:
@@ -49,6 +56,7 @@ def stack(codes: list[Codes]) -> Codes:
         z=torch.cat([one.z for one in codes]),
         x_T=torch.cat(noise) if noise else None,
         sources=tuple(source for one in codes for source in one.sources),
+        digests=tuple(digest for one in codes for digest in one.digests),
     )
 
 
@@ -63,6 +71,7 @@ def to_bytes(codes: Codes) -> bytes:
         "digest": codes.digest,
         "sampling": codes.sampling,
         "sources": list(codes.sources),
+        "digests": list(codes.digests),
     }
     return save(tensors, metadata={"pdae": json.dumps(facts, sort_keys=True)})
 
@@ -104,13 +113,13 @@ def _facts(data: bytes) -> dict[str, Any]:
 def _checked(facts: dict[str, Any], rows: int, name: str) -> dict[str, Any]:
     if facts.get("format") != FORMAT:
         raise InputError(f"{name}: format {facts.get('format')!r}, this version reads {FORMAT}")
-    sources = facts.get("sources", [])
-    sampling = facts.get("sampling", {})
-    if not isinstance(sources, list) or not isinstance(sampling, dict):
+    sampling, lists = facts.get("sampling"), [facts.get("sources"), facts.get("digests")]
+    whole = all(isinstance(one, list) and len(one) == rows for one in lists)
+    if not whole or not isinstance(sampling, dict):
         raise InputError(f"{name}: its metadata is damaged; encode again")
-    names = tuple(map(str, sources)) if len(sources) == rows else tuple(map(str, range(rows)))
     return {
-        "sources": names,
+        "sources": tuple(map(str, facts["sources"])),
+        "digests": tuple(map(str, facts["digests"])),
         "model": str(facts.get("model", "")),
         "digest": str(facts.get("digest", "")),
         "sampling": sampling,

@@ -34,6 +34,7 @@ class Normalisation:
 class ModelConfig:
     schedule: ScheduleConfig
     unet: UNetConfig
+    prediction: str = "eps"  # what the networks' outputs mean: see heads.PREDICTIONS
     encoder: EncoderConfig | None = None  # None: a diffusion model without PDAE's parts
     normalisation: Normalisation | None = None
     training: tuple[dict[str, Any], ...] = ()  # one summary a stage, in order

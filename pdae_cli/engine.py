@@ -23,7 +23,8 @@ from .attributes import Attributes
 from .codes import Codes
 from .config import ModelConfig
 from .errors import InputError, ModelError, OutOfMemory, UsageError
-from .images import open_picture, prepare, to_float
+from .heads import Heads
+from .images import digest, open_picture, prepare, to_float, to_pixels
 from .networks.encoder import Encoder
 from .networks.gradient import GradientEstimator
 from .networks.latent import LatentDPM
@@ -93,6 +94,7 @@ class Model:
         self.schedule = Schedule(**asdict(self.config.schedule))
         for network in self.networks():
             network.requires_grad_(False).eval()
+        self.heads = Heads(self.dpm, self.gradient_estimator, self.schedule, self.config.prediction)
 
     def networks(self) -> list[nn.Module]:
         """The networks that this model has."""
@@ -108,6 +110,7 @@ class Model:
             self.device = PartialState().device if device == "auto" else torch.device(device)
             for network in self.networks():
                 network.to(self.device)
+            self.heads.schedule = self.schedule.to(self.device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"device {device!r} can't be used: {reason}; try cpu") from error
@@ -124,13 +127,18 @@ class Model:
         x_t: (N, C, H, W) float32; t: (N,) integers in 0 … T-1; z: (N, D), or None for eps alone.
         Returns eps and the gradient, both like x_t; the gradient is None without z.
         """
+        eps, gradients = self._predict(x_t, t, [] if z is None else [z])
+        return eps, gradients[0] if gradients else None
+
+    def _predict(self, x_t: Tensor, t: Tensor, zs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """eps, and a gradient for each z."""
+        if zs:
+            self._needs(self.gradient_estimator, "a gradient estimator")
         with self._computing():
-            features, time = self.dpm.features(x_t.to(self.device), t.to(self.device))
-            eps = self.dpm.output(features, time)[:, : x_t.shape[1]].float()
-            if z is None:
-                return eps, None
-            gradient = self._needs(self.gradient_estimator, "a gradient estimator")
-            return eps, gradient(features, time, z.to(self.device)).float()
+            eps, gradients = self.heads(
+                x_t.to(self.device), t.to(self.device), *(z.to(self.device) for z in zs)
+            )
+            return eps, gradients
 
     def encoder(self, x_0: Tensor) -> Tensor:
         """z = E_phi(x_0): (N, C, H, W) float32 in [-1, 1] → (N, D) float32."""
@@ -213,6 +221,7 @@ class Model:
             z=torch.cat([z for z, _ in parts]),
             x_T=torch.cat([x_T for _, x_T in parts if x_T is not None]) if noise else None,
             sources=tuple(str(row) for row in range(len(x_0))),
+            digests=tuple(digest(pixels) for pixels in to_pixels(x_0)),
             model=self.name,
             digest=self.digest,
             sampling=asdict(sampling),
@@ -230,14 +239,14 @@ class Model:
         """Codes back to pictures (N, C, H, W), with the settings they were encoded with.
 
         With `random_noise` x_T ~ N(0, I) takes the place of the codes' own. `generators`: one a
-        picture, for random x_T and ancestral noise (default: seeded by the row's number).
+        picture, for random x_T and ancestral noise (default: seed 0 and the picture's digest).
         Raises InputError for codes of another model or without x_T.
         """
         self.check(codes)
         if sampling is None:
             sampling = Sampling().changed(codes.sampling)
         sampling = sampling.changed(changes)
-        generators = generators or [generator(0, row) for row in range(len(codes))]
+        generators = generators or [generator(0, name) for name in codes.digests]
         if codes.x_T is None and not random_noise:
             raise InputError("these codes hold z alone; decode them with random noise")
         x_T = self.noise(generators) if random_noise or codes.x_T is None else codes.x_T
@@ -340,7 +349,8 @@ class Model:
         share = torch.tensor(shares, dtype=torch.float32)[:, None]
         if mode == "latent":
             z = codes.z[:1] * (1 - share) + codes.z[1:] * share
-            middle = replace(codes, z=z, x_T=x_T, sources=tuple(map(str, range(count))))
+            names = tuple(str(number) for number in range(count))
+            middle = replace(codes, z=z, x_T=x_T, sources=names, digests=names)
             return self.decode(middle, sampling)
         ends = codes.z.to(self.device)
         shares_4d = share[:, :, None, None].to(self.device)
@@ -357,16 +367,12 @@ class Model:
 
         def predict(x: Tensor, t: int) -> Tensor:
             timesteps = torch.full((len(x),), t, device=x.device)
-            if not sampling.guides(t):
-                return self.predict(x, timesteps, None)[0]
-            estimator = self._needs(self.gradient_estimator, "a gradient estimator")
-            with self._computing():
-                features, time = self.dpm.features(x, timesteps)
-                eps = self.dpm.output(features, time)[:, : x.shape[1]].float()
-                first, second = (
-                    estimator(features, time, z.expand(len(x), -1)).float() for z in ends
-                )
-            return self._shifted(eps, first * (1 - share) + second * share, t, sampling)
+            zs = [z.expand(len(x), -1) for z in ends] if sampling.guides(t) else []
+            eps, gradients = self._predict(x, timesteps, zs)
+            if not gradients:
+                return eps
+            between = gradients[0] * (1 - share) + gradients[1] * share
+            return self._shifted(eps, between, t, sampling)
 
         return predict
 

@@ -5,6 +5,7 @@ Tensors are float32 in [-1, 1] or uint8, (C, H, W); C = 1 or 3.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import warnings
@@ -34,7 +35,8 @@ def open_picture(source: Path | BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of oddities in files that still decode
-            image = Image.open(source, formats=FORMATS)
+            data = io.BytesIO(source.read_bytes()) if isinstance(source, Path) else source
+            image = Image.open(data, formats=FORMATS)
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise InputError(
@@ -99,7 +101,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         target = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
-    except ImageCms.PyCMSError:
+    except (ImageCms.PyCMSError, OSError):
         return image  # a broken profile is no profile
 
 
@@ -111,6 +113,11 @@ def to_float(pixels: Tensor) -> Tensor:
 def to_pixels(x: Tensor) -> Tensor:
     """float [-1, 1] → uint8 0 … 255, rounded, on the CPU."""
     return (x.detach().float().cpu() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def digest(pixels: Tensor) -> str:
+    """SHA-256 of an 8-bit picture (C, H, W): the same pixels, the same digest, whatever the file."""
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
 def to_image(pixels: Tensor) -> Image.Image:

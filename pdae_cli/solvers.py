@@ -74,8 +74,8 @@ def ddim_inverse(predict: Predict, x: Tensor, grid: Sequence[Node], iterations: 
 
     A decode step there → here evaluates eps^ at its noisier end, which is what is looked for: a
     fixed point x = step(here, eps^(x, there)), begun with the eps^ of the step before and iterated
-    `iterations` times; with none it is the explicit inversion. NFE: iterations * (len(grid) - 1) + 1,
-    or len(grid) - 1 for the explicit one.
+    `iterations` times; with none it is the explicit inversion. With n = len(grid) - 1 steps the
+    NFE are iterations * n + 1, or n for the explicit one.
     """
     if iterations == 0:
         return ddim(predict, x, grid)

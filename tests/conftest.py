@@ -46,7 +46,7 @@ def randomise(module: torch.nn.Module, scale: float = 0.1) -> None:
             parameter.add_(scale * torch.randn_like(parameter))
 
 
-def tiny_model(seed: int = 0, z_dim: int = 6, **changes: object) -> Model:
+def tiny_model(seed: int = 0, z_dim: int = 6, prediction: str = "eps", **changes: object) -> Model:
     """A whole model with random weights: codes, attributes and latent DPM."""
     torch.manual_seed(seed)
     cfg = unet_config(**changes)
@@ -60,7 +60,7 @@ def tiny_model(seed: int = 0, z_dim: int = 6, **changes: object) -> Model:
         ["Smiling", "Blond_Hair", "5_o_Clock_Shadow"], torch.randn(3, z_dim), torch.randn(3)
     )
     return Model(
-        ModelConfig(ScheduleConfig(), cfg, encoder, statistics),
+        ModelConfig(ScheduleConfig(), cfg, prediction, encoder, statistics),
         *parts,
         attributes=attributes,
         latent_dpm=latent,

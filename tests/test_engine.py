@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import picture, tiny_model
 
+from pdae_cli.codes import stack
 from pdae_cli.engine import Model
 from pdae_cli.errors import InputError, ModelError, UsageError
 from pdae_cli.noise import generator
@@ -21,8 +22,8 @@ def pictures_of(n: int) -> torch.Tensor:
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
-    """Equal to a share of the largest value. Decoding scales x_T by 1/sqrt(alpha_bar_T) = 158, which
-    a trained eps_theta takes back and a random one doesn't: 1e-5 there is 1e-7 before."""
+    """Equal to a share of the largest value. Decoding scales x_T by 1/sqrt(alpha_bar_T) = 158; a
+    trained eps_theta takes that back and a random one doesn't: 1e-5 there is 1e-7 before."""
     return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1))
 
 
@@ -34,6 +35,26 @@ def test_predict_gives_both_heads(model: Model) -> None:
         assert torch.equal(eps, model.dpm(x, t))
     alone, nothing = model.predict(x, t, None)
     assert torch.equal(alone, eps) and nothing is None
+
+
+def test_v_prediction_is_eps_by_another_name() -> None:
+    """eps = sqrt(alpha_bar) F + sqrt(1 - alpha_bar) x_t, for a network that outputs F; then
+    F = v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0."""
+    model = tiny_model(prediction="v")
+    x_0, eps, t = pictures_of(2), torch.randn(2, 3, 32, 32), torch.tensor([20, 980])
+    x_t = model.schedule.add_noise(x_0, t, eps)
+    predicted, gradient = model.predict(x_t, t, torch.zeros(2, 6))
+    assert gradient is not None and model.gradient_estimator is not None
+    alpha_bar = model.schedule.alpha_bar[t].float()[:, None, None, None]
+    with torch.no_grad():
+        features, time = model.dpm.features(x_t, t)
+        output = model.dpm.output(features, time)
+        shift = model.gradient_estimator(features, time, torch.zeros(2, 6))
+    assert torch.allclose(predicted, alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * x_t)
+    assert torch.allclose(gradient, alpha_bar.sqrt() * shift)
+    v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+    perfect = alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x_t
+    assert torch.allclose(perfect, eps, atol=1e-5)
 
 
 def test_guidance_moves_eps_against_the_gradient(model: Model) -> None:
@@ -94,7 +115,6 @@ def test_samples_depend_on_their_number_alone(model: Model) -> None:
 
 def test_samples_are_guided_for_the_first_70_percent(model: Model) -> None:
     """Whether or not G_psi is there below t = 300 makes no difference to samples."""
-    _, z = model.sample(1, **STEPS)
     calls: list[tuple[int, bool]] = []
     predict = model.predict
 
@@ -152,8 +172,7 @@ def test_interpolation_ends_at_the_reconstructions(model: Model, mode: str) -> N
 
 def test_interpolation_of_a_picture_with_itself_stays(model: Model) -> None:
     codes = model.encode(pictures_of(1), **STEPS)
-    assert codes.x_T is not None
-    twice = replace(codes, z=codes.z.repeat(2, 1), x_T=codes.x_T.repeat(2, 1, 1, 1))
+    twice = stack([codes, codes])
     way = model.interpolate(twice, 3)
     assert close(way, way[:1].expand_as(way))
 

@@ -43,7 +43,7 @@ def test_predict_x_0_inverts_add_noise(schedule: Schedule) -> None:
 
 @schedules
 def test_posterior_is_bayes_rule(schedule: Schedule) -> None:
-    """q(x_{t-1} | x_t, x_0) is the product of the Gaussians q(x_t | x_{t-1}) and q(x_{t-1} | x_0)."""
+    """q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) q(x_{t-1} | x_0)."""
     t = torch.arange(1, schedule.timesteps)
     beta, alpha, before = (
         table[t] for table in (schedule.beta, schedule.alpha, schedule.alpha_bar_prev)

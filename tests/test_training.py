@@ -1,4 +1,4 @@
-"""Training: what is a function of (seed, step, shard), what stays frozen, and what resumes exactly."""
+"""Training: what is a function of (seed, step, shard), what stays frozen, what resumes exactly."""
 
 from __future__ import annotations
 
@@ -139,27 +139,24 @@ def test_the_frozen_part_stays_bit_equal(data: tuple[Pictures, Pictures], tmp_pa
         assert torch.equal(value, before[name]), name
     fresh = tiny_model(dropout=0.2)
     for part in ("gradient_estimator", "encoder_network"):
-        pairs = zip(
-            vars(written)[part].parameters(), vars(fresh)[part].parameters(), strict=True
-        )
+        pairs = zip(vars(written)[part].parameters(), vars(fresh)[part].parameters(), strict=True)
         assert any(not torch.equal(a, b) for a, b in pairs), part
 
 
 def test_the_frozen_part_has_no_dropout(model: Model) -> None:
-    assert model.gradient_estimator is not None and model.encoder_network is not None
-    loss = AutoencoderLoss(
-        model.dpm, model.gradient_estimator, model.encoder_network, model.schedule
-    )
+    assert model.encoder_network is not None
+    loss = AutoencoderLoss(model.heads, model.encoder_network, model.schedule)
     loss.train()
-    assert not any(part.training for part in loss.dpm.modules())
-    assert loss.gradient.training and loss.encoder.training
+    assert not any(part.training for part in loss.heads.dpm.modules())
+    assert loss.heads.gradient is not None
+    assert loss.heads.gradient.training and loss.encoder.training
 
 
 def test_objective_is_the_papers(model: Model) -> None:
     """E lambda |eps - eps_theta + (sqrt(alpha) sqrt(1 - alpha_bar)/beta) Sigma G|^2 (eq. 10)."""
-    assert model.gradient_estimator is not None and model.encoder_network is not None
+    assert model.encoder_network is not None
     s = model.schedule
-    loss = AutoencoderLoss(model.dpm, model.gradient_estimator, model.encoder_network, s).eval()
+    loss = AutoencoderLoss(model.heads, model.encoder_network, s).eval()
     x_0, eps = torch.randn(2, 3, 3, 32, 32).unbind(0)
     t = torch.tensor([1, 300, 999])
     with torch.no_grad():
@@ -179,10 +176,22 @@ def test_objective_is_the_papers(model: Model) -> None:
 
 
 def test_dpm_objective_is_the_mean_squared_error(model: Model) -> None:
-    loss = DPMLoss(model.dpm, model.schedule, 3)
+    loss = DPMLoss(model.heads, model.schedule)
     x_0, eps, t = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.tensor([5, 800])
     predicted, _ = model.predict(model.schedule.add_noise(x_0, t, eps), t, None)
     assert loss(x_0, t, eps).item() == pytest.approx((eps - predicted).square().mean().item())
+
+
+def test_v_objective_is_the_same_over_alpha_bar(model: Model) -> None:
+    model = tiny_model(prediction="v")
+    loss = DPMLoss(model.heads, model.schedule)
+    x_0, eps, t = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.tensor([5, 800])
+    x_t = model.schedule.add_noise(x_0, t, eps)
+    alpha_bar = model.schedule.alpha_bar[t].float()[:, None, None, None]
+    v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+    with torch.no_grad():
+        expected = (v - model.dpm(x_t, t)).square().mean().item()
+    assert loss(x_0, t, eps).item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_gap_closed_is_one_minus_the_ratio_of_gaps(
@@ -218,9 +227,7 @@ def test_average_has_the_stated_half_life() -> None:
     assert parameter.item() == 1.0
 
 
-def test_other_options_dont_continue_a_run(
-    data: tuple[Pictures, Pictures], tmp_path: Path
-) -> None:
+def test_other_options_dont_continue_a_run(data: tuple[Pictures, Pictures], tmp_path: Path) -> None:
     Run(stage_of("dpm", tiny_model(), data, tmp_path), OPTIONS, tmp_path).train(quiet)
     changed = replace(OPTIONS, lr=1e-4)
     with pytest.raises(UsageError, match=r"lr 0.001 → 0.0001"):

@@ -82,8 +82,9 @@ def guarded(path: Path, read: Callable[[], T]) -> T:
         return read()
     except FileNotFoundError as error:
         raise ModelError(f"the model is incomplete: {path} is missing") from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} can't be read: {error}") from error
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path} can't be read: {reason}") from error
 
 
 def fill(build: Callable[[], nn.Module], path: Path) -> Any:

@@ -61,7 +61,10 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; every expected failure is one line on stderr and an exit code."""
+    """Run the command line; every expected failure is one line on stderr and an exit code.
+
+    Typer itself ends usage errors with 2 and interruptions with 130.
+    """
     signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so; training saves first
     try:
         app()
@@ -69,9 +72,6 @@ def main() -> None:
         if os.environ.get("PDAE_DEBUG"):
             raise
         sys.exit(_explained(error))
-    except KeyboardInterrupt:
-        Output().error("interrupted; what was finished is kept")
-        sys.exit(130)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -39,7 +39,7 @@ class Loaded:
 
     label: str
     place: Path
-    digest: str  # of the content: names the picture's own random numbers
+    digest: str  # of the 8-bit picture: names its own random numbers
     picture: Tensor | None = None
     codes: Codes | None = None
 
@@ -100,10 +100,8 @@ def load_item(item: Item, model: Model, fit: str) -> Iterator[Loaded]:
 
     Raises InputError.
     """
-    import hashlib
-
     from ..codes import read_codes
-    from ..images import open_picture, prepare, to_float
+    from ..images import digest, open_picture, prepare, to_float
 
     data = _bytes(item)
     if data[8:9] == b"{" or (item.path and item.path.suffix.lower() == CODES):
@@ -116,15 +114,13 @@ def load_item(item: Item, model: Model, fit: str) -> Iterator[Loaded]:
             one = codes[row : row + 1]
             suffix = f"-{row:04d}" if len(codes) > 1 else ""
             place = item.place.with_name(item.place.name + suffix)
-            digest = hashlib.sha256(one.z.numpy().tobytes()).hexdigest()
-            yield Loaded(item.label + suffix, place, digest, codes=one)
+            yield Loaded(item.label + suffix, place, one.digests[0], codes=one)
         return
     unet = model.config.unet
     pixels = prepare(
         open_picture(io.BytesIO(data), item.label), unet.image_size, unet.channels, fit
     )
-    digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-    yield Loaded(item.label, item.place, digest, picture=to_float(pixels)[None])
+    yield Loaded(item.label, item.place, digest(pixels), picture=to_float(pixels)[None])
 
 
 def _bytes(item: Item) -> bytes:

@@ -147,6 +147,9 @@ def dpm(
     head_channels: Annotated[int, typer.Option(help="Channels an attention head.")] = 64,
     dropout: Annotated[float, typer.Option(help="In every residual block.")] = 0.1,
     betas: Annotated[str, typer.Option(help="Noise schedule: linear or cosine.")] = "linear",
+    prediction: Annotated[
+        str, typer.Option(help="What the network outputs: v, or eps as in DDPM.")
+    ] = "v",
 ) -> None:
     """Train eps_theta, a diffusion model of the pictures.
 
@@ -158,6 +161,7 @@ def dpm(
         model = new_dpm(
             options.seed,
             betas,
+            prediction,
             image_size=image_size,
             channels=channels,
             patch=patch,

@@ -161,6 +161,10 @@ class Attention(nn.Module):
 
 
 def attention_block(cfg: UNetConfig, channels: int) -> Attention:
+    if cfg.head_channels and channels % cfg.head_channels:
+        raise ValueError(
+            f"{channels} channels don't divide into attention heads of {cfg.head_channels}"
+        )
     heads = channels // cfg.head_channels if cfg.head_channels else cfg.heads
     return Attention(channels, heads, Norm(cfg, channels))
 

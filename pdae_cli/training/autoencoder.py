@@ -13,10 +13,10 @@ from ..checkpoints import write_model
 from ..config import Normalisation
 from ..engine import Model
 from ..errors import UsageError
+from ..heads import Heads
 from ..images import to_float, write_sheet
 from ..networks.encoder import Encoder, EncoderConfig
 from ..networks.gradient import GradientEstimator
-from ..networks.unet import UNet
 from ..schedule import Schedule, gather
 from .data import Pictures
 from .dpm import held_out_noise
@@ -29,28 +29,23 @@ PREVIEWED = 8
 class AutoencoderLoss(nn.Module):
     """E lambda_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10)."""
 
-    def __init__(
-        self, dpm: UNet, gradient: GradientEstimator, encoder: Encoder, schedule: Schedule
-    ) -> None:
+    def __init__(self, heads: Heads, encoder: Encoder, schedule: Schedule) -> None:
         super().__init__()
-        self.dpm = dpm.requires_grad_(False).eval()
-        self.gradient = gradient.requires_grad_(True).train()
-        self.encoder = encoder.requires_grad_(True).train()
-        self.schedule = schedule
+        self.heads, self.encoder, self.schedule = heads, encoder, schedule
+        self.requires_grad_(True)
+        heads.dpm.requires_grad_(False)
         self.weight = schedule.loss_weight()
+        self.train()
 
     def train(self, mode: bool = True) -> AutoencoderLoss:
         """The frozen network never trains, not even its dropout."""
         super().train(mode)
-        self.dpm.eval()
+        self.heads.dpm.eval()
         return self
 
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         x_t = self.schedule.add_noise(x_0, t, eps)
-        with torch.no_grad():
-            features, time = self.dpm.features(x_t, t)
-            eps_theta = self.dpm.output(features, time)[:, : x_0.shape[1]].float()
-        gradient = self.gradient(features, time, self.encoder(x_0)).float()
+        eps_theta, (gradient,) = self.heads(x_t, t, self.encoder(x_0))
         residual = eps - eps_theta + gather(self.schedule.shift, t, eps) * gradient
         return (gather(self.weight, t, eps) * residual.square()).mean()
 
@@ -91,9 +86,7 @@ def autoencoder_stage(
     if model.gradient_estimator is None or model.encoder_network is None:
         raise ValueError("the model has no gradient estimator and encoder to train")
     schedule = model.schedule.to(model.device)
-    objective = AutoencoderLoss(
-        model.dpm, model.gradient_estimator, model.encoder_network, schedule
-    )
+    objective = AutoencoderLoss(model.heads, model.encoder_network, schedule)
     before = model.config.training
 
     def preview(path: Path) -> None:

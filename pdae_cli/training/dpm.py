@@ -14,11 +14,12 @@ from ..checkpoints import write_model
 from ..config import ModelConfig, ScheduleConfig
 from ..engine import Model
 from ..errors import UsageError
+from ..heads import Heads
 from ..images import to_float, write_sheet
 from ..networks.blocks import UNetConfig
 from ..networks.unet import UNet
 from ..noise import generator
-from ..schedule import Schedule
+from ..schedule import Schedule, gather
 from .data import Pictures
 from .loop import Stage
 
@@ -26,15 +27,19 @@ HELD_OUT = 256  # pictures that metrics are computed on
 
 
 class DPMLoss(nn.Module):
-    """E |eps - eps_theta(x_t, t)|^2."""
+    """E |eps - eps_theta(x_t, t)|^2 (DDPM eq. 14); where the network predicts v, E |v - v_theta|^2,
+    the same divided by alpha_bar_t (Salimans & Ho 2022)."""
 
-    def __init__(self, dpm: nn.Module, schedule: Schedule, channels: int) -> None:
+    def __init__(self, heads: Heads, schedule: Schedule) -> None:
         super().__init__()
-        self.dpm, self.schedule, self.channels = dpm, schedule, channels
+        self.heads, self.schedule = heads, schedule
 
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        predicted = self.dpm(self.schedule.add_noise(x_0, t, eps), t)[:, : self.channels]
-        return (eps - predicted.float()).square().mean()
+        predicted, _ = self.heads(self.schedule.add_noise(x_0, t, eps), t)
+        errors = (eps - predicted).square()
+        if self.heads.prediction == "v":
+            errors = errors / gather(self.schedule.alpha_bar, t, eps)
+        return errors.mean()
 
 
 def held_out_noise(pictures: Pictures, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +56,7 @@ def dpm_stage(
     """Train the model's eps_theta."""
     model.dpm.requires_grad_(True).train()
     schedule = model.schedule.to(model.device)
-    objective = DPMLoss(model.dpm, schedule, train.channels)
+    objective = DPMLoss(model.heads, schedule)
     x_0, t, eps = held_out_noise(held_out, 0, schedule.timesteps - 1)
 
     def measure() -> dict[str, float]:
@@ -72,7 +77,7 @@ def dpm_stage(
     return Stage("dpm", objective, train, schedule.timesteps, measure, preview, save)
 
 
-def new_dpm(seed: int, betas: str, **shape: Any) -> Model:
+def new_dpm(seed: int, betas: str, prediction: str, **shape: Any) -> Model:
     """A model with an untrained ADM-style eps_theta; `shape`: fields of UNetConfig.
 
     Raises UsageError for a shape that can't be.
@@ -88,6 +93,6 @@ def new_dpm(seed: int, betas: str, **shape: Any) -> Model:
         groups = math.gcd(32, shape["base_channels"])
         cfg = UNetConfig(**rest, groups=groups, **shape)
         torch.manual_seed(seed)
-        return Model(ModelConfig(ScheduleConfig(betas=betas), cfg), UNet(cfg))
+        return Model(ModelConfig(ScheduleConfig(betas=betas), cfg, prediction), UNet(cfg))
     except ValueError as error:
         raise UsageError(str(error)) from error
