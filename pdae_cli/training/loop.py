@@ -198,7 +198,11 @@ class Run:
                 self.stage.source, self.stage.timesteps, self.options, step, shard, self.shards
             )
 
-        stream = prefetched(make, self.step * accumulate, self.steps * accumulate)
+        first, last = self.step * accumulate, self.steps * accumulate
+        # On a CPU the threads would take turns with the network's own, which costs far more than
+        # the few milliseconds that a batch takes.
+        on_cpu = self.accelerator.device.type == "cpu"
+        stream = (make(n) for n in range(first, last)) if on_cpu else prefetched(make, first, last)
         with contextlib.closing(stream):  # type: ignore[type-var]
             for _ in range(self.step, self.steps):
                 yield [next(stream) for _ in range(accumulate)]

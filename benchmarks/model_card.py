@@ -1,0 +1,253 @@
+"""Measure a model on the validation split of its data: every figure of the model card.
+
+    python benchmarks/model_card.py MODEL DATA --judge runs/judge.safetensors -o figures.json
+
+Prints the figures as Markdown and writes them as JSON. Each section is one small function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from judge import load as load_judge
+from torch import Tensor
+
+import pdae_cli
+from pdae_cli import metrics
+from pdae_cli.engine import Model
+from pdae_cli.images import to_float
+from pdae_cli.noise import generator
+from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
+from pdae_cli.training.latent import encode_all
+
+EDITED = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair")
+TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
+Figures = dict[str, Any]
+
+
+def gap(model: Model, x_0: Tensor) -> Figures:
+    """Posterior mean gap at each t: share that G_psi closes with the right z and with another's."""
+    z = torch.cat([model.encoder(part).cpu() for part in x_0.split(256)])
+    eps = torch.randn(x_0.shape, generator=generator(0, "gap"))
+    rows = []
+    for t in TIMESTEPS:
+        sums = torch.zeros(3, dtype=torch.float64)
+        for part in torch.arange(len(x_0)).split(64):
+            steps = torch.full((len(part),), t)
+            for k, codes in enumerate((z, z.roll(1, 0))):
+                plain, shifted = model.gap_residuals(x_0[part], steps, eps[part], codes[part])
+                sums[1 + k] += shifted.sum()
+            sums[0] += plain.sum()
+        factor = (model.schedule.beta[t] ** 2 / model.schedule.alpha[t]).item()
+        factor /= (1 - model.schedule.alpha_bar[t]).item()
+        right, shuffled = (1 - sums[1:] / sums[0]).tolist()
+        rows.append(
+            {
+                "t": t,
+                "gap": sums[0].item() * factor / x_0.numel(),
+                "closed": right,
+                "closed_shuffled": shuffled,
+            }
+        )
+    middle = [row["closed"] for row in rows if 200 <= row["t"] <= 800]
+    return {"pictures": len(x_0), "by_t": rows, "mean_closed_200_800": sum(middle) / len(middle)}
+
+
+def compared(a: Tensor, b: Tensor) -> Figures:
+    return {
+        "mse": metrics.mse(a, b).mean().item(),
+        "ssim": metrics.ssim(a, b).mean().item(),
+        "equal": metrics.equal_share(a, b).mean().item(),
+    }
+
+
+def reconstruction(model: Model, x_0: Tensor, train: Pictures) -> Figures:
+    """Inferred x_T; z with random x_T; eps_theta with random x_T; the mean training face."""
+    codes = model.encode(x_0)
+    sampling = {"inference_steps": codes.sampling["inference_steps"]}
+    generators = [generator(0, name) for name in codes.digests]
+    plain = model._solve(  # eps_theta alone from the same random x_T
+        lambda x, t: model.predict(x, torch.full((len(x),), t), None)[0],
+        model.noise(generators),
+        pdae_cli.Sampling(**sampling),
+        generators,
+    )
+    mean = to_float(train.stack(range(0, len(train), 10))).mean(0, keepdim=True).expand_as(x_0)
+    evaluations = model.evaluations(pdae_cli.Sampling(**codes.sampling))
+    return {
+        "pictures": len(x_0),
+        "nfe": sum(evaluations),
+        "sampling": codes.sampling,
+        "inferred x_T": compared(model.decode(codes), x_0),
+        "random x_T, from z": compared(model.decode(codes, random_noise=True), x_0),
+        "random x_T, eps_theta alone": compared(plain, x_0),
+        "mean face": compared(mean, x_0),
+    }
+
+
+def probes(model: Model, held_out: Pictures, labels: Labels) -> Figures:
+    """AUROC of the model's attributes on held-out z, in all and for each source."""
+    assert model.attributes is not None
+    z = model.normalise(encode_all(model, held_out))
+    scores, truth = model.attributes.scores(z), labels.matrix(held_out.names)
+    sources = sorted({labels.groups.get(name, "all") for name in held_out.names})
+    groups = {"all": torch.ones(len(z), dtype=torch.bool)} | {
+        source: torch.tensor([labels.groups.get(n) == source for n in held_out.names])
+        for source in sources
+    }
+    table = {}
+    for k, name in enumerate(model.attributes.names):
+        column = truth[:, labels.attributes.index(name)]
+        table[name] = {
+            group: metrics.auroc(scores[member & (column >= 0), k], column[member & (column >= 0)])
+            for group, member in groups.items()
+        }
+    return table
+
+
+def edits(
+    model: Model, held_out: Pictures, labels: Labels, judge_path: Path, count: int, scale: float
+) -> Figures:
+    """Share that the judge calls positive before and after, on faces without the attribute; how
+    much the judge's other opinions and the picture move."""
+    judge, quality = load_judge(judge_path)
+    truth = labels.matrix(held_out.names)
+    fast = {"inference_steps": 20, "iterations": 1}
+    table = {}
+    for name in EDITED:
+        column = labels.attributes.index(name)
+        rows = (truth[:, column] == 0).nonzero()[:count, 0].tolist()
+        codes = model.encode(to_float(held_out.stack(rows)), **fast)
+        before = model.decode(codes)
+        after = model.decode(model.manipulate(codes, [(name, scale)]))
+        with torch.no_grad():
+            chance = [judge(x.clamp(-1, 1)).sigmoid() for x in (before, after)]
+        others = [k for k in range(len(judge.names)) if k != judge.names.index(name)]
+        own = judge.names.index(name)
+        moved = (chance[1] - chance[0])[:, others].abs().mean(0)
+        largest = moved.topk(3)
+        table[name] = {
+            "pictures": len(rows),
+            "scale": scale,
+            "judge_auroc": quality[name],
+            "positive_before": (chance[0][:, own] > 0.5).float().mean().item(),
+            "positive_after": (chance[1][:, own] > 0.5).float().mean().item(),
+            "others_moved": moved.mean().item(),
+            "most_moved": {
+                judge.names[others[int(k)]]: moved[int(k)].item() for k in largest.indices
+            },
+            "picture": compared(after, before),
+        }
+    return table
+
+
+def memorised(model: Model, train: Pictures, held_out: Pictures, count: int) -> Figures:
+    """Distance (MSE) of each sample to its nearest training picture, beside that of real held-out
+    pictures: samples that are much nearer than those would be copies."""
+    samples, _ = model.sample(count, inference_steps=20)
+    real = to_float(held_out.stack(range(count)))
+    stack = to_float(train.stack(range(len(train)))).flatten(1)
+    stack = torch.cat([stack, to_float(train.stack(range(len(train))).flip(3)).flatten(1)])
+    nearest = {
+        name: torch.cdist(x.flatten(1), stack).min(1).values.square() / stack.shape[1] / 4
+        for name, x in (("samples", samples), ("held_out", real))
+    }
+    return {
+        name: {"median": d.median().item(), "smallest": d.min().item(), "pictures": count}
+        for name, d in nearest.items()
+    }
+
+
+def table(header: str, rows: list[list[object]]) -> str:
+    """A Markdown table; numbers get four digits."""
+    columns = header.split("|")
+
+    def shown(value: object) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(map(shown, row)) + " |" for row in rows])
+
+
+def markdown(figures: Figures) -> str:
+    """The figures for people."""
+    parts = []
+    if "gap" in figures:
+        rows = [[r["t"], r["gap"], r["closed"], r["closed_shuffled"]] for r in figures["gap"]["by_t"]]
+        parts.append(table("t|gap of ε_θ|closed with z|with another's z", rows))
+        parts.append(f"Mean closed over 200 … 800: {figures['gap']['mean_closed_200_800']:.3f}")
+    if "reconstruction" in figures:
+        found = {k: v for k, v in figures["reconstruction"].items() if isinstance(v, dict)}
+        found.pop("sampling")
+        rows = [[name, v["mse"], v["ssim"], v["equal"]] for name, v in found.items()]
+        parts.append(table("from|MSE|SSIM|8-bit values equal", rows))
+    if "probes" in figures:
+        groups = list(next(iter(figures["probes"].values())))
+        rows = [[name, *values.values()] for name, values in figures["probes"].items()]
+        parts.append(table("|".join(["attribute", *groups]), rows))
+    if "edits" in figures:
+        rows = [
+            [name, v["positive_before"], v["positive_after"], v["others_moved"],
+             ", ".join(f"{k} {m:.2f}" for k, m in v["most_moved"].items()),
+             v["picture"]["ssim"], v["judge_auroc"]]
+            for name, v in figures["edits"].items()
+        ]  # fmt: skip
+        header = "edit|before|after|others moved|most moved|SSIM to unedited|judge's AUROC"
+        parts.append(table(header, rows))
+    if "memorised" in figures:
+        rows = [[name, v["median"], v["smallest"]] for name, v in figures["memorised"].items()]
+        parts.append(table("nearest training picture of|median MSE|smallest", rows))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--judge", type=Path, default=Path("runs/judge.safetensors"))
+    parser.add_argument("--pictures", type=int, default=64, help="for gap and reconstruction")
+    parser.add_argument("--edited", type=int, default=200, help="faces for each edit")
+    parser.add_argument("--scale", type=float, default=0.3)
+    parser.add_argument("--only", default="gap,reconstruction,probes,edits,memorised")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/figures.json"))
+    args = parser.parse_args()
+    model = pdae_cli.load(args.model)
+    labels = find_labels(args.data, None)
+    if labels is None:
+        raise SystemExit(f"{args.data} has no labels.csv")
+    size, channels = model.config.unet.image_size, model.config.unet.channels
+    train, held_out = split(open_pictures(args.data, size, channels), labels)
+    x_0 = to_float(held_out.stack(range(args.pictures)))
+    sections: dict[str, Callable[[], Figures]] = {
+        "gap": lambda: gap(model, to_float(held_out.stack(range(4 * args.pictures)))),
+        "reconstruction": lambda: reconstruction(model, x_0, train),
+        "probes": lambda: probes(model, held_out, labels),
+        "edits": lambda: edits(model, held_out, labels, args.judge, args.edited, args.scale),
+        "memorised": lambda: memorised(model, train, held_out, args.pictures),
+    }
+    figures: Figures = {
+        "model": model.name,
+        "digest": model.digest,
+        "date": date.today().isoformat(),
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device}",
+        "torch": torch.__version__,
+    }
+    for name in args.only.split(","):
+        begun = time.perf_counter()
+        figures[name] = sections[name]()
+        print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(figures, indent=1) + "\n")
+    print(markdown(figures))
+
+
+if __name__ == "__main__":
+    main()
