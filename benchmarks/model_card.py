@@ -25,6 +25,7 @@ from pdae_cli import metrics
 from pdae_cli.engine import Model
 from pdae_cli.images import to_float
 from pdae_cli.noise import generator
+from pdae_cli.training.autoencoder import gap_residuals
 from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
 from pdae_cli.training.latent import encode_all
 
@@ -43,7 +44,7 @@ def gap(model: Model, x_0: Tensor) -> Figures:
         for part in torch.arange(len(x_0)).split(64):
             steps = torch.full((len(part),), t)
             for k, codes in enumerate((z, z.roll(1, 0))):
-                plain, shifted = model.gap_residuals(x_0[part], steps, eps[part], codes[part])
+                plain, shifted = gap_residuals(model, x_0[part], steps, eps[part], codes[part])
                 sums[1 + k] += shifted.sum()
             sums[0] += plain.sum()
         factor = (model.schedule.beta[t] ** 2 / model.schedule.alpha[t]).item()
@@ -72,14 +73,6 @@ def compared(a: Tensor, b: Tensor) -> Figures:
 def reconstruction(model: Model, x_0: Tensor, train: Pictures) -> Figures:
     """Inferred x_T; z with random x_T; eps_theta with random x_T; the mean training face."""
     codes = model.encode(x_0)
-    sampling = {"inference_steps": codes.sampling["inference_steps"]}
-    generators = [generator(0, name) for name in codes.digests]
-    plain = model._solve(  # eps_theta alone from the same random x_T
-        lambda x, t: model.predict(x, torch.full((len(x),), t), None)[0],
-        model.noise(generators),
-        pdae_cli.Sampling(**sampling),
-        generators,
-    )
     mean = to_float(train.stack(range(0, len(train), 10))).mean(0, keepdim=True).expand_as(x_0)
     evaluations = model.evaluations(pdae_cli.Sampling(**codes.sampling))
     return {
@@ -88,7 +81,9 @@ def reconstruction(model: Model, x_0: Tensor, train: Pictures) -> Figures:
         "sampling": codes.sampling,
         "inferred x_T": compared(model.decode(codes), x_0),
         "random x_T, from z": compared(model.decode(codes, random_noise=True), x_0),
-        "random x_T, eps_theta alone": compared(plain, x_0),
+        "random x_T, eps_theta alone": compared(
+            model.decode(codes, random_noise=True, guidance=0.0), x_0
+        ),
         "mean face": compared(mean, x_0),
     }
 
@@ -181,7 +176,9 @@ def markdown(figures: Figures) -> str:
     """The figures for people."""
     parts = []
     if "gap" in figures:
-        rows = [[r["t"], r["gap"], r["closed"], r["closed_shuffled"]] for r in figures["gap"]["by_t"]]
+        rows = [
+            [r["t"], r["gap"], r["closed"], r["closed_shuffled"]] for r in figures["gap"]["by_t"]
+        ]
         parts.append(table("t|gap of ε_θ|closed with z|with another's z", rows))
         parts.append(f"Mean closed over 200 … 800: {figures['gap']['mean_closed_200_800']:.3f}")
     if "reconstruction" in figures:

@@ -13,7 +13,8 @@ __all__ = ["Codes", "Model", "Sampling", "__version__", "load"]
 if TYPE_CHECKING:
     from .checkpoints import load
     from .codes import Codes
-    from .engine import Model, Sampling
+    from .engine import Model
+    from .sampling import Sampling
 
 
 def __getattr__(name: str) -> Any:
@@ -22,10 +23,14 @@ def __getattr__(name: str) -> Any:
         from .checkpoints import load
 
         return load
-    if name in ("Model", "Sampling"):
-        from . import engine
+    if name == "Model":
+        from .engine import Model
 
-        return {"Model": engine.Model, "Sampling": engine.Sampling}[name]
+        return Model
+    if name == "Sampling":
+        from .sampling import Sampling
+
+        return Sampling
     if name == "Codes":
         from .codes import Codes
 

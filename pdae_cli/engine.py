@@ -30,48 +30,13 @@ from .networks.gradient import GradientEstimator
 from .networks.latent import LatentDPM
 from .networks.unet import UNet
 from .noise import generator, normal
-from .schedule import Schedule, gather
+from .sampling import Sampling
+from .schedule import Schedule
 
 Pictures = Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SOLVERS = ("ddim", "ddpm")
 LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
 UNGUIDED_SHARE = 0.3  # samples leave the last part of the trajectory to eps_theta (PDAE sec. 4.8)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How trajectories are solved. Codes record it, and are decoded as they were encoded."""
-
-    inference_steps: int = 50  # solver steps, each way
-    solver: str = "ddim"  # how to decode: "ddim" (deterministic) or "ddpm" (ancestral)
-    spacing: str = "logsnr"  # of the time grid: see solvers.decode_grid
-    iterations: int = 2  # fixed-point iterations of each encode step; 0 is the explicit inversion
-    guidance: float = 1.0  # w: how much of G_psi is added
-    guide_from: int | None = None  # guide only at timesteps t ≤ this; None: from the start
-    guide_until: int = 0  # … and t ≥ this
-
-    def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise UsageError(f"unknown solver {self.solver!r}; known: {', '.join(SOLVERS)}")
-        if self.spacing not in solvers.SPACINGS:
-            raise UsageError(
-                f"unknown spacing {self.spacing!r}; known: {', '.join(solvers.SPACINGS)}"
-            )
-        if not 1 <= self.inference_steps <= 1000:
-            raise UsageError(f"inference steps must be 1 to 1000, not {self.inference_steps}")
-
-    def guides(self, t: int) -> bool:
-        """Whether G_psi takes part at timestep t (PDAE fig. 3)."""
-        before = self.guide_from is not None and t > self.guide_from
-        return self.guidance != 0 and not before and t >= self.guide_until
-
-    def changed(self, changes: dict[str, Any]) -> Sampling:
-        """With other values for some fields. Raises UsageError for a field that doesn't exist."""
-        unknown = set(changes) - set(asdict(self))
-        if unknown:
-            raise UsageError(f"unknown sampling options: {', '.join(sorted(unknown))}")
-        return replace(self, **changes)
 
 
 @dataclass
@@ -251,8 +216,11 @@ class Model:
             raise InputError("these codes hold z alone; decode them with random noise")
         x_T = self.noise(generators) if random_noise or codes.x_T is None else codes.x_T
         return self._by_batches(
-            lambda rows: self._to_picture(
-                x_T[rows].to(self.device), codes.z[rows].to(self.device), sampling, generators[rows]
+            lambda rows: self._solve(
+                self._guided(codes.z[rows].to(self.device), sampling),
+                x_T[rows].to(self.device),
+                sampling,
+                generators[rows],
             ),
             len(codes),
         )
@@ -292,11 +260,6 @@ class Model:
     def _to_noise(self, x_0: Tensor, z: Tensor | None, sampling: Sampling) -> Tensor:
         grid = self.grid(sampling)[::-1]
         return solvers.ddim_inverse(self._guided(z, sampling), x_0, grid, sampling.iterations)
-
-    def _to_picture(
-        self, x_T: Tensor, z: Tensor | None, sampling: Sampling, generators: Sequence[Generator]
-    ) -> Tensor:
-        return self._solve(self._guided(z, sampling), x_T, sampling, generators)
 
     def _solve(
         self,
@@ -434,7 +397,8 @@ class Model:
 
         def work(rows: slice) -> Tensor:
             part = None if z is None else z[rows].to(self.device)
-            return self._to_picture(x_T[rows].to(self.device), part, sampling, generators[rows])
+            predict = self._guided(part, sampling)
+            return self._solve(predict, x_T[rows].to(self.device), sampling, generators[rows])
 
         return self._by_batches(work, count), z
 
@@ -449,18 +413,3 @@ class Model:
         z_T = normal(generators, (network.cfg.z_dim,)).to(self.device)
         grid = solvers.decode_grid(LATENT_SCHEDULE, max(inference_steps, 50), "uniform")
         return self.denormalise(solvers.ddim(predict, z_T, grid).cpu())
-
-    def gap_residuals(
-        self, x_0: Tensor, t: Tensor, eps: Tensor, z: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """|eps - eps_theta|^2 and |eps - eps_theta + shift G_psi|^2 of each picture: (N,) both.
-
-        Times the same factor beta^2 / (alpha (1 - alpha_bar)) they are the posterior mean gaps
-        |mu~ - mu_theta|^2 and |mu~ - mu_theta - Sigma G_psi|^2 (PDAE sec. 3.2).
-        """
-        x_0, t, eps = x_0.to(self.device), t.to(self.device), eps.to(self.device)
-        eps_theta, gradient = self.predict(self.schedule.add_noise(x_0, t, eps), t, z)
-        assert gradient is not None  # z was given
-        plain = eps - eps_theta
-        shifted = plain + gather(self.schedule.shift, t, eps) * gradient
-        return plain.square().sum((1, 2, 3)).cpu(), shifted.square().sum((1, 2, 3)).cpu()

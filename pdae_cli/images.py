@@ -116,7 +116,7 @@ def to_pixels(x: Tensor) -> Tensor:
 
 
 def digest(pixels: Tensor) -> str:
-    """SHA-256 of an 8-bit picture (C, H, W): the same pixels, the same digest, whatever the file."""
+    """SHA-256 of an 8-bit picture (C, H, W): of its pixels, whatever file they came in."""
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 from readme_commands import readme_command
 
 import pdae_cli
+from pdae_cli import metrics
+from pdae_cli.training.autoencoder import gap_residuals
 
 pytestmark = pytest.mark.skipif(not BUNDLED.is_dir(), reason="weights/faces64 isn't there")
 FACES = sorted((ROOT / "examples" / "faces").glob("*.png"))
@@ -43,14 +45,8 @@ def test_the_public_api(faces64: pdae_cli.Model, x_0: torch.Tensor) -> None:
 
 def test_reconstruction_is_nearly_exact(faces64: pdae_cli.Model, x_0: torch.Tensor) -> None:
     back = faces64.decode(faces64.encode(x_0))
-    assert pdae_cli_metrics().ssim(back, x_0).min() > 0.99
-    assert pdae_cli_metrics().mse(back, x_0).mean() < 6e-5
-
-
-def pdae_cli_metrics():  # type: ignore[no-untyped-def]
-    from pdae_cli import metrics
-
-    return metrics
+    assert metrics.ssim(back, x_0).min() > 0.99
+    assert metrics.mse(back, x_0).mean() < 6e-5
 
 
 def test_results_dont_depend_on_batch_size(faces64: pdae_cli.Model, x_0: torch.Tensor) -> None:
@@ -78,8 +74,8 @@ def test_z_is_used(faces64: pdae_cli.Model, x_0: torch.Tensor) -> None:
     """The right z closes more of the posterior mean gap than another picture's."""
     t, eps = torch.tensor([300, 500, 700]), torch.randn(x_0.shape)
     z = faces64.encoder(x_0)
-    plain, right = faces64.gap_residuals(x_0, t, eps, z)
-    _, wrong = faces64.gap_residuals(x_0, t, eps, z.roll(1, 0))
+    plain, right = gap_residuals(faces64, x_0, t, eps, z)
+    _, wrong = gap_residuals(faces64, x_0, t, eps, z.roll(1, 0))
     assert right.sum() < plain.sum() and right.sum() < wrong.sum()
 
 
@@ -142,7 +138,17 @@ def test_a_wheel_carries_the_weights(tmp_path: Path) -> None:
     """Built and unpacked, the package finds faces64 without the checkout."""
     if shutil.which("pip") is None:
         pytest.skip("no pip")
-    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(ROOT)]
+    wheel = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "-q",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
     subprocess.run(wheel, check=True, capture_output=True)
     shutil.unpack_archive(next(tmp_path.glob("*.whl")), tmp_path / "site", "zip")
     code = "import pdae_cli.checkpoints as c; print(c.model_folder('faces64'))"
@@ -170,9 +176,7 @@ def test_the_models_figures_on_held_out_faces(faces64: pdae_cli.Model) -> None:
     for name, fact in faces64.attributes.facts.items():
         known = truth[:, labels.attributes.index(name)] >= 0
         column = faces64.attributes.index(name)
-        found = pdae_cli_metrics().auroc(
-            scores[known, column], truth[known, labels.attributes.index(name)]
-        )
+        found = metrics.auroc(scores[known, column], truth[known, labels.attributes.index(name)])
         assert found == pytest.approx(fact["auroc"], abs=0.005), name
 
 

@@ -363,7 +363,8 @@ class TestTrain:
                 picture(number, (32, 32)).save(buffer, "PNG")
                 archive.writestr(f"deep/{number}.png", buffer.getvalue())
         args = ("--image-size", 32, "--base-channels", 8, "--multipliers", "1", "--blocks", 1,
-                "--attention", "", "--head-channels", 8, "--images", 4, "--batch-size", 4)  # fmt: skip
+                "--attention", "", "--head-channels", 8, "--images", 4,
+                "--batch-size", 4)  # fmt: skip
         assert pdae("train", "dpm", tmp_path / "data.zip", "-o", tmp_path / "m", *args).code == 0
 
     @pytest.mark.parametrize(

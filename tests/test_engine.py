@@ -13,6 +13,7 @@ from pdae_cli.codes import stack
 from pdae_cli.engine import Model
 from pdae_cli.errors import InputError, ModelError, UsageError
 from pdae_cli.noise import generator
+from pdae_cli.sampling import Sampling
 
 STEPS = {"inference_steps": 5}
 
@@ -59,8 +60,6 @@ def test_v_prediction_is_eps_by_another_name() -> None:
 
 def test_guidance_moves_eps_against_the_gradient(model: Model) -> None:
     """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9)."""
-    from pdae_cli.engine import Sampling
-
     x, z = pictures_of(2), torch.randn(2, 6)
     for w in (0.0, 1.0, 2.5):
         guided = model._guided(z, Sampling(guidance=w))(x, 400)
@@ -71,8 +70,6 @@ def test_guidance_moves_eps_against_the_gradient(model: Model) -> None:
 
 
 def test_guidance_is_confined_to_its_interval(model: Model) -> None:
-    from pdae_cli.engine import Sampling
-
     x, z = pictures_of(1), torch.randn(1, 6)
     predict = model._guided(z, Sampling(guide_from=600, guide_until=300))
     for t, inside in ((601, False), (600, True), (300, True), (299, False)):

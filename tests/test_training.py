@@ -15,7 +15,12 @@ from pdae_cli.checkpoints import read_model
 from pdae_cli.engine import Model
 from pdae_cli.errors import UsageError
 from pdae_cli.noise import generator
-from pdae_cli.training.autoencoder import AutoencoderLoss, autoencoder_stage, gap_closed
+from pdae_cli.training.autoencoder import (
+    AutoencoderLoss,
+    autoencoder_stage,
+    gap_closed,
+    gap_residuals,
+)
 from pdae_cli.training.data import Pictures, open_pictures, order, split
 from pdae_cli.training.dpm import DPMLoss, dpm_stage
 from pdae_cli.training.latent import latent_stage
@@ -201,7 +206,7 @@ def test_gap_closed_is_one_minus_the_ratio_of_gaps(
     s = model.schedule
     x_0, eps = torch.randn(2, 4, 3, 32, 32, generator=generator(1)).unbind(0)
     t, z = torch.full((4,), 400), torch.randn(4, 6)
-    plain, shifted = model.gap_residuals(x_0, t, eps, z)
+    plain, shifted = gap_residuals(model, x_0, t, eps, z)
     x_t = s.add_noise(x_0, t, eps)
     eps_theta, gradient = model.predict(x_t, t, z)
     assert gradient is not None

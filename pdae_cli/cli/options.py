@@ -12,7 +12,8 @@ import typer
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..engine import Model, Sampling
+    from ..engine import Model
+    from ..sampling import Sampling
 
 DEFAULT_MODEL = "faces64"
 FITS = ("crop", "pad", "stretch")
@@ -117,7 +118,7 @@ class SamplingOptions(ModelOptions):
 
     def sampling(self) -> Sampling:
         """The default with what was given."""
-        from ..engine import Sampling
+        from ..sampling import Sampling
 
         return Sampling().changed(self.changes())
 

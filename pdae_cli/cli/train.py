@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,6 +66,9 @@ class TrainFlags:
     weights_dtype: Annotated[str, typer.Option(help="Stored weights: float32 or float16.")] = (
         "float32"
     )
+    licence: Annotated[
+        str | None, typer.Option(help="Recorded in the model: the terms that its data set.")
+    ] = None
     device: Annotated[
         str, typer.Option(envvar="PDAE_DEVICE", help="auto, or cpu to leave a GPU alone.")
     ] = "auto"
@@ -94,6 +97,12 @@ class TrainFlags:
         import torch
 
         return torch.float16 if self.weights_dtype == "float16" else torch.float32
+
+    def licensed(self, model: Model) -> Model:
+        """The model, with --licence recorded if it was given."""
+        if self.licence is not None:
+            model.config = replace(model.config, licence=self.licence)
+        return model
 
     def data(self, data: Path, unet: UNetConfig) -> tuple[Pictures, Pictures]:
         """Training and validation pictures in the model's frame."""
@@ -174,7 +183,7 @@ def dpm(
         )
     else:
         model = load_model(init_from)
-    model.to(options.device)
+    options.licensed(model).to(options.device)
     train, held_out = options.data(data, model.config.unet)
     run(dpm_stage(model, train, held_out, output, options.stored()), options, output)
 
@@ -194,7 +203,8 @@ def autoencoder(
     """
     from ..training.autoencoder import autoencoder_stage, with_autoencoder
 
-    model = with_autoencoder(load_model(dpm), z_dim, options.seed).to(options.device)
+    model = options.licensed(with_autoencoder(load_model(dpm), z_dim, options.seed))
+    model.to(options.device)
     train, held_out = options.data(data, model.config.unet)
     run(autoencoder_stage(model, train, held_out, output, options.stored()), options, output)
 
