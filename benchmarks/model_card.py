@@ -205,6 +205,18 @@ def markdown(figures: Figures) -> str:
     return "\n\n".join(parts)
 
 
+def write_card(card: Path, figures: Figures) -> None:
+    """Replace what stands between the card's two marks."""
+    before, rest = card.read_text().split("<!-- figures -->")
+    _, after = rest.split("<!-- /figures -->")
+    head = (
+        f"Measured {figures['date']}, {figures['hardware']}, torch {figures['torch']}, "
+        f"weights {figures['digest'][:12]}."
+    )
+    middle = f"<!-- figures -->\n{head}\n\n{markdown(figures)}\n<!-- /figures -->"
+    card.write_text(before + middle + after)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -215,6 +227,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=0.3)
     parser.add_argument("--only", default="gap,reconstruction,probes,edits,memorised")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/figures.json"))
+    parser.add_argument("--card", type=Path, help="put the figures into this model card")
     args = parser.parse_args()
     model = pdae_cli.load(args.model)
     labels = find_labels(args.data, None)
@@ -244,6 +257,8 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(figures, indent=1) + "\n")
     print(markdown(figures))
+    if args.card:
+        write_card(args.card, figures)
 
 
 if __name__ == "__main__":

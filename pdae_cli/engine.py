@@ -10,12 +10,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from PIL import Image
 from torch import Generator, Tensor, nn
 
 from . import solvers
@@ -24,7 +22,7 @@ from .codes import Codes
 from .config import ModelConfig
 from .errors import InputError, ModelError, OutOfMemory, UsageError
 from .heads import Heads
-from .images import digest, open_picture, prepare, to_float, to_pixels
+from .images import Pictures, as_tensor, digest, to_pixels
 from .networks.encoder import Encoder
 from .networks.gradient import GradientEstimator
 from .networks.latent import LatentDPM
@@ -33,7 +31,6 @@ from .noise import generator, normal
 from .sampling import Sampling
 from .schedule import Schedule
 
-Pictures = Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
 UNGUIDED_SHARE = 0.3  # samples leave the last part of the trajectory to eps_theta (PDAE sec. 4.8)
@@ -146,21 +143,7 @@ class Model:
 
     def pictures(self, images: Pictures, fit: str = "crop") -> Tensor:
         """Bring tensors, Pillow pictures or paths into this model's frame: (N, C, H, W) float32."""
-        size, channels = self.config.unet.image_size, self.config.unet.channels
-        if isinstance(images, Tensor):
-            if images.shape[1:] != (channels, size, size):
-                raise InputError(
-                    f"pictures of shape {tuple(images.shape[1:])} don't fit model {self.name}, "
-                    f"which takes ({channels}, {size}, {size})"
-                )
-            return images.float()
-        if isinstance(images, str | Path | Image.Image):
-            images = [images]
-        opened = (
-            one if isinstance(one, Image.Image) else open_picture(Path(one), str(one))
-            for one in images
-        )
-        return torch.stack([to_float(prepare(one, size, channels, fit)) for one in opened])
+        return as_tensor(images, self.config.unet.image_size, self.config.unet.channels, fit)
 
     def encode(
         self,

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +25,7 @@ READABLE = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
 FITS = ("crop", "pad", "stretch")
 MAX_PIXELS = 64_000_000
+Pictures = Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # 16-bit files open in one of these
 
 
@@ -108,6 +110,26 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 def to_float(pixels: Tensor) -> Tensor:
     """uint8 0 … 255 → float32 [-1, 1]."""
     return pixels.float() / 127.5 - 1
+
+
+def as_tensor(images: Pictures, size: int, channels: int = 3, fit: str = "crop") -> Tensor:
+    """Tensors, Pillow pictures or paths in a model's frame: (N, channels, size, size) float32.
+
+    Raises InputError for a tensor of another shape or a file that can't be read.
+    """
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.shape[1:] != (channels, size, size):
+            raise InputError(
+                f"pictures of shape {tuple(images.shape)} don't fit the model, "
+                f"which takes (N, {channels}, {size}, {size})"
+            )
+        return images.float()
+    if isinstance(images, str | Path | Image.Image):
+        images = [images]
+    opened = (
+        one if isinstance(one, Image.Image) else open_picture(Path(one), str(one)) for one in images
+    )
+    return torch.stack([to_float(prepare(one, size, channels, fit)) for one in opened])
 
 
 def to_pixels(x: Tensor) -> Tensor:
