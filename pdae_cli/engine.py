@@ -110,7 +110,7 @@ class Model:
 
     def _needs(self, part: Any, what: str) -> Any:
         if part is None:
-            raise ModelError(f"model {self.name} has no part of this kind: {what}; train one")
+            raise ModelError(f"model {self.name} lacks {what}; `pdae train` makes one")
         return part
 
     @contextmanager

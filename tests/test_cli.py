@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,8 +94,6 @@ class TestEncodeDecode:
     def test_codes_files_say_no_to_another_model(
         self, pdae: Command, pictures: list[Path], tmp_path: Path, tiny_folder: Path
     ) -> None:
-        import shutil
-
         import torch
         from conftest import tiny_model
 
@@ -192,6 +191,14 @@ class TestInterpolate:
         with Image.open(out) as image:
             assert image.n_frames == 5  # type: ignore[attr-defined]
 
+    def test_a_bad_end_is_one_failure(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "strip.png"
+        result = pdae("interpolate", pictures[0], tmp_path / "no.png", "-o", out, "--json")
+        assert result.code == 3 and "no such file" in result.err and not out.exists()
+        assert json.loads(result.text)["status"] == "failed"
+
     def test_a_folder_of_frames(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
         out = tmp_path / "frames"
         assert pdae("interpolate", *pictures[:2], "-o", out, *FAST).code == 0
@@ -287,8 +294,6 @@ class TestAttributes:
     def test_two_folders_make_an_attribute(
         self, pdae: Command, tmp_path: Path, tiny_folder: Path
     ) -> None:
-        import shutil
-
         mine = tmp_path / "mine"
         shutil.copytree(tiny_folder, mine)
         for kind, colour in (("with", "red"), ("without", "blue")):
@@ -309,8 +314,6 @@ class TestAttributes:
         assert "Redness" not in pdae("attributes", "list", model=mine).text
 
     def test_a_table_of_labels(self, pdae: Command, tmp_path: Path, tiny_folder: Path) -> None:
-        import shutil
-
         mine, data = tmp_path / "mine", tmp_path / "data"
         shutil.copytree(tiny_folder, mine)
         data.mkdir()
@@ -322,6 +325,16 @@ class TestAttributes:
         result = pdae("attributes", "fit", data, "--json", model=mine)
         record = json.loads(result.text)
         assert result.code == 0 and record["attribute"] == "Warm" and record["held_out"] == 4
+
+    def test_only_folders_of_ones_own_are_changed(
+        self, pdae: Command, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+    ) -> None:
+        from pdae_cli.checkpoints import find
+
+        monkeypatch.setattr(find, "bundled_models", lambda: {"ours": tiny_folder})
+        result = pdae("attributes", "remove", "smiling", model="ours")
+        assert result.code == 2 and f"cp -r {tiny_folder} mine" in result.err
+        assert pdae("attributes", "list", model="ours").text.startswith("Smiling")
 
     def test_usage(self, pdae: Command, tmp_path: Path) -> None:
         assert pdae("attributes", "fit").code == 2
@@ -386,6 +399,26 @@ class TestTrain:
         result = pdae("train", "dpm", data, "-o", tmp_path / "m", "--image-size", 32,
                       "--base-channels", 8, "--head-channels", 8, "--images", 4, *args)  # fmt: skip
         assert result.code == code and message in result.err and result.err.count("\n") == 1
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "flags", [["--precision", "bfloat16", "--channels-last"], ["--compile"]]
+    )
+    def test_faster_ways_to_train(self, tmp_path: Path, flags: list[str]) -> None:
+        """In a process of its own: accelerate fixes the precision once a process."""
+        if "--compile" in flags and shutil.which("g++") is None:
+            pytest.skip("torch.compile needs a C++ compiler on a CPU")
+        data = tmp_path / "data"
+        data.mkdir()
+        for number in range(4):
+            picture(number, (32, 32)).save(data / f"{number}.png")
+        args = ["train", "dpm", data, "-o", tmp_path / "m", "--image-size", "32", "--blocks", "1",
+                "--base-channels", "8", "--multipliers", "1", "--attention", "", "--images", "8",
+                "--head-channels", "8", "--batch-size", "4", "--log-every", "1", *flags]  # fmt: skip
+        command = [sys.executable, "-m", "pdae_cli", *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "step 2 images 8 held_out_loss" in done.stderr
 
     def test_nothing_to_train_on(self, pdae: Command, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from pdae_cli.checkpoints import read_model
 from pdae_cli.engine import Model
-from pdae_cli.errors import UsageError
+from pdae_cli.errors import InputError, UsageError
 from pdae_cli.noise import generator
 from pdae_cli.training.autoencoder import (
     AutoencoderLoss,
@@ -251,12 +252,28 @@ def test_the_log_is_json_lines_without_repeats(
     assert any("held_out_loss" in line for line in lines)
 
 
-def test_bf16_and_channels_last_train(data: tuple[Pictures, Pictures], tmp_path: Path) -> None:
-    """Low precision changes the numbers, not the course."""
-    records: list[dict[str, object]] = []
-    options = replace(OPTIONS, images=16, channels_last=True)
-    Run(stage_of("dpm", tiny_model(), data, tmp_path), options, tmp_path).train(records.append)
-    assert all(torch.isfinite(torch.tensor(float(str(r["loss"])))) for r in records if "loss" in r)
+def test_a_picture_that_cant_be_read_is_replaced_and_counted(tmp_path: Path) -> None:
+    for number in range(300):
+        picture(number, (4, 4)).save(tmp_path / f"{number:03}.png")
+    (tmp_path / "100.png").write_bytes(b"no")
+    pictures = open_pictures(tmp_path, 4)
+    assert torch.equal(pictures[100], pictures[101]) and list(pictures.bad) == ["100.png"]
+    for number in range(20):
+        (tmp_path / f"{number:03}.png").write_bytes(b"no")
+    with pytest.raises(InputError, match="can't be read, the first"):
+        open_pictures(tmp_path, 4).stack(range(30))
+
+
+def test_zip_bombs_arent_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pdae_cli.training import data as module
+
+    path = tmp_path / "it.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", b"\0" * 100_000)
+    monkeypatch.setattr(module, "MAX_FILE", 1000)
+    pictures = open_pictures(path, 4)
+    with pytest.raises(InputError, match="unpacks to more"):
+        pictures._bytes("a.png")
 
 
 def test_split_follows_names_not_order(data: tuple[Pictures, Pictures], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Models on disk: our own format (`native`), found by bundled name, folder or Hub id (`find`)."""
 
-from .find import bundled_models, load, model_folder
+from .find import bundled_models, load, model_folder, writable_folder
 from .native import (
     read_attributes,
     read_model,
@@ -15,6 +15,7 @@ __all__ = [
     "model_folder",
     "read_attributes",
     "read_model",
+    "writable_folder",
     "write_attributes",
     "write_latent_dpm",
     "write_model",

@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from ..engine import Model
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from .native import CONFIG, FILES, read_model
 
 
@@ -32,10 +32,21 @@ def model_folder(name: str) -> Path:
 
     Raises ModelError where there is no such model.
     """
+    if Path(name).is_dir():
+        return Path(name)
     bundled = bundled_models()
-    if name in bundled:
-        return bundled[name]
-    return Path(name) if Path(name).is_dir() else download(name, bundled)
+    return bundled[name] if name in bundled else download(name, bundled)
+
+
+def writable_folder(name: str) -> Path:
+    """The folder of a model that may be changed: one that the user named as a folder.
+
+    Raises UsageError for a bundled model or a Hub id.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    folder = model_folder(name)
+    raise UsageError(f"{name} is not yours to change; copy it first: cp -r {folder} mine")
 
 
 def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:

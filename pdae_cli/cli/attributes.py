@@ -39,12 +39,12 @@ def fit(
 
     Example: pdae attributes fit -m my-model --with hats/ --without bare/ --name hat
     """
-    from ..checkpoints import model_folder, write_attributes
+    from ..checkpoints import writable_folder, write_attributes
 
     if (data is None) == (with_ is None) or (with_ is None) != (without is None):
         raise UsageError("give either DATA with labels, or --with and --without")
     out = Output(options.json, options.quiet)
-    folder = model_folder(options.model)
+    folder = writable_folder(options.model)
     model = options.load()
     if data is not None:
         fitted = _from_table(model, data, labels, out)
@@ -151,9 +151,9 @@ def remove(
 
     Example: pdae attributes remove -m my-model hat
     """
-    from ..checkpoints import model_folder, read_attributes, write_attributes
+    from ..checkpoints import read_attributes, writable_folder, write_attributes
 
-    folder = model_folder(options.model)
+    folder = writable_folder(options.model)
     path = folder / "attributes.safetensors"
     if not path.exists():
         raise InputError(f"model {options.model} has no attributes")

@@ -154,7 +154,7 @@ class Runner:
         """Record one failed input."""
         self.failures += 1
         message = str(error)
-        if not message.startswith(label):
+        if label not in message:
             message = f"{label}: {message}"
         if self.options.json:
             self.out.result({"input": label, "status": "failed", "error": message}, "")

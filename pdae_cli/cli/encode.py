@@ -48,11 +48,9 @@ def encode(
             Made(
                 source,
                 to_bytes(row) if destination.folder else None,
-                {
-                    "model": runner.model.name,
-                    "nfe": nfe,
-                    "stacked": None if destination.folder else output,
-                },
+                {"model": runner.model.name, "nfe": nfe}
+                | ({} if destination.folder else {"output": output}),
+                "" if destination.folder else f" → {output}",
             )
             for source, row in zip(batch, rows, strict=True)
         ]

@@ -21,7 +21,7 @@ def interpolate(
     options: BatchOptions,
     a: Annotated[str, typer.Argument(help="Picture or codes to begin with; - for stdin.")],
     b: Annotated[str, typer.Argument(help="Picture or codes to end with.")],
-    output: OutputPath,
+    output: OutputPath = "-",
     steps: Annotated[int, typer.Option(min=2, max=1000, help="Pictures, both ends included.")] = 10,
     mode: Annotated[
         str, typer.Option(help="latent, or trajectory: mix the gradients in each step.")
@@ -43,10 +43,15 @@ def interpolate(
     if not runner.may_write(sorted(set(targets)), f"{a} → {b}"):
         runner.finish()
         return
-    ends = [loaded for item in items for loaded in load_item(item, runner.model, options.fit)]
-    if len(ends) != 2:
-        raise InputError(f"{a}, {b}: hold {len(ends)} codes, not one each")
-    codes = runner.join([runner.codes([end]) for end in ends])
+    try:
+        ends = [loaded for item in items for loaded in load_item(item, runner.model, options.fit)]
+        if len(ends) != 2:
+            raise InputError(f"{a}, {b}: hold {len(ends)} codes, not one each")
+        codes = runner.join([runner.codes([end]) for end in ends])
+    except InputError as error:
+        runner.fail(f"{a} → {b}", error)
+        runner.finish()
+        return
     pictures = runner.model.interpolate(codes, steps, mode=mode, **options.changes())
     facts = {"steps": steps, "mode": mode, "sampling": codes.sampling}
     _write(runner, destination, pictures, facts, duration)

@@ -14,7 +14,7 @@ from .options import BatchOptions, Format, OutputPath, takes
 @takes(BatchOptions)
 def sample(
     options: BatchOptions,
-    output: OutputPath,
+    output: OutputPath = "-",
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many.")] = 16,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Plain eps_theta, without z.")

@@ -232,10 +232,10 @@ def latent(
 
     Example: pdae train latent photos/ --model runs/model
     """
-    from ..checkpoints import load, model_folder
+    from ..checkpoints import load, writable_folder
     from ..training.latent import latent_stage
 
-    folder = model_folder(model_name)
+    folder = writable_folder(model_name)
     model = load(model_name, options.device)
     train, held_out = options.data(data, model.config.unet)
     stage = latent_stage(

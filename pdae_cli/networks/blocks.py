@@ -34,6 +34,11 @@ class UNetConfig:
     dropout: float
 
     def __post_init__(self) -> None:
+        if not 1 <= len(self.multipliers) <= 16 or not 1 <= self.blocks <= 64:
+            raise ValueError(
+                f"{len(self.multipliers)} levels of {self.blocks} blocks; "
+                "1 to 16 levels of 1 to 64 blocks can be built"
+            )
         smallest = self.patch * 2 ** (len(self.multipliers) - 1)
         if self.image_size % smallest:
             raise ValueError(

@@ -20,6 +20,10 @@ class LatentConfig:
     layers: int
     dropout: float
 
+    def __post_init__(self) -> None:
+        if not 2 <= self.layers <= 256:
+            raise ValueError(f"{self.layers} layers; 2 to 256 can be built")
+
 
 class LatentLayer(nn.Module):
     """Linear, scaled by the timestep: h = SiLU(LN((1 + t_s) W x))."""

@@ -19,6 +19,7 @@ from ..images import READABLE, open_picture, prepare
 from ..noise import generator
 
 CACHE_BYTES = 4 << 30  # decoded pictures are kept in memory up to this size
+MAX_FILE = 256 << 20  # bytes that a picture in a zip may unpack to
 BAD_SHARE = 0.01  # unreadable pictures are replaced by their neighbours up to this share
 LABELS = "labels.csv"
 
@@ -55,7 +56,7 @@ class Pictures:
             return self._cache[index]
         name = self.names[index]
         try:
-            data = self._zip.read(name) if self._zip else (self.root / name).read_bytes()
+            data = self._bytes(name)
             picture = prepare(
                 open_picture(io.BytesIO(data), name), self.size, self.channels, self.fit
             )
@@ -71,6 +72,13 @@ class Pictures:
             self._cache[index] = picture
             self._cached[index] = True
         return picture
+
+    def _bytes(self, name: str) -> bytes:
+        if self._zip is None:
+            return (self.root / name).read_bytes()
+        if self._zip.getinfo(name).file_size > MAX_FILE:
+            raise InputError(f"{name}: unpacks to more than {MAX_FILE >> 20} MiB")
+        return self._zip.read(name)
 
     def stack(self, indices: Sequence[int]) -> Tensor:
         """Pictures as one uint8 tensor (N, C, size, size)."""
