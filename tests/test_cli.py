@@ -214,6 +214,7 @@ class TestManipulate:
         result = pdae("manipulate", pictures[0], *args, "-o", row)
         assert result.code == 0 and pixels(row) == (96, 32)
         report = json.loads(result.text)["attributes"]["Smiling"]
+        assert report["scale"] == [-0.3, 0, 0.3]
         assert report["after"][0] < report["before"] < report["after"][2]
         assert report["after"][1] == pytest.approx(report["before"], abs=1e-4)
 
@@ -222,7 +223,7 @@ class TestManipulate:
         result = pdae("manipulate", pictures[0], *args, "-o", tmp_path / "x.png", *FAST)
         attributes = json.loads(result.text)["attributes"]
         assert {name: one["scale"] for name, one in attributes.items()} == {
-            "Smiling": [0.3], "Blond_Hair": [0.1],
+            "Smiling": 0.3, "Blond_Hair": 0.1,
         }  # fmt: skip
 
     def test_list(self, pdae: Command) -> None:
@@ -414,7 +415,8 @@ class TestTrain:
             picture(number, (32, 32)).save(data / f"{number}.png")
         args = ["train", "dpm", data, "-o", tmp_path / "m", "--image-size", "32", "--blocks", "1",
                 "--base-channels", "8", "--multipliers", "1", "--attention", "", "--images", "8",
-                "--head-channels", "8", "--batch-size", "4", "--log-every", "1", *flags]  # fmt: skip
+                "--head-channels", "8", "--batch-size", "4", "--log-every", "1",
+                *flags]  # fmt: skip
         command = [sys.executable, "-m", "pdae_cli", *map(str, args)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -602,6 +604,17 @@ class TestInputs:
         folder.mkdir()
         assert pdae("reconstruct", fifo).code == 3
         assert pdae("reconstruct", folder).code == 2
+
+    @pytest.mark.skipif(os.name != "posix", reason="no SIGPIPE here")
+    def test_a_reader_that_leaves_is_no_error(self, tiny_folder: Path) -> None:
+        command = f"{sys.executable} -m pdae_cli info {tiny_folder} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True)
+        assert done.returncode in (0, 141) and done.stderr == b""
+
+    def test_json_has_no_infinities(self, pdae: Command, tmp_path: Path) -> None:
+        from pdae_cli.cli.output import plain
+
+        assert plain({"a": [float("inf"), 1.5], "b": float("nan")}) == {"a": [None, 1.5], "b": None}
 
     def test_quiet_says_nothing(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
         result = pdae("encode", pictures[0], "-o", tmp_path / "z", "-q", "--no-noise")

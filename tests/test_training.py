@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +90,27 @@ def test_an_interrupted_run_keeps_what_it_did(
         Run(stage, OPTIONS, tmp_path).train(interrupt)
     resumed = Run(stage_of("dpm", tiny_model(), data, tmp_path), OPTIONS, tmp_path)
     assert resumed.step == 3
+
+
+def test_a_signal_never_cuts_a_step_in_two(data: tuple[Pictures, Pictures], tmp_path: Path) -> None:
+    """SIGTERM in the middle of step 2: the step is finished, saved, and the rest comes out the same
+    as without it."""
+    states = []
+    for name, signals in (("whole", []), ("broken", [signal.SIGTERM])):
+        folder = tmp_path / name
+
+        def shoot(*args: object, waiting: list[int] = signals, folder: Path = folder) -> None:
+            if waiting and (folder / "training" / "dpm.jsonl").exists():
+                os.kill(os.getpid(), waiting.pop())
+
+        for _ in range(2):
+            stage = stage_of("dpm", tiny_model(), data, folder)
+            stage.objective.register_forward_hook(shoot)
+            with contextlib.suppress(KeyboardInterrupt):
+                Run(stage, replace(OPTIONS, images=32), folder).train(quiet)
+        states.append(load_file(folder / "training" / "dpm.safetensors"))
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
 
 
 def test_two_micro_batches_are_one_batch_of_the_same_pictures() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import traceback
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -66,6 +66,11 @@ def main() -> None:
     Typer itself ends usage errors with 2 and interruptions with 130.
     """
     signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so; training saves first
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader left: end as filters do
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # consoles that know few characters
     try:
         app()
     except Exception as error:
@@ -80,9 +85,6 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _explained(error: Exception) -> int:
     """Say what went wrong in a line; return the exit code."""
-    if isinstance(error, BrokenPipeError):
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  the reader has left
-        return 141
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         error = OutOfMemory("out of memory; choose a smaller --batch-size")
     if isinstance(error, PdaeError):

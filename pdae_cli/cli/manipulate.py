@@ -125,8 +125,7 @@ def edited(
         facts = {"attributes": report, "sampling": original.sampling}
         data = runner.picture_bytes(rows[row], facts) if rows else to_bytes(moved[0][row : row + 1])
         text = "  ".join(
-            f"{name} {one['before']:+.2f} → {', '.join(f'{v:+.2f}' for v in one['after'])}"
-            for name, one in report.items()
+            f"{name} {one['before']:+.2f} → {_shown(one['after'])}" for name, one in report.items()
         )
         record = {"attributes": report, "model": model.name, "seed": runner.options.seed}
         made.append(Made(source, data, record, f"  {text}"))
@@ -148,11 +147,22 @@ def _reports(
     return [
         {
             name: {
-                "scale": [step[column][1] for step in steps],
+                "scale": _one_or_all([step[column][1] for step in steps]),
                 "before": before[row][column],
-                "after": [scores[row][column] for scores in after],
+                "after": _one_or_all([scores[row][column] for scores in after]),
             }
             for column, name in enumerate(names)
         }
         for row in range(len(original))
     ]
+
+
+def _one_or_all(values: list[float]) -> float | list[float]:
+    """A single edit's number, or a row's list."""
+    return values[0] if len(values) == 1 else values
+
+
+def _shown(scores: float | list[float]) -> str:
+    return ", ".join(
+        f"{score:+.2f}" for score in (scores if isinstance(scores, list) else [scores])
+    )

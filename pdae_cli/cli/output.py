@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def plain(value: Any) -> Any:
+    """The value with None for what JSON has no number for: infinities and NaN."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Output:
     """Human, `--json` (a line for each result) or `--quiet` (failures only)."""
 
@@ -28,7 +38,7 @@ class Output:
     def result(self, record: dict[str, Any], text: str) -> None:
         """One result: the record as a JSON line, or the text."""
         if self.json:
-            print(json.dumps(record), flush=True)
+            print(json.dumps(plain(record), allow_nan=False), flush=True)
         elif not self.quiet:
             print(printable(text), flush=True)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +110,25 @@ def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[
                 yield waiting.popleft().result()
 
 
+@contextlib.contextmanager
+def interrupted_between_steps() -> Iterator[Callable[[], None]]:
+    """Hold SIGINT and SIGTERM back until the yielded function is called: no step is cut in two."""
+    caught: list[int] = []
+
+    def check() -> None:
+        if caught:
+            raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    wanted = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, lambda n, frame: caught.append(n)) for s in wanted if main}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Run:
     """One stage's run in a folder: `RUN/training/STAGE.safetensors`, `.jsonl` and sample sheets."""
 
@@ -166,26 +187,33 @@ class Run:
     def train(self, report: Callable[[dict[str, object]], None]) -> None:
         """Train up to `options.images`, saving on interruption; `report` gets each log line."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        with interrupted_between_steps() as check:
+            try:
+                self._train(report, check)
+            except KeyboardInterrupt:
+                self._save(report, full=False)
+                raise
+
+    def _train(
+        self, report: Callable[[dict[str, object]], None], check: Callable[[], None]
+    ) -> None:
         begun, begun_step, losses = time.perf_counter(), self.step, []
-        try:
-            for group in self._batches():
-                losses.append(self._train_step(group))
-                self.step += 1
-                last = self.step == self.steps
-                if self.step % self.options.log_every == 0 or last:
-                    rate = (self.step - begun_step) * self.options.batch_size
-                    self._log(
-                        report,
-                        loss=torch.stack(losses).mean().item(),
-                        images_per_second=rate / (time.perf_counter() - begun),
-                    )
-                    losses, begun, begun_step = [], time.perf_counter(), self.step
-                if self.step % self.options.save_every == 0 or last:
-                    self._save(report)
-                    begun, begun_step = time.perf_counter(), self.step
-        except KeyboardInterrupt:
-            self._save(report, full=False)
-            raise
+        for group in self._batches():
+            losses.append(self._train_step(group))
+            self.step += 1
+            last = self.step == self.steps
+            if self.step % self.options.log_every == 0 or last:
+                images = (self.step - begun_step) * self.options.batch_size
+                self._log(
+                    report,
+                    loss=torch.stack(losses).mean().item(),
+                    images_per_second=images / (time.perf_counter() - begun),
+                )
+                losses, begun, begun_step = [], time.perf_counter(), self.step
+            if self.step % self.options.save_every == 0 or last:
+                self._save(report)
+                begun, begun_step = time.perf_counter(), self.step
+            check()
 
     def _batches(self) -> Iterator[list[Batch]]:
         """Each step's micro-batches of this process."""
