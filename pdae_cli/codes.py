@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,11 @@ class Codes:
 
     def __len__(self) -> int:
         return len(self.z)
+
+    def fingerprint(self, row: int) -> str:
+        """SHA-256 of one row's z and x_T."""
+        parts = [self.z[row]] if self.x_T is None else [self.z[row], self.x_T[row].flatten()]
+        return hashlib.sha256(torch.cat(parts).numpy().tobytes()).hexdigest()
 
     def __getitem__(self, rows: slice) -> Codes:
         x_T = None if self.x_T is None else self.x_T[rows]

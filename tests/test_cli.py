@@ -287,6 +287,7 @@ class TestInfo:
             assert result.code == 0
             kinds[json.loads(result.text)["kind"]] = json.loads(result.text)
         assert set(kinds) == {"model", "codes", "picture"}
+        assert kinds["picture"]["codes"] == read_codes(z, "z").fingerprint(0)
         assert kinds["codes"]["digest"] == kinds["model"]["digest"] == kinds["picture"]["digest"]
         assert pdae("info", pictures[0]).code == 3
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -43,8 +42,10 @@ def decode(
         )
         made = []
         for row, source in enumerate(batch):
-            digest = hashlib.sha256(codes.z[row].numpy().tobytes()).hexdigest()
-            facts = {"codes": digest, "sampling": codes.sampling | options.changes()}
+            facts = {
+                "codes": codes.fingerprint(row),
+                "sampling": codes.sampling | options.changes(),
+            }
             data = runner.picture_bytes(pictures[row], facts | {"random_noise": random_noise})
             made.append(Made(source, data, {"model": runner.model.name, "seed": options.seed}))
         return made

@@ -122,7 +122,11 @@ def edited(
         rows = list(torch.cat(pictures, dim=3))
     made = []
     for row, (source, report) in enumerate(zip(batch, reports, strict=True)):
-        facts = {"attributes": report, "sampling": original.sampling}
+        facts = {
+            "codes": original.fingerprint(row),
+            "attributes": report,
+            "sampling": original.sampling,
+        }
         data = runner.picture_bytes(rows[row], facts) if rows else to_bytes(moved[0][row : row + 1])
         text = "  ".join(
             f"{name} {one['before']:+.2f} → {_shown(one['after'])}" for name, one in report.items()

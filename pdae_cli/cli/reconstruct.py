@@ -76,7 +76,11 @@ def reconstruct(
             picture = pictures[row]
             if compare:
                 picture = torch.cat([originals[row], picture], dim=2)
-            facts = {"sampling": codes.sampling, "random_noise": random_noise}
+            facts = {
+                "codes": codes.fingerprint(row),
+                "sampling": codes.sampling,
+                "random_noise": random_noise,
+            }
             data = runner.picture_bytes(picture, facts) if destination else None
             made.append(Made(source, data, record, f"  {text}"))
         return made
