@@ -368,6 +368,10 @@ class TestTrain:
         further = tmp_path / "further"
         assert pdae("train", "dpm", data, "-o", further, "--init-from", dpm, *loop).code == 0
         assert list((out / "training").glob("*.png")), "sample sheets"
+        more = tmp_path / "more"
+        going_on = ("train", "autoencoder", data, "-o", more)
+        assert pdae(*going_on, "--init-from", out, *loop).code == 0
+        assert pdae(*going_on, *loop).code == pdae(*going_on, "--init-from", dpm, *loop).code == 2
 
     def test_a_zip_is_a_folder(self, pdae: Command, tmp_path: Path) -> None:
         import zipfile

@@ -22,6 +22,7 @@ from pdae_cli.noise import generator
 from pdae_cli.training.autoencoder import (
     AutoencoderLoss,
     autoencoder_stage,
+    density,
     gap_closed,
     gap_residuals,
 )
@@ -31,6 +32,7 @@ from pdae_cli.training.latent import latent_stage
 from pdae_cli.training.loop import Run, TrainOptions, draw_batch
 from pdae_cli.training.state import EMA
 
+EVEN = torch.full((1000,), 1e-3, dtype=torch.float64)
 OPTIONS = TrainOptions(
     images=48, batch_size=8, accumulate=1, lr=1e-3, warmup=2, grad_clip=1.0, ema_images=1000,
     precision="no", channels_last=False, compile=False, flip=True, seed=5, log_every=1,
@@ -129,7 +131,7 @@ def test_a_batch_is_a_function_of_seed_step_and_shard(data: tuple[Pictures, Pict
     def draw(**changes: int) -> torch.Tensor:
         options = replace(OPTIONS, seed=changes.get("seed", 0))
         batch = draw_batch(
-            data[0], 1000, options, changes.get("step", 0), changes.get("shard", 0), 2
+            data[0], EVEN, options, changes.get("step", 0), changes.get("shard", 0), 2
         )
         return batch.eps
 
@@ -139,7 +141,7 @@ def test_a_batch_is_a_function_of_seed_step_and_shard(data: tuple[Pictures, Pict
 
 
 def test_noise_is_normal_and_timesteps_are_uniform(data: tuple[Pictures, Pictures]) -> None:
-    batches = [draw_batch(data[0], 1000, OPTIONS, step, 0, 1) for step in range(60)]
+    batches = [draw_batch(data[0], EVEN, OPTIONS, step, 0, 1) for step in range(60)]
     eps = torch.cat([batch.eps for batch in batches])
     t = torch.cat([batch.t for batch in batches]).double()
     assert abs(eps.mean()) < 0.01 and abs(eps.std() - 1) < 0.01
@@ -183,7 +185,8 @@ def test_the_frozen_part_has_no_dropout(model: Model) -> None:
 
 
 def test_objective_is_the_papers(model: Model) -> None:
-    """E lambda |eps - eps_theta + (sqrt(alpha) sqrt(1 - alpha_bar)/beta) Sigma G|^2 (eq. 10)."""
+    """E lambda |eps - eps_theta + (sqrt(alpha) sqrt(1 - alpha_bar)/beta) Sigma G|^2 (eq. 10), each
+    timestep's term divided by how much more often than evenly it is drawn."""
     assert model.encoder_network is not None
     s = model.schedule
     loss = AutoencoderLoss(model.heads, model.encoder_network, s).eval()
@@ -201,8 +204,20 @@ def test_objective_is_the_papers(model: Model) -> None:
             factor = (1 - beta) ** 0.5 * (1 - alpha_bar) ** 0.5 / beta * sigma
             snr = alpha_bar / (1 - alpha_bar)
             residual = eps[row] - eps_theta[0] + factor * g[0]
-            terms.append(snr**0.1 / (1 + snr) * residual.square().mean().item())
+            drawn_more_often = 1000 * density(s)[step].item()
+            weight = snr**0.1 / (1 + snr) / drawn_more_often
+            terms.append(weight * residual.square().mean().item())
     assert ours == pytest.approx(sum(terms) / 3, rel=1e-4)
+
+
+def test_drawing_some_timesteps_more_often_leaves_the_expectation(model: Model) -> None:
+    """Sum over t of density * lambda / (T density) * f(t) is the even mean of lambda * f(t)."""
+    s = model.schedule
+    chance = density(s)
+    assert chance.sum().item() == pytest.approx(1) and (chance >= 0.25 / 1000).all()
+    assert model.encoder_network is not None
+    loss = AutoencoderLoss(model.heads, model.encoder_network, s)
+    assert torch.allclose(chance * loss.weight, s.loss_weight() / 1000)
 
 
 def test_dpm_objective_is_the_mean_squared_error(model: Model) -> None:

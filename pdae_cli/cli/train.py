@@ -194,7 +194,12 @@ def autoencoder(
     data: Data,
     output: Folder,
     options: TrainFlags,
-    dpm: Annotated[str, typer.Option(help="The pre-trained diffusion model: name or folder.")],
+    dpm: Annotated[
+        str | None, typer.Option(help="The pre-trained diffusion model: name or folder.")
+    ] = None,
+    init_from: Annotated[
+        str | None, typer.Option(help="Go on with all parts of this model instead of --dpm.")
+    ] = None,
     z_dim: Annotated[int, typer.Option(min=1, help="Dimensions of z.")] = 512,
 ) -> None:
     """Train the encoder E_phi and the gradient estimator G_psi against a frozen eps_theta.
@@ -203,8 +208,15 @@ def autoencoder(
     """
     from ..training.autoencoder import autoencoder_stage, with_autoencoder
 
-    model = options.licensed(with_autoencoder(load_model(dpm), z_dim, options.seed))
-    model.to(options.device)
+    if (dpm is None) == (init_from is None):
+        raise UsageError("give either --dpm, to train new parts, or --init-from, to go on with old")
+    if dpm is not None:
+        model = with_autoencoder(load_model(dpm), z_dim, options.seed)
+    else:
+        model = load_model(str(init_from))
+        if model.gradient_estimator is None:
+            raise UsageError(f"{init_from} has no encoder and gradient estimator; use --dpm")
+    options.licensed(model).to(options.device)
     train, held_out = options.data(data, model.config.unet)
     run(autoencoder_stage(model, train, held_out, output, options.stored()), options, output)
 

@@ -19,22 +19,35 @@ from ..networks.encoder import Encoder, EncoderConfig
 from ..networks.gradient import GradientEstimator
 from ..schedule import Schedule, gather
 from .data import Pictures
-from .dpm import held_out_noise
+from .dpm import held_out_noise, uniform
 from .loop import Stage
 
 STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
 PREVIEWED = 8
 
 
+def density(schedule: Schedule) -> Tensor:
+    """Chance of drawing each timestep: (T,) float64.
+
+    The objective weighs t by lambda_t, and what is left to explain in eps shrinks with alpha_bar_t:
+    of timesteps drawn evenly, two thirds would hardly count. Three quarters of the draws go where
+    lambda_t alpha_bar_t is; dividing the loss by the density leaves its expectation as it was.
+    """
+    counts = schedule.loss_weight() * schedule.alpha_bar
+    return 0.25 * uniform(schedule).to(counts) + 0.75 * counts / counts.sum()
+
+
 class AutoencoderLoss(nn.Module):
-    """E lambda_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10)."""
+    """E lambda_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10),
+    over timesteps drawn by `density`."""
 
     def __init__(self, heads: Heads, encoder: Encoder, schedule: Schedule) -> None:
         super().__init__()
         self.heads, self.encoder, self.schedule = heads, encoder, schedule
         self.requires_grad_(True)
         heads.dpm.requires_grad_(False)
-        self.weight = schedule.loss_weight()
+        self.density = density(schedule)
+        self.weight = schedule.loss_weight() / (schedule.timesteps * self.density)
         self.train()
 
     def train(self, mode: bool = True) -> AutoencoderLoss:
@@ -125,7 +138,7 @@ def autoencoder_stage(
         "autoencoder",
         objective,
         train,
-        schedule.timesteps,
+        objective.density.cpu(),
         lambda: gap_closed(model, held_out),
         preview,
         save,

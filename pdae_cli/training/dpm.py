@@ -42,6 +42,11 @@ class DPMLoss(nn.Module):
         return errors.mean()
 
 
+def uniform(schedule: Schedule) -> Tensor:
+    """The same chance for every timestep: (T,) float64."""
+    return torch.full((schedule.timesteps,), 1 / schedule.timesteps, dtype=torch.float64)
+
+
 def held_out_noise(pictures: Pictures, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
     """x_0, t spread evenly over first … last, and eps: always the same for the same pictures."""
     count = min(HELD_OUT, len(pictures))
@@ -74,7 +79,7 @@ def dpm_stage(
         model.config = replace(model.config, training=(summary,))
         write_model(folder, model, dtype)
 
-    return Stage("dpm", objective, train, schedule.timesteps, measure, preview, save)
+    return Stage("dpm", objective, train, uniform(schedule), measure, preview, save)
 
 
 def new_dpm(seed: int, betas: str, prediction: str, **shape: Any) -> Model:

@@ -16,6 +16,7 @@ from ..networks.latent import LatentConfig, LatentDPM
 from ..noise import generator
 from ..schedule import Schedule
 from .data import Pictures
+from .dpm import uniform
 from .loop import Stage
 
 CHUNK = 256
@@ -96,4 +97,4 @@ def latent_stage(
     def save(summary: dict[str, Any]) -> None:
         write_latent_dpm(folder, network, summary, dtype)
 
-    return Stage("latent", objective, Vectors(z), schedule.timesteps, measure, preview, save)
+    return Stage("latent", objective, Vectors(z), uniform(schedule), measure, preview, save)

@@ -66,7 +66,7 @@ class Stage:
     name: str
     objective: nn.Module  # forward(x_0, t, eps) → loss; what has requires_grad is trained
     source: Source
-    timesteps: int
+    density: Tensor  # (T,) chance of drawing each timestep; the objective makes up for it
     measure: Callable[[], dict[str, float]]  # metrics on held-out data
     preview: Callable[[Path], None]  # writes a sample sheet (path without suffix)
     save: Callable[[dict[str, object]], None]  # writes the model; takes the run's summary
@@ -82,14 +82,14 @@ class Batch:
 
 
 def draw_batch(
-    source: Source, timesteps: int, options: TrainOptions, step: int, shard: int, shards: int
+    source: Source, density: Tensor, options: TrainOptions, step: int, shard: int, shards: int
 ) -> Batch:
     """Micro-batch `shard` of the `shards` of a step: a pure function of its arguments."""
     count = options.batch_size // shards
     position = step * options.batch_size + shard * count
     clean = source.stack(order(len(source), options.seed, position, count).tolist())
     draws = generator(options.seed, "step", step, shard)
-    t = torch.randint(timesteps, (count,), generator=draws)
+    t = torch.multinomial(density, count, replacement=True, generator=draws)
     eps = torch.randn(clean.shape, generator=draws)
     if clean.dtype == torch.uint8:
         if options.flip:
@@ -223,7 +223,7 @@ class Run:
             step, micro = divmod(number, accumulate)
             shard = rank * accumulate + micro
             return draw_batch(
-                self.stage.source, self.stage.timesteps, self.options, step, shard, self.shards
+                self.stage.source, self.stage.density, self.options, step, shard, self.shards
             )
 
         first, last = self.step * accumulate, self.steps * accumulate
