@@ -4,8 +4,10 @@ Networks output what trains well; this is where their output becomes eps_theta a
 
 prediction "eps": the outputs are eps_theta and G_psi themselves (DDPM, PDAE).
 prediction "v": eps_theta = sqrt(alpha_bar) F + sqrt(1 - alpha_bar) x_t (Salimans & Ho 2022) and
-    G_psi = sqrt(alpha_bar) F'. At large t, where eps is x_t but for a hundredth, an error of F
-    counts only by that hundredth; predicted directly, the ODE multiplies it by up to 158.
+    G_psi = alpha_bar^(1/4) F'. At large t, where eps is x_t but for a hundredth, an error of F
+    counts only by that hundredth; predicted directly, the ODE multiplies it by up to 158. G_psi
+    takes the root of that factor, between no error at large t and no learning there: the
+    objective's curvature in F' is lambda_t times the factor squared.
 """
 
 from __future__ import annotations
@@ -57,4 +59,4 @@ class Heads(nn.Module):
         output = self.gradient(features, time, z).float()
         if self.prediction == "eps":
             return output
-        return gather(self.schedule.alpha_bar, t, output).sqrt() * output
+        return gather(self.schedule.alpha_bar, t, output) ** 0.25 * output

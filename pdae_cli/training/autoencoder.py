@@ -30,10 +30,10 @@ def density(schedule: Schedule) -> Tensor:
     """Chance of drawing each timestep: (T,) float64.
 
     The objective weighs t by lambda_t, and what is left to explain in eps shrinks with alpha_bar_t:
-    of timesteps drawn evenly, two thirds would hardly count. Three quarters of the draws go where
-    lambda_t alpha_bar_t is; dividing the loss by the density leaves its expectation as it was.
+    of timesteps drawn evenly, half would hardly count. Three quarters of the draws go where
+    lambda_t sqrt(alpha_bar_t) is; dividing by the density leaves the expectation as it was.
     """
-    counts = schedule.loss_weight() * schedule.alpha_bar
+    counts = schedule.loss_weight() * schedule.alpha_bar.sqrt()
     return 0.25 * uniform(schedule).to(counts) + 0.75 * counts / counts.sum()
 
 
