@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pdae_cli.training.latent import encode_all
 
 EDITED = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair")
 TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
+EDIT_SAMPLING = {"inference_steps": 10, "iterations": 1}
 Figures = dict[str, Any]
 
 
@@ -114,21 +116,27 @@ def edits(
     """Share that the judge calls positive before and after, on faces without the attribute; how
     much the judge's other opinions and the picture move."""
     judge, quality = load_judge(judge_path)
-    truth = labels.matrix(held_out.names)
-    fast = {"inference_steps": 20, "iterations": 1}
+    pool = torch.randperm(len(held_out), generator=generator(0, "edits"))[: 3 * count]
+    truth = labels.matrix(held_out.names)[pool]
+    codes = model.encode(to_float(held_out.stack(pool.tolist())), **EDIT_SAMPLING)
+    before = model.decode(codes)
     table = {}
     for name in EDITED:
-        column = labels.attributes.index(name)
-        rows = (truth[:, column] == 0).nonzero()[:count, 0].tolist()
-        codes = model.encode(to_float(held_out.stack(rows)), **fast)
-        before = model.decode(codes)
-        after = model.decode(model.manipulate(codes, [(name, scale)]))
+        column, own = labels.attributes.index(name), judge.names.index(name)
+        rows = (truth[:, column] == 0).nonzero()[:count, 0]
+        assert codes.x_T is not None
+        chosen = replace(
+            codes,
+            z=codes.z[rows],
+            x_T=codes.x_T[rows],
+            digests=tuple(codes.digests[int(row)] for row in rows),
+        )
+        after = model.decode(model.manipulate(chosen, [(name, scale)]))
         with torch.no_grad():
-            chance = [judge(x.clamp(-1, 1)).sigmoid() for x in (before, after)]
-        others = [k for k in range(len(judge.names)) if k != judge.names.index(name)]
-        own = judge.names.index(name)
+            chance = [judge(x.clamp(-1, 1)).sigmoid() for x in (before[rows], after)]
+        others = [k for k in range(len(judge.names)) if k != own]
         moved = (chance[1] - chance[0])[:, others].abs().mean(0)
-        largest = moved.topk(3)
+        largest = moved.topk(3).indices.tolist()
         table[name] = {
             "pictures": len(rows),
             "scale": scale,
@@ -136,10 +144,8 @@ def edits(
             "positive_before": (chance[0][:, own] > 0.5).float().mean().item(),
             "positive_after": (chance[1][:, own] > 0.5).float().mean().item(),
             "others_moved": moved.mean().item(),
-            "most_moved": {
-                judge.names[others[int(k)]]: moved[int(k)].item() for k in largest.indices
-            },
-            "picture": compared(after, before),
+            "most_moved": {judge.names[others[k]]: moved[k].item() for k in largest},
+            "picture": compared(after, before[rows]),
         }
     return table
 
@@ -237,7 +243,7 @@ def main() -> None:
     train, held_out = split(open_pictures(args.data, size, channels), labels)
     x_0 = to_float(held_out.stack(range(args.pictures)))
     sections: dict[str, Callable[[], Figures]] = {
-        "gap": lambda: gap(model, to_float(held_out.stack(range(4 * args.pictures)))),
+        "gap": lambda: gap(model, to_float(held_out.stack(range(2 * args.pictures)))),
         "reconstruction": lambda: reconstruction(model, x_0, train),
         "probes": lambda: probes(model, held_out, labels),
         "edits": lambda: edits(model, held_out, labels, args.judge, args.edited, args.scale),
