@@ -3,8 +3,8 @@
 #   examples/make.sh            (with the environment's `pdae` on the path)
 set -euo pipefail
 cd "$(dirname "$0")"
-pdae sample -n 16 --seed 7 --inference-steps 100 -o samples.png --overwrite
-pdae sample -n 6 --seed 7 --inference-steps 100 -o faces --overwrite
+pdae sample -n 16 --seed 7 --inference-steps 50 -o samples.png --overwrite
+pdae sample -n 6 --seed 7 --inference-steps 50 -o faces --overwrite
 pdae reconstruct faces -o reconstructions --compare --overwrite
 for mode in latent trajectory; do
     pdae interpolate faces/00000.png faces/00001.png --steps 10 --mode "$mode" \
