@@ -23,6 +23,7 @@ from torch import Tensor
 
 import pdae_cli
 from pdae_cli import metrics
+from pdae_cli.cli.output import plain
 from pdae_cli.engine import Model
 from pdae_cli.images import to_float
 from pdae_cli.noise import generator
@@ -261,7 +262,7 @@ def main() -> None:
         figures[name] = sections[name]()
         print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(figures, indent=1) + "\n")
+    args.output.write_text(json.dumps(plain(figures), indent=1, allow_nan=False) + "\n")
     print(markdown(figures))
     if args.card:
         write_card(args.card, figures)
