@@ -23,7 +23,6 @@ from .files import write_bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # nothing else is decoded
 READABLE = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
-FITS = ("crop", "pad", "stretch")
 MAX_PIXELS = 64_000_000
 Pictures = Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")  # 16-bit files open in one of these
