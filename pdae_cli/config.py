@@ -10,6 +10,7 @@ from typing import Any
 
 from .networks.blocks import UNetConfig
 from .networks.encoder import EncoderConfig
+from .networks.half_unet import HalfUNetConfig
 
 FORMAT = "pdae-model-1"
 
@@ -35,10 +36,13 @@ class ModelConfig:
     schedule: ScheduleConfig
     unet: UNetConfig
     prediction: str = "eps"  # what the networks' outputs mean: see heads.PREDICTIONS
-    encoder: EncoderConfig | None = None  # None: a diffusion model without PDAE's parts
+    encoder: EncoderConfig | HalfUNetConfig | None = None  # None: a diffusion model alone
     normalisation: Normalisation | None = None
     training: tuple[dict[str, Any], ...] = ()  # one summary a stage, in order
     licence: str = "unknown"
+    variance: str = "small"  # of ancestral sampling: see solvers.VARIANCES
+    clip_sample: bool = False  # whether the source's own sampler clamps its prediction of x_0
+    source: str = ""  # what a converted model was before
     format: str = field(default=FORMAT)
 
 
@@ -60,8 +64,8 @@ def from_json(data: Any) -> ModelConfig:
 def _build(kind: Any, value: Any, where: str) -> Any:
     """`value` as an instance of `kind`: dataclasses, tuples, optionals and scalars."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        (inner,) = (k for k in typing.get_args(kind) if k is not type(None))
-        return None if value is None else _build(inner, value, where)
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        return None if value is None else _build(_chosen(kinds, value), value, where)
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, where)
     if typing.get_origin(kind) is tuple and isinstance(value, list):
@@ -74,6 +78,14 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and type(value) is kind:
         return value
     raise ValueError(f"{where} is {value!r}, not a {getattr(kind, '__name__', kind)}")
+
+
+def _chosen(kinds: list[Any], value: Any) -> Any:
+    """Of several dataclasses the one that has the value's fields."""
+    for kind in kinds[1:]:
+        if isinstance(value, dict) and {f.name for f in dataclasses.fields(kind)} == set(value):
+            return kind
+    return kinds[0]
 
 
 def _build_dataclass(kind: Any, value: Any, where: str) -> Any:

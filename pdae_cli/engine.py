@@ -25,6 +25,7 @@ from .heads import Heads
 from .images import Pictures, as_tensor, digest, to_pixels
 from .networks.encoder import Encoder
 from .networks.gradient import GradientEstimator
+from .networks.half_unet import HalfUNet
 from .networks.latent import LatentDPM
 from .networks.unet import UNet
 from .noise import generator, normal
@@ -43,7 +44,7 @@ class Model:
     config: ModelConfig
     dpm: UNet  # eps_theta
     gradient_estimator: GradientEstimator | None = None  # G_psi
-    encoder_network: Encoder | None = None  # E_phi
+    encoder_network: Encoder | HalfUNet | None = None  # E_phi
     attributes: Attributes | None = None
     latent_dpm: LatentDPM | None = None
     name: str = "unnamed"
@@ -94,7 +95,11 @@ class Model:
 
     def _predict(self, x_t: Tensor, t: Tensor, zs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """eps, and a gradient for each z."""
-        if zs:
+        if self.takes_z and len(zs) != 1:
+            raise ModelError(
+                f"eps_theta of {self.name} takes one z; it can't do without or with two"
+            )
+        if zs and not self.takes_z:
             self._needs(self.gradient_estimator, "a gradient estimator")
         with self._computing():
             eps, gradients = self.heads(
@@ -126,12 +131,18 @@ class Model:
                 f"{self.device} has no room for this batch; choose a smaller --batch-size"
             ) from error
 
+    @property
+    def takes_z(self) -> bool:
+        """Whether eps_theta itself takes z, as a Diff-AE's does; G_psi is then None."""
+        return self.config.unet.z_channels > 0
+
     def _guided(self, z: Tensor | None, sampling: Sampling) -> solvers.Predict:
         """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9, DDIM form)."""
 
         def predict(x: Tensor, t: int) -> Tensor:
             timesteps = torch.full((len(x),), t, device=x.device)
-            eps, gradient = self.predict(x, timesteps, z if sampling.guides(t) else None)
+            with_z = self.takes_z or sampling.guides(t)
+            eps, gradient = self.predict(x, timesteps, z if with_z else None)
             return eps if gradient is None else self._shifted(eps, gradient, t, sampling)
 
         return predict
@@ -373,7 +384,7 @@ class Model:
         sampling = (sampling or Sampling()).changed(changes)
         generators = [generator(seed, "sample", first + row) for row in range(count)]
         z = None if unconditional else self.sample_z(generators, sampling.inference_steps)
-        if sampling.guide_until == 0 and not unconditional:
+        if sampling.guide_until == 0 and not unconditional and not self.takes_z:
             until = math.ceil(UNGUIDED_SHARE * self.schedule.timesteps)
             sampling = replace(sampling, guide_until=until)
         x_T = self.noise(generators)

@@ -13,17 +13,19 @@ import math
 import torch
 from torch import Tensor
 
-BETAS = ("linear", "cosine", "constant")
+BETAS = ("linear", "scaled_linear", "cosine", "constant")
 
 
 def make_betas(kind: str, timesteps: int, beta_start: float, beta_end: float) -> Tensor:
     """Return beta_t as float64 of shape (timesteps,).
 
-    `linear`: DDPM sec. 4; `cosine`: improved DDPM eq. 17 (start and end are not used);
-    `constant`: beta_start throughout, the latent DPM's schedule (PDAE sec. 4.8).
+    `linear`: DDPM sec. 4; `scaled_linear`: linear in its root (latent diffusion); `cosine`:
+    improved DDPM eq. 17 (start and end are not used); `constant`: beta_start throughout, the latent DPM's schedule (PDAE sec. 4.8).
     """
     if kind == "linear":
         return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+    if kind == "scaled_linear":
+        return torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64) ** 2
     if kind == "cosine":
         u = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
         f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2

@@ -86,9 +86,14 @@ class TestModels:
         write_model(tmp_path, model)
         back = read_model(tmp_path, "back")
         assert back.config == model.config
+        for ours, theirs in zip(model.networks(), back.networks(), strict=False):
+            weights = theirs.state_dict()
+            assert all(torch.equal(value, weights[k]) for k, value in ours.state_dict().items())
         x, t, z = torch.randn(1, 3, 32, 32), torch.tensor([7]), torch.randn(1, 6)
         for ours, theirs in zip(model.predict(x, t, z), back.predict(x, t, z), strict=True):
-            assert ours is not None and theirs is not None and torch.equal(ours, theirs)
+            assert ours is not None and theirs is not None
+            # Not to the last bit: convolutions may depend on how memory is aligned.
+            assert torch.allclose(ours, theirs, atol=1e-5)
 
     def test_sixteen_bits_are_rounded_once(self, tmp_path: Path) -> None:
         model = tiny_model()

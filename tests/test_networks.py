@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import randomise, unet_config
 
-from pdae_cli.networks.blocks import Attention, ResBlock, timestep_embedding
+from pdae_cli.networks.blocks import Attention, Conditioning, ResBlock, timestep_embedding
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.gradient import GradientEstimator
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
@@ -67,7 +67,7 @@ def test_t_and_z_condition_the_outputs() -> None:
 def test_adagn_is_applied_twice() -> None:
     """h = (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b (PDAE sec. 3.3), written out independently."""
     cfg = unet_config()
-    block = ResBlock(cfg, 8, 8, conditional=True)
+    block = ResBlock(cfg, 8, 8, conditioning=Conditioning(32, shift=True))
     randomise(block, 0.3)
     x, time, z = torch.randn(2, 8, 4, 4), torch.randn(2, 32), torch.randn(2, 32)
     h = block.conv_in(F.silu(F.group_norm(x, 4, block.norm_in.weight, block.norm_in.bias)))

@@ -25,6 +25,7 @@ from ..errors import ModelError
 from ..files import replacing, sha256, write_bytes
 from ..networks.encoder import Encoder
 from ..networks.gradient import GradientEstimator
+from ..networks.half_unet import HalfUNet, HalfUNetConfig
 from ..networks.latent import LatentConfig, LatentDPM
 from ..networks.unet import UNet
 
@@ -44,26 +45,30 @@ def read_model(folder: Path, name: str) -> Model:
         raise ModelError(f"{folder} is not a model: it has no {CONFIG}")
     config = guarded(folder / CONFIG, lambda: _read_config(folder / CONFIG))
     weights = folder / WEIGHTS
-    encoder = config.encoder
-
-    def build() -> nn.ModuleDict:
-        parts: dict[str, nn.Module] = {"dpm": UNet(config.unet)}
-        if encoder is not None:
-            parts["gradient"] = GradientEstimator(config.unet, encoder.z_dim)
-            parts["encoder"] = Encoder(encoder)
-        return nn.ModuleDict(parts)
-
-    networks = guarded(weights, lambda: fill(build, weights))
+    networks = guarded(weights, lambda: fill(lambda: build_networks(config), weights))
     return Model(
         config=config,
         dpm=networks["dpm"],
-        gradient_estimator=networks["gradient"] if encoder else None,
-        encoder_network=networks["encoder"] if encoder else None,
+        gradient_estimator=networks["gradient"] if "gradient" in networks else None,
+        encoder_network=networks["encoder"] if "encoder" in networks else None,
         attributes=_optional(folder / ATTRIBUTES, read_attributes),
         latent_dpm=_optional(folder / LATENT_DPM, read_latent_dpm),
         name=name,
         digest=sha256(weights),
     )
+
+
+def build_networks(config: ModelConfig) -> nn.ModuleDict:
+    """The untrained networks of a model, by their names in the weights' file."""
+    encoder = config.encoder
+    parts: dict[str, nn.Module] = {"dpm": UNet(config.unet)}
+    if encoder is not None and not config.unet.z_channels:
+        parts["gradient"] = GradientEstimator(config.unet, encoder.z_dim)
+    if isinstance(encoder, HalfUNetConfig):
+        parts["encoder"] = HalfUNet(encoder)
+    elif encoder is not None:
+        parts["encoder"] = Encoder(encoder)
+    return nn.ModuleDict(parts)
 
 
 def _read_config(path: Path) -> ModelConfig:

@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# How feature maps are halved and doubled: inside a residual block (ADM), or by convolutions of
+# their own, padded on all sides, or right and below only (the first DDPM and its descendants).
+RESAMPLING = ("residual", "convolution", "convolution_right")
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -21,19 +25,25 @@ class UNetConfig:
     channels: int  # of the pictures: 3 for RGB
     patch: int  # space-to-depth factor at the input: 1 none, 2 makes 64x64 pixels 32x32 positions
     base_channels: int  # width of the first level
-    multipliers: tuple[int, ...]  # width of each level, in units of base_channels
+    multipliers: tuple[float, ...]  # width of each level, in units of base_channels
     blocks: int  # residual blocks a level (one more in the output half)
     attention: tuple[int, ...]  # attention at these feature-map sizes, and always in the middle
     head_channels: int | None  # channels an attention head; None: use `heads`
     heads: int  # attention heads, where head_channels is None
     time_conditioning: str  # "scale_shift" (AdaGN) or "additive"
-    resampling: str  # "residual" (inside a ResBlock) or "convolution" (a strided convolution)
+    resampling: str  # see RESAMPLING
     learn_sigma: bool  # the network also predicts the variance's interpolation
-    groups: int  # of every GroupNorm
+    groups: int  # of every GroupNorm, or as many as it has channels
     norm_eps: float  # of every GroupNorm
     dropout: float
+    embedding_channels: int = 0  # of the time embedding; 0: 4 base_channels, the usual
+    sine_first: bool = False  # order of the time embedding's sinusoids
+    frequency_shift: int = 0  # of the sinusoids' frequencies: 10000^(-i / (half - shift))
+    z_channels: int = 0  # of z, where every block of the U-Net itself takes it (Diff-AE)
 
     def __post_init__(self) -> None:
+        if self.embedding_channels == 0:
+            object.__setattr__(self, "embedding_channels", 4 * self.base_channels)
         if not 1 <= len(self.multipliers) <= 16 or not 1 <= self.blocks <= 64:
             raise ValueError(
                 f"{len(self.multipliers)} levels of {self.blocks} blocks; "
@@ -45,20 +55,13 @@ class UNetConfig:
                 f"image_size {self.image_size} is not a multiple of {smallest} "
                 f"(patch {self.patch}, {len(self.multipliers)} levels)"
             )
-        for multiplier in self.multipliers:
-            if multiplier * self.base_channels % self.groups:
-                raise ValueError(
-                    f"{multiplier * self.base_channels} channels "
-                    f"don't divide into {self.groups} groups"
-                )
+        for width in self.widths:
+            if width < 1 or width % min(self.groups, width):
+                raise ValueError(f"{width} channels don't divide into {self.groups} groups")
         if self.time_conditioning not in ("scale_shift", "additive"):
             raise ValueError(f"unknown time_conditioning {self.time_conditioning!r}")
-        if self.resampling not in ("residual", "convolution"):
+        if self.resampling not in RESAMPLING:
             raise ValueError(f"unknown resampling {self.resampling!r}")
-
-    @property
-    def embedding_channels(self) -> int:
-        return 4 * self.base_channels
 
     @property
     def patch_channels(self) -> int:
@@ -67,7 +70,7 @@ class UNetConfig:
 
     @property
     def widths(self) -> list[int]:
-        return [self.base_channels * multiplier for multiplier in self.multipliers]
+        return [round(self.base_channels * multiplier) for multiplier in self.multipliers]
 
     @property
     def sizes(self) -> list[int]:
@@ -75,12 +78,15 @@ class UNetConfig:
         return [self.image_size // self.patch // 2**level for level in range(len(self.multipliers))]
 
 
-def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+def timestep_embedding(
+    t: Tensor, channels: int, sine_first: bool = False, frequency_shift: int = 0
+) -> Tensor:
     """Sinusoids of t: (N,) → (N, channels) float32, cosines first (DDPM, after Vaswani et al.)."""
     half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - frequency_shift)
     angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    waves = [angles.sin(), angles.cos()] if sine_first else [angles.cos(), angles.sin()]
+    return torch.cat(waves, dim=1)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -90,16 +96,24 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+@dataclass(frozen=True)
+class Conditioning:
+    """How z enters a block, after the time."""
+
+    channels: int  # of z, or of its embedding
+    shift: bool  # scale and shift (PDAE), or scale alone (Diff-AE)
+
+
 class Norm(nn.GroupNorm):
     def __init__(self, cfg: UNetConfig, channels: int) -> None:
-        super().__init__(cfg.groups, channels, eps=cfg.norm_eps)
+        super().__init__(min(cfg.groups, channels), channels, eps=cfg.norm_eps)
 
 
 class ResBlock(nn.Module):
-    """Residual block, conditioned on t and, where `conditional`, on z.
+    """Residual block, conditioned on t and, with a `conditioning`, on z.
 
     With scale-shift time conditioning, the second norm is AdaGN applied twice (PDAE sec. 3.3):
-    h = (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b.
+    h = (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b; Diff-AE's (its sec. 3) has no z_b.
     """
 
     def __init__(
@@ -108,7 +122,7 @@ class ResBlock(nn.Module):
         c_in: int,
         c_out: int,
         resample: str | None = None,  # "down", "up" or None
-        conditional: bool = False,
+        conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__()
         self.resample = resample
@@ -116,7 +130,9 @@ class ResBlock(nn.Module):
         self.norm_in = Norm(cfg, c_in)
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time = nn.Linear(cfg.embedding_channels, 2 * c_out if self.scale_shift else c_out)
-        self.z = nn.Linear(cfg.embedding_channels, 2 * c_out) if conditional else None
+        self.z: nn.Linear | None = None
+        if conditioning is not None:
+            self.z = nn.Linear(conditioning.channels, (2 if conditioning.shift else 1) * c_out)
         self.norm_out = Norm(cfg, c_out)
         self.dropout = nn.Dropout(cfg.dropout)
         self.conv_out = zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
@@ -137,8 +153,8 @@ class ResBlock(nn.Module):
         else:
             h = self.norm_out(h + t_embedding)
         if self.z is not None and z is not None:
-            z_scale, z_shift = self.z(F.silu(z))[:, :, None, None].chunk(2, dim=1)
-            h = h * (1 + z_scale) + z_shift
+            z_scale, *z_shift = self.z(F.silu(z))[:, :, None, None].split(h.shape[1], dim=1)
+            h = h * (1 + z_scale) + (z_shift[0] if z_shift else 0)
 
         # Out.
         return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
@@ -177,15 +193,16 @@ def attention_block(cfg: UNetConfig, channels: int) -> Attention:
 class ConvResample(nn.Module):
     """Halve by a strided convolution, or double by nearest neighbours and a convolution."""
 
-    def __init__(self, channels: int, resample: str) -> None:
+    def __init__(self, channels: int, resample: str, symmetric: bool = True) -> None:
         super().__init__()
-        self.resample = resample
-        self.conv = nn.Conv2d(
-            channels, channels, 3, stride=2 if resample == "down" else 1, padding=1
-        )
+        self.resample, self.symmetric = resample, symmetric
+        stride, padding = (2, int(symmetric)) if resample == "down" else (1, 1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(resized(x, "up") if self.resample == "up" else x)
+        if self.resample == "up":
+            return self.conv(resized(x, "up"))
+        return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
 
 
 class Layer(nn.Module):
@@ -201,10 +218,12 @@ class Layer(nn.Module):
         return x if self.attention is None else self.attention(x)
 
 
-def resampling_block(cfg: UNetConfig, channels: int, resample: str, conditional: bool) -> nn.Module:
+def resampling_block(
+    cfg: UNetConfig, channels: int, resample: str, conditioning: Conditioning | None
+) -> nn.Module:
     if cfg.resampling == "residual":
-        return ResBlock(cfg, channels, channels, resample, conditional)
-    return ConvResample(channels, resample)
+        return ResBlock(cfg, channels, channels, resample, conditioning)
+    return ConvResample(channels, resample, symmetric=cfg.resampling == "convolution")
 
 
 def resized(x: Tensor, resample: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .blocks import UNetConfig
+from .blocks import Conditioning, UNetConfig
 from .unet import OutputHalf
 
 
@@ -17,7 +17,8 @@ class GradientEstimator(nn.Module):
     def __init__(self, cfg: UNetConfig, z_dim: int) -> None:
         super().__init__()
         self.z = nn.Linear(z_dim, cfg.embedding_channels)
-        self.output = OutputHalf(cfg, cfg.channels, conditional=True)
+        conditioning = Conditioning(cfg.embedding_channels, shift=True)
+        self.output = OutputHalf(cfg, cfg.channels, conditioning)
 
     def forward(self, features: list[Tensor], time: Tensor, z: Tensor) -> Tensor:
         """`features, time = unet.features(x_t, t)`; z: (N, z_dim). Returns (N, C, H, W)."""

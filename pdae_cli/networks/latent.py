@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from .blocks import timestep_embedding
 
-TIME_CHANNELS = 64
-
 
 @dataclass(frozen=True)
 class LatentConfig:
@@ -19,6 +17,8 @@ class LatentConfig:
     width: int  # of the hidden layers
     layers: int
     dropout: float
+    time_channels: int = 64  # of the timestep's sinusoids
+    embedding_channels: int = 64  # of the time embedding
 
     def __post_init__(self) -> None:
         if not 2 <= self.layers <= 256:
@@ -31,7 +31,7 @@ class LatentLayer(nn.Module):
     def __init__(self, cfg: LatentConfig, c_in: int) -> None:
         super().__init__()
         self.linear = nn.Linear(c_in, cfg.width)
-        self.time = nn.Linear(TIME_CHANNELS, cfg.width)
+        self.time = nn.Linear(cfg.embedding_channels, cfg.width)
         self.norm = nn.LayerNorm(cfg.width)
         self.dropout = nn.Dropout(cfg.dropout)
 
@@ -47,16 +47,16 @@ class LatentDPM(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.time = nn.Sequential(
-            nn.Linear(TIME_CHANNELS, TIME_CHANNELS),
+            nn.Linear(cfg.time_channels, cfg.embedding_channels),
             nn.SiLU(),
-            nn.Linear(TIME_CHANNELS, TIME_CHANNELS),
+            nn.Linear(cfg.embedding_channels, cfg.embedding_channels),
         )
         widths = [cfg.z_dim] + [cfg.width + cfg.z_dim] * (cfg.layers - 1)
         self.layers = nn.ModuleList([LatentLayer(cfg, width) for width in widths])
         self.out = nn.Linear(cfg.width + cfg.z_dim, cfg.z_dim)
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
-        time = self.time(timestep_embedding(t, TIME_CHANNELS))
+        time = self.time(timestep_embedding(t, self.cfg.time_channels))
         h = self.layers[0](z_t, time)
         for layer in self.layers[1:]:
             h = layer(torch.cat([h, z_t], dim=1), time)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import (
+    Conditioning,
     Layer,
     Norm,
     ResBlock,
@@ -24,48 +25,52 @@ class InputHalf(nn.Module):
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         self.patch = cfg.patch
-        self.conv = nn.Conv2d(cfg.patch_channels, cfg.base_channels, 3, padding=1)
+        conditioning = own_conditioning(cfg)
+        c = cfg.widths[0]
+        self.conv = nn.Conv2d(cfg.patch_channels, c, 3, padding=1)
         self.layers = nn.ModuleList()
-        c = cfg.base_channels
         for level, (width, size) in enumerate(zip(cfg.widths, cfg.sizes, strict=True)):
             for _ in range(cfg.blocks):
                 attention = attention_block(cfg, width) if size in cfg.attention else None
-                self.layers.append(Layer(ResBlock(cfg, c, width), attention))
+                block = ResBlock(cfg, c, width, conditioning=conditioning)
+                self.layers.append(Layer(block, attention))
                 c = width
             if level < len(cfg.widths) - 1:
-                self.layers.append(Layer(resampling_block(cfg, c, "down", conditional=False)))
+                self.layers.append(Layer(resampling_block(cfg, c, "down", conditioning)))
 
     @staticmethod
     def skip_channels(cfg: UNetConfig) -> list[int]:
         """Channels of each returned feature map."""
-        channels = [cfg.base_channels]
+        channels = [cfg.widths[0]]
         for level, width in enumerate(cfg.widths):
             last = level == len(cfg.widths) - 1
             channels += [width] * (cfg.blocks + (0 if last else 1))
         return channels
 
-    def forward(self, x: Tensor, time: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> list[Tensor]:
         features = [self.conv(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)]
         for layer in self.layers:
-            features.append(layer(features[-1], time))
+            features.append(layer(features[-1], time, z))
         return features
 
 
 class OutputHalf(nn.Module):
     """Middle block, output half and output convolution: from skip features back to a picture.
 
-    eps_theta has one of these; G_psi is another one, with every block `conditional` on z.
+    eps_theta has one of these; G_psi is another one, with every block conditioned on z.
     """
 
-    def __init__(self, cfg: UNetConfig, c_out: int, conditional: bool = False) -> None:
+    def __init__(
+        self, cfg: UNetConfig, c_out: int, conditioning: Conditioning | None = None
+    ) -> None:
         super().__init__()
         self.patch = cfg.patch
         skips = InputHalf.skip_channels(cfg)
         c = cfg.widths[-1]
         self.middle = nn.ModuleList(
             [
-                Layer(ResBlock(cfg, c, c, conditional=conditional), attention_block(cfg, c)),
-                Layer(ResBlock(cfg, c, c, conditional=conditional)),
+                Layer(ResBlock(cfg, c, c, conditioning=conditioning), attention_block(cfg, c)),
+                Layer(ResBlock(cfg, c, c, conditioning=conditioning)),
             ]
         )
         self.layers = nn.ModuleList()  # each first takes one skip feature
@@ -73,12 +78,12 @@ class OutputHalf(nn.Module):
         for level in reversed(range(len(cfg.widths))):
             width, size = cfg.widths[level], cfg.sizes[level]
             for _ in range(cfg.blocks + 1):
-                block = ResBlock(cfg, c + skips.pop(), width, conditional=conditional)
+                block = ResBlock(cfg, c + skips.pop(), width, conditioning=conditioning)
                 attention = attention_block(cfg, width) if size in cfg.attention else None
                 self.layers.append(Layer(block, attention))
                 c = width
             if level > 0:
-                up = Layer(resampling_block(cfg, c, "up", conditional))
+                up = Layer(resampling_block(cfg, c, "up", conditioning))
                 self.upsamplers[str(len(self.layers) - 1)] = up
         self.norm = Norm(cfg, c)
         self.conv = zeroed(nn.Conv2d(c, c_out * cfg.patch**2, 3, padding=1))
@@ -95,8 +100,13 @@ class OutputHalf(nn.Module):
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
 
+def own_conditioning(cfg: UNetConfig) -> Conditioning | None:
+    """How z enters eps_theta itself: not at all, but in a Diff-AE."""
+    return Conditioning(cfg.z_channels, shift=False) if cfg.z_channels else None
+
+
 class UNet(nn.Module):
-    """eps_theta(x_t, t): predicts the noise in x_t."""
+    """eps_theta(x_t, t), or with `z_channels` eps_theta(x_t, t, z): predicts the noise in x_t."""
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
@@ -107,15 +117,20 @@ class UNet(nn.Module):
             nn.Linear(cfg.embedding_channels, cfg.embedding_channels),
         )
         self.input = InputHalf(cfg)
-        self.output = OutputHalf(cfg, cfg.channels * (2 if cfg.learn_sigma else 1))
+        c_out = cfg.channels * (2 if cfg.learn_sigma else 1)
+        self.output = OutputHalf(cfg, c_out, own_conditioning(cfg))
 
-    def features(self, x_t: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(
+        self, x_t: Tensor, t: Tensor, z: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Return the skip features and the time embedding, which both output halves take."""
-        time = self.time(timestep_embedding(t, self.cfg.base_channels))
-        return self.input(x_t, time), time
+        cfg = self.cfg
+        waves = timestep_embedding(t, cfg.base_channels, cfg.sine_first, cfg.frequency_shift)
+        time = self.time(waves)
+        return self.input(x_t, time, z), time
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_t: (N, C, H, W); t: (N,) integer timesteps. Returns (N, C, H, W), or (N, 2C, H, W)
-        with `learn_sigma`: eps, then the variance's interpolation."""
-        features, time = self.features(x_t, t)
-        return self.output(features, time)
+    def forward(self, x_t: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        """x_t: (N, C, H, W); t: (N,) integer timesteps; z: (N, z_channels). Returns (N, C, H, W),
+        or (N, 2C, H, W) with `learn_sigma`: eps, then the variance's interpolation."""
+        features, time = self.features(x_t, t, z)
+        return self.output(features, time, z)

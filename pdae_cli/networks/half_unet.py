@@ -1,0 +1,103 @@
+"""Diff-AE's semantic encoder: the input half of a U-Net, pooled (Preechakul et al. 2022).
+
+PDAE's own is `encoder.Encoder`; this one is here so that converted Diff-AE models run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Attention, resized
+
+
+@dataclass(frozen=True)
+class HalfUNetConfig:
+    image_size: int  # pixels, height and width
+    channels: int  # of the pictures
+    base_channels: int
+    multipliers: tuple[float, ...]  # width of each level, in units of base_channels
+    blocks: int  # residual blocks a level
+    attention: tuple[int, ...]  # attention at these feature-map sizes, and always in the middle
+    head_channels: int | None  # channels an attention head; None: use `heads`
+    heads: int
+    groups: int  # of every GroupNorm, or as many as it has channels
+    norm_eps: float
+    z_dim: int
+
+    @property
+    def widths(self) -> list[int]:
+        return [round(self.base_channels * multiplier) for multiplier in self.multipliers]
+
+
+class TimelessBlock(nn.Module):
+    """A residual block that sees no time, with one convolution: skip(x) + conv(SiLU(GN(x)))."""
+
+    def __init__(self, cfg: HalfUNetConfig, c_in: int, c_out: int, halve: bool = False) -> None:
+        super().__init__()
+        self.halve = halve
+        self.norm_in = _norm(cfg, c_in)
+        self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.norm_in(x))
+        if self.halve:
+            h, x = resized(h, "down"), resized(x, "down")
+        return self.skip(x) + self.conv_in(h)
+
+
+class EncoderLayer(nn.Module):
+    """A block, then attention."""
+
+    def __init__(self, block: TimelessBlock, attention: Attention | None = None) -> None:
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        return x if self.attention is None else self.attention(x)
+
+
+class HalfUNet(nn.Module):
+    """z = E_phi(x_0): (N, C, H, W) in [-1, 1] → (N, z_dim)."""
+
+    def __init__(self, cfg: HalfUNetConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        c, size = cfg.widths[0], cfg.image_size
+        self.conv = nn.Conv2d(cfg.channels, c, 3, padding=1)
+        self.layers = nn.ModuleList()
+        for level, width in enumerate(cfg.widths):
+            for _ in range(cfg.blocks):
+                attention = _attention(cfg, width) if size in cfg.attention else None
+                self.layers.append(EncoderLayer(TimelessBlock(cfg, c, width), attention))
+                c = width
+            if level < len(cfg.widths) - 1:
+                self.layers.append(EncoderLayer(TimelessBlock(cfg, c, c, halve=True)))
+                size //= 2
+        self.middle = nn.ModuleList(
+            [
+                EncoderLayer(TimelessBlock(cfg, c, c), _attention(cfg, c)),
+                EncoderLayer(TimelessBlock(cfg, c, c)),
+            ]
+        )
+        self.norm = _norm(cfg, c)
+        self.out = nn.Linear(c, cfg.z_dim)
+
+    def forward(self, x_0: Tensor) -> Tensor:
+        h = self.conv(x_0)
+        for layer in [*self.layers, *self.middle]:
+            h = layer(h)
+        return self.out(F.silu(self.norm(h)).mean((2, 3)))
+
+
+def _norm(cfg: HalfUNetConfig, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(cfg.groups, channels), channels, eps=cfg.norm_eps)
+
+
+def _attention(cfg: HalfUNetConfig, channels: int) -> Attention:
+    heads = channels // cfg.head_channels if cfg.head_channels else cfg.heads
+    return Attention(channels, heads, _norm(cfg, channels))
