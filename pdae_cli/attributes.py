@@ -38,10 +38,10 @@ class Attributes:
         """Logits (N, A) of normalised z (N, D)."""
         return z @ self.weight.T + self.bias
 
-    def move(self, z: Tensor, name: str, scale: float) -> Tensor:
-        """z + s sqrt(dim z) w/|w| on normalised z (PDAE sec. 4.5)."""
+    def move(self, z: Tensor, name: str, scale: float, length: int | None = None) -> Tensor:
+        """z + s sqrt(length) w/|w| on normalised z (PDAE sec. 4.5); `length` is dim z."""
         weight = self.weight[self.index(name)]
-        return z + scale * math.sqrt(z.shape[1]) * weight / weight.norm()
+        return z + scale * math.sqrt(length or z.shape[1]) * weight / weight.norm()
 
     def merged(self, other: Attributes) -> Attributes:
         """These and the other's, which replace those of the same name."""

@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from torch import Generator, Tensor, nn
 
-from . import solvers
+from . import parity, solvers
 from .attributes import Attributes
 from .codes import Codes
 from .config import ModelConfig
@@ -34,6 +34,7 @@ from .schedule import Schedule
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
+LATENT_STEPS = 50  # at least; they cost next to nothing
 UNGUIDED_SHARE = 0.3  # samples leave the last part of the trajectory to eps_theta (PDAE sec. 4.8)
 
 
@@ -252,6 +253,8 @@ class Model:
         return torch.cat([work(slice(s, s + self.batch_size)).cpu() for s in starts])
 
     def _to_noise(self, x_0: Tensor, z: Tensor | None, sampling: Sampling) -> Tensor:
+        if sampling.parity is not None:
+            return self._follow(self._guided(z, sampling), x_0, sampling, encode=True)
         grid = self.grid(sampling)[::-1]
         return solvers.ddim_inverse(self._guided(z, sampling), x_0, grid, sampling.iterations)
 
@@ -262,9 +265,22 @@ class Model:
         sampling: Sampling,
         generators: Sequence[Generator],
     ) -> Tensor:
+        if sampling.parity is not None:
+            return self._follow(predict, x_T, sampling, encode=False)
         if sampling.solver == "ddpm":
             return solvers.ddpm(predict, x_T, self.grid(sampling), generators)
         return solvers.ddim(predict, x_T, self.grid(sampling))
+
+    def _follow(
+        self, predict: solvers.Predict, x: Tensor, sampling: Sampling, encode: bool
+    ) -> Tensor:
+        """DDIM as another program does it."""
+        program = str(sampling.parity)
+        if sampling.solver != "ddim":
+            raise UsageError("--parity reproduces other programs' DDIM; leave --solver out")
+        steps = parity.steps(program, self.schedule, sampling.inference_steps, encode)
+        clip = self.config.clip_sample if program == "diffusers" else True
+        return parity.ddim(predict, x, steps, clip, recompute=program != "diffusers")
 
     def grid(self, sampling: Sampling) -> list[solvers.Node]:
         """The nodes that decoding visits, from noise to picture."""
@@ -272,6 +288,12 @@ class Model:
 
     def evaluations(self, sampling: Sampling) -> tuple[int, int]:
         """Network evaluations (NFE) of encoding and of decoding one picture."""
+        if sampling.parity is not None:
+            both = [
+                parity.steps(sampling.parity, self.schedule, sampling.inference_steps, encode)
+                for encode in (True, False)
+            ]
+            return len(both[0]), len(both[1])
         steps = len(self.grid(sampling)) - 1
         to_noise = sampling.iterations * steps + 1 if sampling.iterations else steps
         return to_noise, steps + (sampling.solver == "ddpm")
@@ -360,8 +382,9 @@ class Model:
         self.check(codes)
         attributes: Attributes = self._needs(self.attributes, "attributes")
         z = self.normalise(codes.z)
+        theirs = codes.sampling.get("parity") in ("pdae", "diffae")
         for name, scale in changes:
-            z = attributes.move(z, name, scale)
+            z = attributes.move(z, name, scale, parity.ATTRIBUTE_LENGTH if theirs else None)
         return replace(codes, z=self.denormalise(z))
 
     # --- Samples ---------------------------------------------------------------------------------
@@ -383,10 +406,9 @@ class Model:
         """
         sampling = (sampling or Sampling()).changed(changes)
         generators = [generator(seed, "sample", first + row) for row in range(count)]
-        z = None if unconditional else self.sample_z(generators, sampling.inference_steps)
+        z = None if unconditional else self.sample_z(generators, sampling)
         if sampling.guide_until == 0 and not unconditional and not self.takes_z:
-            until = math.ceil(UNGUIDED_SHARE * self.schedule.timesteps)
-            sampling = replace(sampling, guide_until=until)
+            sampling = replace(sampling, guide_until=self._unguided_below(sampling))
         x_T = self.noise(generators)
 
         def work(rows: slice) -> Tensor:
@@ -396,14 +418,33 @@ class Model:
 
         return self._by_batches(work, count), z
 
-    def sample_z(self, generators: Sequence[Generator], inference_steps: int = 50) -> Tensor:
+    def _unguided_below(self, sampling: Sampling) -> int:
+        """The timestep below which samples are left to eps_theta alone."""
+        if sampling.parity is None:
+            return math.ceil(UNGUIDED_SHARE * self.schedule.timesteps)
+        count = sampling.inference_steps
+        return parity.guide_until(parity.steps(sampling.parity, self.schedule, count, False))
+
+    def sample_z(self, generators: Sequence[Generator], sampling: Sampling | None = None) -> Tensor:
         """z (N, D) from the latent DPM by DDIM, one row a generator."""
+        network: LatentDPM = self._needs(self.latent_dpm, "a latent DPM")
+        return self.solve_z(normal(generators, (network.cfg.z_dim,)), sampling or Sampling())
+
+    def solve_z(self, z_T: Tensor, sampling: Sampling) -> Tensor:
+        """z (N, D) that the latent DPM makes of noise z_T (N, D)."""
         network: LatentDPM = self._needs(self.latent_dpm, "a latent DPM")
 
         def predict(z: Tensor, t: int) -> Tensor:
             with self._computing():
                 return network(z, torch.full((len(z),), t, device=z.device)).float()
 
-        z_T = normal(generators, (network.cfg.z_dim,)).to(self.device)
-        grid = solvers.decode_grid(LATENT_SCHEDULE, max(inference_steps, 50), "uniform")
-        return self.denormalise(solvers.ddim(predict, z_T, grid).cpu())
+        z_T, program = z_T.to(self.device), sampling.parity
+        if program is None:
+            count = max(sampling.inference_steps, LATENT_STEPS)
+            z = solvers.ddim(predict, z_T, solvers.decode_grid(LATENT_SCHEDULE, count, "uniform"))
+        else:
+            clamped = program == "pdae"
+            steps = parity.steps(program, LATENT_SCHEDULE, sampling.inference_steps, encode=False)
+            start = z_T.clamp(-1, 1) if clamped else z_T
+            z = parity.ddim(predict, start, steps, clip=clamped, recompute=True)
+        return self.denormalise(z.cpu())

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import UsageError
+from .parity import PROGRAMS
 from .solvers import SPACINGS
 
 SOLVERS = ("ddim", "ddpm")
@@ -22,12 +23,15 @@ class Sampling:
     guidance: float = 1.0  # w: how much of G_psi is added
     guide_from: int | None = None  # guide only at timesteps t ≤ this; None: from the start
     guide_until: int = 0  # … and t ≥ this
+    parity: str | None = None  # follow another program's procedure: see parity.PROGRAMS
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise UsageError(f"unknown solver {self.solver!r}; known: {', '.join(SOLVERS)}")
         if self.spacing not in SPACINGS:
             raise UsageError(f"unknown spacing {self.spacing!r}; known: {', '.join(SPACINGS)}")
+        if self.parity is not None and self.parity not in PROGRAMS:
+            raise UsageError(f"unknown parity {self.parity!r}; known: {', '.join(PROGRAMS)}")
         if not 1 <= self.inference_steps <= 1000:
             raise UsageError(f"inference steps must be 1 to 1000, not {self.inference_steps}")
 

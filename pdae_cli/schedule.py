@@ -20,7 +20,8 @@ def make_betas(kind: str, timesteps: int, beta_start: float, beta_end: float) ->
     """Return beta_t as float64 of shape (timesteps,).
 
     `linear`: DDPM sec. 4; `scaled_linear`: linear in its root (latent diffusion); `cosine`:
-    improved DDPM eq. 17 (start and end are not used); `constant`: beta_start throughout, the latent DPM's schedule (PDAE sec. 4.8).
+    improved DDPM eq. 17 (start and end are not used); `constant`: beta_start throughout, the
+    latent DPM's (PDAE sec. 4.8).
     """
     if kind == "linear":
         return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)

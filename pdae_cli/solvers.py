@@ -115,14 +115,16 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     unit_u, unit_v = u / length_u.clamp(min=1e-12), v / length_v.clamp(min=1e-12)
     # Angle by atan2 of difference and sum: exact where arccos loses half of its digits.
     angle = 2 * torch.atan2((unit_u - unit_v).norm(dim=1), (unit_u + unit_v).norm(dim=1))[:, None]
-    side = unit_v - (unit_u * unit_v).sum(1, keepdim=True) * unit_u
-    opposite = angle > math.pi - 1e-6
-    side = torch.where(opposite, torch.roll(unit_u, 1, dims=1) * _alternating(u), side)
+    arc = ((1 - share) * angle).sin() * u + (share * angle).sin() * v
+    arc = arc / angle.sin().clamp(min=1e-12)
+    # Opposite vectors: any orthogonal direction leads around.
+    side = torch.roll(unit_u, 1, dims=1) * _alternating(u)
     side = side - (side * unit_u).sum(1, keepdim=True) * unit_u
     side = side / side.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    direction = (share * angle).cos() * unit_u + (share * angle).sin() * side
-    arc = direction * (length_u * (1 - share) + length_v * share)
-    result = torch.where(angle < 1e-6, u + share * (v - u), arc)
+    around = (share * angle).cos() * unit_u + (share * angle).sin() * side
+    around = around * (length_u * (1 - share) + length_v * share)
+    result = torch.where(angle > math.pi - 1e-6, around, arc)
+    result = torch.where(angle < 1e-6, u + share * (v - u), result)
     return result.reshape(shape).to(a.dtype)
 
 

@@ -1,6 +1,6 @@
 """Models on disk: our own format (`native`), found by bundled name, folder or Hub id (`find`)."""
 
-from .find import bundled_models, load, model_folder, writable_folder
+from .find import bundled_models, load, load_dpm, model_folder, writable_folder
 from .native import (
     read_attributes,
     read_model,
@@ -12,6 +12,7 @@ from .native import (
 __all__ = [
     "bundled_models",
     "load",
+    "load_dpm",
     "model_folder",
     "read_attributes",
     "read_model",

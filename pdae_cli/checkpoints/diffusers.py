@@ -53,7 +53,7 @@ def recognises(source: Source) -> bool:
 
 def read(source: Source) -> Found:
     """eps_theta and its scheduler."""
-    folder = _unet_folder(source)
+    folder = network_folder(source)
     settings = Settings(
         str(folder / "config.json"), DEFAULTS | read_settings(folder / "config.json")
     )
@@ -73,7 +73,7 @@ def read(source: Source) -> Found:
     return Found(NAME, config, [Part("dpm", tensors, names.diffusers_unet(unet))])
 
 
-def _unet_folder(source: Source) -> Path:
+def network_folder(source: Source) -> Path:
     """Where the network lies: `unet/` in a pipeline, the folder itself in an old one."""
     index = source.path / "model_index.json"
     if index.exists():
@@ -97,7 +97,7 @@ def _scheduler(source: Source, folder: Path) -> Settings:
 
 def _tensors(source: Source, path: Path) -> dict[str, Tensor]:
     if path.suffix == ".bin":
-        return {name: value for name, value in source.content(path).items()}
+        return source.content(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..engine import Model
 from ..errors import ModelError, UsageError
-from .native import CONFIG, FILES, read_model
+from .hub import Announce, fetch, is_hub_id, silent
+from .native import CONFIG, is_native, read_model
 
 
 def bundled_folders() -> list[Path]:
@@ -27,15 +28,22 @@ def bundled_models() -> dict[str, Path]:
     return found
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: str, announce: Announce = silent) -> Path:
     """The folder of a model: a bundled name, a folder, or a Hub id with an optional `@revision`.
 
-    Raises ModelError where there is no such model.
+    Raises ModelError where there is no such model. `announce` is told of large downloads.
     """
     if Path(name).is_dir():
         return Path(name)
     bundled = bundled_models()
-    return bundled[name] if name in bundled else download(name, bundled)
+    if name in bundled:
+        return bundled[name]
+    if is_hub_id(name):
+        return fetch(name, announce)[0]
+    near = difflib.get_close_matches(name, bundled, n=1)
+    known = f"bundled: {', '.join(sorted(bundled)) or 'none'}"
+    hint = f"did you mean {near[0]}?" if near else known
+    raise ModelError(f"no model {name!r}: neither a folder nor bundled; {hint}")
 
 
 def writable_folder(name: str) -> Path:
@@ -49,34 +57,29 @@ def writable_folder(name: str) -> Path:
     raise UsageError(f"{name} is not yours to change; copy it first: cp -r {folder} mine")
 
 
-def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
+def load(
+    name: str, device: str = "auto", dtype: str = "float32", announce: Announce = silent
+) -> Model:
     """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`.
 
     Raises ModelError where there is no such model or it can't be read, UsageError for a device or
     dtype that can't be used.
     """
-    folder = model_folder(name)
+    folder = model_folder(name, announce)
     shown = folder.resolve().name if Path(name).is_dir() else name
     return read_model(folder, shown).to(device, dtype)
 
 
-def download(name: str, bundled: dict[str, Path]) -> Path:
-    """Fetch a model from the Hub (or its cache; HF_HOME and HF_HUB_OFFLINE are respected)."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def load_dpm(name: str, announce: Announce = silent) -> Model:
+    """A model of ours, or a foreign checkpoint converted in memory, on the CPU.
 
-    repository, _, revision = name.partition("@")
-    known = f"bundled: {', '.join(sorted(bundled)) or 'none'}"
-    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
-        near = difflib.get_close_matches(name, bundled, n=1)
-        hint = f"did you mean {near[0]}?" if near else known
-        raise ModelError(f"no model {name!r}: neither a folder nor bundled; {hint}")
-    try:
-        files = list(FILES)
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"no model {name!r}: not a folder, not bundled ({known}), "
-            f"and the Hub didn't give it: {reason}"
-        ) from error
+    Raises ModelError.
+    """
+    from .convert import open_source, read_foreign
+
+    if name in bundled_models() or is_native(Path(name)):
+        return load(name, "cpu")
+    source = open_source(name, announce=announce)
+    if is_native(source.path):
+        return read_model(source.path, name)
+    return read_foreign(source).model

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attributes import Attributes
 from ..config import ModelConfig
@@ -63,11 +63,12 @@ class Found:
             transfer(latent, self.latent[1].table, self.latent[1].source)
         for source in self.sources():
             source.check_all_used()
+        ours: Any = dict(networks.named_children())
         return Model(
             config=self.config,
-            dpm=networks["dpm"],
-            gradient_estimator=_part(networks, "gradient"),
-            encoder_network=_part(networks, "encoder"),
+            dpm=ours["dpm"],
+            gradient_estimator=ours.get("gradient"),
+            encoder_network=ours.get("encoder"),
             attributes=self.attributes,
             latent_dpm=latent,
             name=name,
@@ -79,12 +80,8 @@ class Found:
         return list({id(part.source): part.source for part in parts}.values())
 
 
-def _part(networks: nn.ModuleDict, name: str) -> Any:
-    return networks[name] if name in networks else None
-
-
 def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file that holds an object; YAML is read with `safe_load`. Raises ModelError."""
+    """A JSON file, or a YAML file by `safe_load`, that holds an object. Raises ModelError."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ModelError(f"{path}: larger than {MAX_CONFIG_BYTES >> 20} MiB, no config is")

@@ -1,4 +1,4 @@
-"""openai/guided-diffusion: unconditional models, a bare state dict and the flags it was made with."""
+"""openai/guided-diffusion: unconditional models, a bare state dict and the flags beside it."""
 
 from __future__ import annotations
 
@@ -86,10 +86,8 @@ def _flags(source: Source) -> Settings:
     """The flags: JSON or YAML, or a command line in a text file, over the defaults."""
     place = source.folder / "model_flags.json"
     path = source.first("flags (pass them as --config)", [source.config or place])
-    if path.suffix in (".json", ".yml", ".yaml"):
-        given = read_settings(path)
-    else:
-        given = parsed_flags(path)
+    structured = path.suffix in (".json", ".yml", ".yaml")
+    given = read_settings(path) if structured else parsed_flags(path)
     return Settings(str(path), DEFAULTS | given)
 
 

@@ -29,7 +29,7 @@ ADM_ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 
 def adm_input(cfg: UNetConfig, z: str = "") -> Table:
     """Time embedding and input half of a U-Net; `z`: where its blocks keep their layer for z."""
-    table = {"input.conv": ("input_blocks.0.0",)}
+    table: Table = {"input.conv": ("input_blocks.0.0",)}
     for index, halves in enumerate(_halving_layers(cfg.blocks, len(cfg.widths))):
         ours, theirs = f"input.layers.{index}", f"input_blocks.{index + 1}"
         convolution = halves and cfg.resampling != "residual"
@@ -86,7 +86,7 @@ def pdae_encoder(cfg: EncoderConfig) -> Table:
 
 def diffae_encoder(cfg: HalfUNetConfig) -> Table:
     """E_phi of Diff-AE, below `encoder.`."""
-    table = {"conv": ("input_blocks.0.0",), "norm": ("out.0",), "out": ("out.3",)}
+    table: Table = {"conv": ("input_blocks.0.0",), "norm": ("out.0",), "out": ("out.3",)}
     for index, _ in enumerate(_halving_layers(cfg.blocks, len(cfg.widths))):
         table |= _adm_layer(f"layers.{index}", f"input_blocks.{index + 1}", None, "")
     return table | _adm_middle("middle_block", "")

@@ -33,24 +33,36 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ATTRIBUTES = "attributes.safetensors"
 LATENT_DPM = "latent_dpm.safetensors"
-FILES = (CONFIG, WEIGHTS, ATTRIBUTES, LATENT_DPM, "README.md")
 MAX_CONFIG_BYTES = 4 << 20
 
 T = TypeVar("T")
 
 
+def is_native(folder: Path) -> bool:
+    """Whether a folder is a model of ours; it may still be a damaged one."""
+    config = folder / CONFIG
+    if not config.is_file() or config.stat().st_size > MAX_CONFIG_BYTES:
+        return False
+    return '"_class_name"' not in config.read_text(errors="replace")  # as diffusers' have
+
+
 def read_model(folder: Path, name: str) -> Model:
     """Read a model folder; networks are float32 on the CPU. Raises ModelError."""
-    if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} is not a model: it has no {CONFIG}")
+    if not is_native(folder):
+        raise ModelError(
+            f"{folder} is not a model of pdae; if it is a pre-trained model of another program, "
+            f"`pdae convert {folder} -o MODEL` makes it one"
+        )
     config = guarded(folder / CONFIG, lambda: _read_config(folder / CONFIG))
     weights = folder / WEIGHTS
-    networks = guarded(weights, lambda: fill(lambda: build_networks(config), weights))
+    parts: Any = dict(
+        guarded(weights, lambda: fill(lambda: build_networks(config), weights)).named_children()
+    )
     return Model(
         config=config,
-        dpm=networks["dpm"],
-        gradient_estimator=networks["gradient"] if "gradient" in networks else None,
-        encoder_network=networks["encoder"] if "encoder" in networks else None,
+        dpm=parts["dpm"],
+        gradient_estimator=parts.get("gradient"),
+        encoder_network=parts.get("encoder"),
         attributes=_optional(folder / ATTRIBUTES, read_attributes),
         latent_dpm=_optional(folder / LATENT_DPM, read_latent_dpm),
         name=name,

@@ -26,7 +26,15 @@ LICENCE = "none stated by the authors of the weights (ckczzj/PDAE)"
 KINDS = ("ema_decoder", "ema_denoise_fn", "ema_latent_denoise_fn", "ema_classifier")
 ENCODER_HEADS = 4  # of E_phi's attention: fixed in the authors' code
 
-CELEBA_ATTRIBUTES = ["5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young"]
+CELEBA_ATTRIBUTES = tuple(
+    """
+    5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose
+    Black_Hair Blond_Hair Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee
+    Gray_Hair Heavy_Makeup High_Cheekbones Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard
+    Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks Sideburns Smiling Straight_Hair
+    Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace Wearing_Necktie Young
+    """.split()  # noqa: SIM905
+)
 
 
 def recognises(source: Source) -> bool:
@@ -48,7 +56,7 @@ def read(source: Source) -> Found:
         return _read_dpm(place, content)
     raise ModelError(
         f"{checkpoint} holds no diffusion model and no autoencoder (it holds "
-        f"{', '.join(list(content)[:6])}); convert the autoencoder it belongs to, which takes it along"
+        f"{', '.join(list(content)[:6])}); convert its autoencoder, which takes it along"
     )
 
 
@@ -77,8 +85,8 @@ def _checkpoint(source: Source) -> Path:
         if found:
             return found[0]
     raise ModelError(
-        f"{source.path}: found no checkpoint.pt; looked for it here, in trained-models/autoencoder/* "
-        "and in pre-trained-dpms/*"
+        f"{source.path}: found no checkpoint.pt; looked for it here, in "
+        "trained-models/autoencoder/* and in pre-trained-dpms/*"
     )
 
 

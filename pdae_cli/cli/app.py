@@ -15,6 +15,7 @@ import typer
 from .. import __version__
 from ..errors import OutOfMemory, PdaeError
 from . import attributes, train
+from .convert import convert, export
 from .decode import decode
 from .encode import encode
 from .info import info
@@ -29,6 +30,10 @@ EPILOG = (
     "4 the model can't be had or read; 5 out of memory; 130 interrupted."
 )
 
+COMMANDS = (
+    encode, decode, reconstruct, interpolate, manipulate, sample, convert, export, info
+)  # fmt: skip
+
 app = typer.Typer(
     name="pdae",
     no_args_is_help=True,
@@ -36,7 +41,7 @@ app = typer.Typer(
     help="Turn pictures into codes, codes into pictures, and edit pictures by moving the codes.",
     epilog=EPILOG,
 )
-for command in (encode, decode, reconstruct, interpolate, manipulate, sample, info):
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(attributes.app, name="attributes")
 app.add_typer(train.app, name="train")

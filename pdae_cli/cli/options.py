@@ -89,8 +89,10 @@ class ModelOptions:
     def load(self) -> Model:
         """The model, placed on its device."""
         from ..checkpoints import load
+        from .output import Output
 
-        model = load(self.model, self.device, self.dtype)
+        announce = Output(quiet=self.quiet).say
+        model = load(self.model, self.device, self.dtype, announce)
         model.batch_size = self.batch_size
         return model
 
@@ -110,6 +112,10 @@ class SamplingOptions(ModelOptions):
     guidance: Annotated[float | None, typer.Option(help="Strength of G_psi; 1 is PDAE.")] = None
     guide_from: Annotated[int | None, typer.Option(help="Guide at timesteps t <= this.")] = None
     guide_until: Annotated[int | None, typer.Option(help="Guide at timesteps t >= this.")] = None
+    parity: Annotated[
+        str | None,
+        typer.Option(help="Sample as another program does: pdae, diffae or diffusers."),
+    ] = None
 
     def changes(self) -> dict[str, Any]:
         """The sampling options that were given."""

@@ -195,7 +195,8 @@ def autoencoder(
     output: Folder,
     options: TrainFlags,
     dpm: Annotated[
-        str | None, typer.Option(help="The pre-trained diffusion model: name or folder.")
+        str | None,
+        typer.Option(help="The pre-trained model: name, folder, Hub id, or what convert reads."),
     ] = None,
     init_from: Annotated[
         str | None, typer.Option(help="Go on with all parts of this model instead of --dpm.")
@@ -206,12 +207,13 @@ def autoencoder(
 
     Example: pdae train autoencoder photos/ --dpm runs/dpm -o runs/model
     """
+    from ..checkpoints import load_dpm
     from ..training.autoencoder import autoencoder_stage, with_autoencoder
 
     if (dpm is None) == (init_from is None):
         raise UsageError("give either --dpm, to train new parts, or --init-from, to go on with old")
     if dpm is not None:
-        model = with_autoencoder(load_model(dpm), z_dim, options.seed)
+        model = with_autoencoder(load_dpm(dpm, Output().say), z_dim, options.seed)
     else:
         model = load_model(str(init_from))
         if model.gradient_estimator is None:

@@ -41,7 +41,7 @@ class AutoencoderLoss(nn.Module):
     """E lambda_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10),
     over timesteps drawn by `density`."""
 
-    def __init__(self, heads: Heads, encoder: Encoder, schedule: Schedule) -> None:
+    def __init__(self, heads: Heads, encoder: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.heads, self.encoder, self.schedule = heads, encoder, schedule
         self.requires_grad_(True)
@@ -151,6 +151,8 @@ def with_autoencoder(model: Model, z_dim: int, seed: int) -> Model:
     Raises UsageError for a size that the encoder can't take.
     """
     unet = model.config.unet
+    if model.takes_z:
+        raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
     try:
         encoder = EncoderConfig.for_size(unet.image_size, unet.channels, z_dim)
     except ValueError as error:

@@ -59,6 +59,7 @@ def dpm_stage(
     model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
 ) -> Stage:
     """Train the model's eps_theta."""
+    before = model.config.training
     model.dpm.requires_grad_(True).train()
     schedule = model.schedule.to(model.device)
     objective = DPMLoss(model.heads, schedule)
@@ -76,7 +77,7 @@ def dpm_stage(
         write_sheet(path.with_suffix(".png"), pictures, 8, {"command": "train dpm"})
 
     def save(summary: dict[str, Any]) -> None:
-        model.config = replace(model.config, training=(summary,))
+        model.config = replace(model.config, training=(*before, summary))
         write_model(folder, model, dtype)
 
     return Stage("dpm", objective, train, uniform(schedule), measure, preview, save)
