@@ -17,6 +17,7 @@ noise level to another with the network asked at some timestep:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def steps(program: str, schedule: Schedule, count: int, encode: bool) -> list[St
     if program == "pdae":
         times = torch.linspace(0, schedule.timesteps - 1, count + 1, dtype=torch.float64).long()
         states = sorted(set(times.tolist()))
-        pairs = list(zip(states, states[1:], strict=False))
+        pairs = list(itertools.pairwise(states))
         if encode:
             return [Step(low, levels[low], levels[high]) for low, high in pairs]
         return [Step(high, levels[high], levels[low]) for low, high in reversed(pairs)]

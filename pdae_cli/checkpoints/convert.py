@@ -64,7 +64,8 @@ def family_of(source: Source) -> str:
         raise ModelError(f"{source.path} is a model of pdae already: use it as --model")
     raise ModelError(
         f"{source.path} is of no known family ({', '.join(FAMILIES)}); looked for "
-        "model_index.json, config.yml, last.ckpt, model_flags.json and the names of tensors; --from names the family"
+        "model_index.json, config.yml, last.ckpt, model_flags.json and tensors' names; "
+        "--from names the family"
     )
 
 

@@ -77,19 +77,18 @@ def transfer(
         if module not in table:
             raise ModelError(f"nothing in {source.where} stands for our {name}")
         theirs = [f"{path}.{kind}" for path in table[module]]
-        parts = [source.take(path).float() for path in theirs]
-        if len(parts) > 1 or (new_attention_order and module.endswith(".qkv")):
-            attention = network.get_submodule(module.rpartition(".")[0])
-            assert isinstance(attention, Attention)
-            parts = [interleaved(torch.cat(parts), attention.heads)]
-        value = parts[0]
-        if _without_ones(value) != _without_ones(wanted) or value.numel() != wanted.numel():
+        value = torch.cat([source.take(path).float() for path in theirs])
+        if _without_ones(value) != _without_ones(wanted):
             raise ModelError(
-                f"{source.where}: {theirs[0]} has shape {tuple(value.shape)}, "
+                f"{source.where}: {' + '.join(theirs)} has shape {tuple(value.shape)}, "
                 f"its config says {tuple(wanted.shape)}"
             )
         if not value.isfinite().all():
             raise ModelError(f"{source.where}: {theirs[0]} holds numbers that aren't finite")
+        if len(theirs) > 1 or (new_attention_order and module.endswith(".qkv")):
+            attention = network.get_submodule(module.rpartition(".")[0])
+            assert isinstance(attention, Attention)
+            value = interleaved(value, attention.heads)
         filled[name] = value.reshape(wanted.shape).contiguous()
     network.load_state_dict(filled, assign=True)
 
