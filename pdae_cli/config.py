@@ -11,6 +11,7 @@ from typing import Any
 from .networks.blocks import UNetConfig
 from .networks.encoder import EncoderConfig
 from .networks.half_unet import HalfUNetConfig
+from .solvers import VARIANCES
 
 FORMAT = "pdae-model-1"
 
@@ -44,6 +45,10 @@ class ModelConfig:
     clip_sample: bool = False  # whether the source's own sampler clamps its prediction of x_0
     source: str = ""  # what a converted model was before
     format: str = field(default=FORMAT)
+
+    def __post_init__(self) -> None:
+        if self.variance not in VARIANCES:
+            raise ValueError(f"unknown variance {self.variance!r}")
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:

@@ -98,7 +98,8 @@ class Model:
         """eps, and a gradient for each z."""
         if self.takes_z and len(zs) != 1:
             raise ModelError(
-                f"eps_theta of {self.name} takes one z; it can't do without or with two"
+                f"eps_theta of {self.name} takes z itself, as a Diff-AE's does: it makes no "
+                "unconditional samples and has no trajectory mode"
             )
         if zs and not self.takes_z:
             self._needs(self.gradient_estimator, "a gradient estimator")
@@ -139,6 +140,8 @@ class Model:
 
     def _guided(self, z: Tensor | None, sampling: Sampling) -> solvers.Predict:
         """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9, DDIM form)."""
+        if self.takes_z and not sampling.guides_plainly:
+            raise UsageError(f"{self.name} has no G_psi to guide with; leave guidance options out")
 
         def predict(x: Tensor, t: int) -> Tensor:
             timesteps = torch.full((len(x),), t, device=x.device)
@@ -268,7 +271,10 @@ class Model:
         if sampling.parity is not None:
             return self._follow(predict, x_T, sampling, encode=False)
         if sampling.solver == "ddpm":
-            return solvers.ddpm(predict, x_T, self.grid(sampling), generators)
+            # A learned variance comes with the network's second half of channels, which a shifted
+            # mean has no use for: the posterior's then.
+            variance = "large" if self.config.variance == "large" else "small"
+            return solvers.ddpm(predict, x_T, self.grid(sampling), generators, variance)
         return solvers.ddim(predict, x_T, self.grid(sampling))
 
     def _follow(

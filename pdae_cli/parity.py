@@ -90,37 +90,6 @@ def ddim(
     return x
 
 
-def ancestral(
-    x: Tensor,
-    eps: Tensor,
-    step: Step,
-    variance: str,
-    clip: bool,
-    interpolation: Tensor | None = None,
-    floor: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Mean and log variance, like x, of p(x_there | x_here) (DDPM eq. 7 on any two levels).
-
-    `variance`: "small" (the posterior's), "large" (beta), or "learned" between the two by the
-    network's `interpolation` in [-1, 1] (improved DDPM eq. 15). `floor`: smallest posterior
-    variance, where `there` is the picture and the posterior has none.
-    """
-    alpha = step.here / step.there
-    x_0 = (x - math.sqrt(1 - step.here) * eps) / math.sqrt(step.here)
-    if clip:
-        x_0 = x_0.clamp(-1, 1)
-    of_x_0 = math.sqrt(step.there) * (1 - alpha) / (1 - step.here)
-    of_x = math.sqrt(alpha) * (1 - step.there) / (1 - step.here)
-    small = math.log(max((1 - alpha) * (1 - step.there) / (1 - step.here), floor, 1e-20))
-    large = math.log(1 - alpha) if variance == "learned" or step.there < 1 else small
-    log_variance = torch.full_like(x, small if variance == "small" else large)
-    if variance == "learned":
-        assert interpolation is not None
-        share = (interpolation + 1) / 2
-        log_variance = share * large + (1 - share) * small
-    return of_x_0 * x_0 + of_x * x, log_variance
-
-
 def guide_until(trajectory: Sequence[Step]) -> int:
     """The timestep at which PDAE's samples stop being guided: all but the last 30 % of steps."""
     guided = len(trajectory) - int(UNGUIDED_SHARE * len(trajectory))

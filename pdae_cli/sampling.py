@@ -40,6 +40,11 @@ class Sampling:
         before = self.guide_from is not None and t > self.guide_from
         return self.guidance != 0 and not before and t >= self.guide_until
 
+    @property
+    def guides_plainly(self) -> bool:
+        """Whether guidance is at its default: all of G_psi, all the way."""
+        return (self.guidance, self.guide_from, self.guide_until) == (1.0, None, 0)
+
     def changed(self, changes: dict[str, Any]) -> Sampling:
         """With other values for some fields. Raises UsageError for a field that doesn't exist."""
         unknown = set(changes) - set(asdict(self))

@@ -20,6 +20,7 @@ from .schedule import Schedule
 
 Predict = Callable[[Tensor, int], Tensor]
 SPACINGS = ("uniform", "logsnr")
+VARIANCES = ("small", "large", "learned")  # of ancestral sampling: see `ancestral`
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,52 @@ def ddim_inverse(predict: Predict, x: Tensor, grid: Sequence[Node], iterations: 
 
 
 def ddpm(
-    predict: Predict, x: Tensor, grid: Sequence[Node], generators: Sequence[Generator]
+    predict: Predict,
+    x: Tensor,
+    grid: Sequence[Node],
+    generators: Sequence[Generator],
+    variance: str = "small",
 ) -> Tensor:
-    """Ancestral sampling from noise to picture (DDPM alg. 2), with the posterior variance (eq. 7)
-    between the grid's nodes, and row i's noise from generator i. The last step adds none."""
+    """Ancestral sampling from noise to picture (DDPM alg. 2) on the grid's nodes, with row i's
+    noise from generator i. The last step, from the first node to the picture, adds none."""
     for here, there in zip(grid, [*grid[1:], Node(-1, 1.0)], strict=True):
         eps = predict(x, here.t)
-        alpha = here.alpha_bar / there.alpha_bar
-        x = (x - (1 - alpha) / math.sqrt(1 - here.alpha_bar) * eps) / math.sqrt(alpha)
-        variance = (1 - alpha) * (1 - there.alpha_bar) / (1 - here.alpha_bar)
+        x, log_variance = ancestral(x, eps, here.alpha_bar, there.alpha_bar, variance)
         if there.t >= 0:
-            x = x + math.sqrt(variance) * normal(generators, x.shape[1:]).to(x)
+            x = x + (log_variance / 2).exp() * normal(generators, x.shape[1:]).to(x)
     return x
+
+
+def ancestral(
+    x: Tensor,
+    eps: Tensor,
+    here: float,
+    there: float,
+    variance: str,
+    clip: bool = False,
+    interpolation: Tensor | None = None,
+    floor: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Mean and log variance, like x, of p(x_there | x_here) (DDPM eq. 7 on any two levels).
+
+    here, there: alpha_bar of the two. `variance`: "small" (the posterior's), "large" (beta), or
+    "learned" between the two by the network's `interpolation` in [-1, 1] (improved DDPM eq. 15).
+    `floor`: smallest posterior variance, where `there` is the picture and the posterior has none.
+    """
+    alpha = here / there
+    x_0 = (x - math.sqrt(1 - here) * eps) / math.sqrt(here)
+    if clip:
+        x_0 = x_0.clamp(-1, 1)
+    of_x_0 = math.sqrt(there) * (1 - alpha) / (1 - here)
+    of_x = math.sqrt(alpha) * (1 - there) / (1 - here)
+    small = math.log(max((1 - alpha) * (1 - there) / (1 - here), floor, 1e-20))
+    large = math.log(1 - alpha) if variance == "learned" or there < 1 else small
+    log_variance = torch.full_like(x, small if variance == "small" else large)
+    if variance == "learned":
+        assert interpolation is not None
+        share = (interpolation + 1) / 2
+        log_variance = share * large + (1 - share) * small
+    return of_x_0 * x_0 + of_x * x, log_variance
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

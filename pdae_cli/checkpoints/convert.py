@@ -76,7 +76,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
     family = family or family_of(source)
     found: Found = FAMILIES[family].read(source)
     model = found.model(source.folder.name if source.path.is_file() else source.path.name)
-    return Conversion(model, family, _account(found), _checked(found, source, model), found.notes)
+    return Conversion(model, family, _account(found), _checked(found, model), found.notes)
 
 
 def _account(found: Found) -> list[Row]:
@@ -89,7 +89,7 @@ def _account(found: Found) -> list[Row]:
     return rows + [Row(why, 0, f"{count} tensors") for why, count in found.ignored.items()]
 
 
-def _checked(found: Found, source: Source, model: Model) -> str:
+def _checked(found: Found, model: Model) -> str:
     """Compare with the source's own program where that can be imported."""
     if found.family != diffusers.NAME:
         return "every tensor used once, every weight filled, shapes and finiteness"
@@ -97,15 +97,17 @@ def _checked(found: Found, source: Source, model: Model) -> str:
         from diffusers import UNet2DModel
     except ImportError:
         return "every tensor used once, every weight filled (install diffusers to compare numbers)"
-    return _compared(UNet2DModel, diffusers.network_folder(source), model)
+    return _compared(UNet2DModel, found, model)
 
 
-def _compared(program: Any, folder: Path, model: Model) -> str:
-    """The largest difference between the source's network and ours, on random input.
+def _compared(program: Any, found: Found, model: Model) -> str:
+    """The largest difference between diffusers' network and ours, on random input.
 
     Raises ModelError if it is more than rounding.
     """
-    theirs = program.from_pretrained(str(folder), low_cpu_mem_usage=False).eval()
+    config = {k: v for k, v in found.settings.items() if not k.startswith("_")}
+    theirs = program.from_config(config).eval()
+    theirs.load_state_dict({k: v.float() for k, v in found.parts[0].source.tensors.items()})
     unet = model.config.unet
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, unet.channels, unet.image_size, unet.image_size, generator=generator)
@@ -115,8 +117,8 @@ def _compared(program: Any, folder: Path, model: Model) -> str:
     difference = (ours - expected).abs().max().item() / expected.abs().max().clamp(min=1e-6).item()
     if not difference < 1e-3:
         raise ModelError(
-            f"{folder}: the converted network differs from diffusers' by {difference:.1e} of its "
-            "output; please report this model"
+            f"{found.config.source}: the converted network differs from diffusers' by "
+            f"{difference:.1e} of its output; please report this model"
         )
     return f"same output as diffusers' UNet2DModel to {difference:.1e} of its largest value"
 

@@ -70,7 +70,8 @@ def read(source: Source) -> Found:
         clip_sample=scheduler.get("clip_sample", bool, True),
         source=f"{NAME}: {source.path.name}",
     )
-    return Found(NAME, config, [Part("dpm", tensors, names.diffusers_unet(unet))])
+    part = Part("dpm", tensors, names.diffusers_unet(unet))
+    return Found(NAME, config, [part], settings=read_settings(folder / "config.json"))
 
 
 def network_folder(source: Source) -> Path:

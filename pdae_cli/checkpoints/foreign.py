@@ -49,6 +49,7 @@ class Found:
     latent: tuple[LatentConfig, Part] | None = None
     attributes: Attributes | None = None
     new_attention_order: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the source's own config
     ignored: dict[str, int] = field(default_factory=dict)  # why → how many tensors
     notes: list[str] = field(default_factory=list)  # what the user should know
 

@@ -38,10 +38,11 @@ CELEBA_ATTRIBUTES = tuple(
 
 
 def recognises(source: Source) -> bool:
-    """A release's root, a folder with config.yml and a checkpoint, or one of its `.pt` files."""
+    """A release's root, a folder with a checkpoint under their name, or a file with their keys."""
     if source.path.is_dir():
         parts = ("trained-models", "pre-trained-dpms", "autoencoder")
-        return any((source.path / part).is_dir() for part in parts) or _is_unit(source.path)
+        known = any((source.path / part).is_dir() for part in parts)
+        return known or _checkpoint_in(source.path) is not None
     return any(kind in source.own_content() for kind in KINDS)
 
 
@@ -58,10 +59,6 @@ def read(source: Source) -> Found:
         f"{checkpoint} holds no diffusion model and no autoencoder (it holds "
         f"{', '.join(list(content)[:6])}); convert its autoencoder, which takes it along"
     )
-
-
-def _is_unit(folder: Path) -> bool:
-    return (folder / "config.yml").exists() and _checkpoint_in(folder) is not None
 
 
 def _checkpoint_in(folder: Path) -> Path | None:
