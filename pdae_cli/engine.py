@@ -31,11 +31,9 @@ from .networks.unet import UNet
 from .noise import generator, normal
 from .sampling import Sampling
 from .schedule import Schedule
+from .trajectory import Trajectory, solve_latent
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
-LATENT_STEPS = 50  # at least; they cost next to nothing
-UNGUIDED_SHARE = 0.3  # samples leave the last part of the trajectory to eps_theta (PDAE sec. 4.8)
 
 
 @dataclass
@@ -173,12 +171,12 @@ class Model:
         `changes` are fields of Sampling, e.g. inference_steps=20.
         """
         sampling = (sampling or Sampling()).changed(changes)
-        x_0 = self.pictures(images)
+        x_0, trajectory = self.pictures(images), self.trajectory(sampling)
         parts = []
         for x in x_0.split(self.batch_size):
             x = x.to(self.device)
             z = self.encoder(x)
-            x_T = self._to_noise(x, z, sampling).cpu() if noise else None
+            x_T = trajectory.to_noise(self._guided(z, sampling), x).cpu() if noise else None
             parts.append((z.cpu(), x_T))
         return Codes(
             z=torch.cat([z for z, _ in parts]),
@@ -206,18 +204,15 @@ class Model:
         Raises InputError for codes of another model or without x_T.
         """
         self.check(codes)
-        if sampling is None:
-            sampling = Sampling().changed(codes.sampling)
-        sampling = sampling.changed(changes)
+        sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
         generators = generators or [generator(0, name) for name in codes.digests]
         if codes.x_T is None and not random_noise:
             raise InputError("these codes hold z alone; decode them with random noise")
         x_T = self.noise(generators) if random_noise or codes.x_T is None else codes.x_T
         return self._by_batches(
-            lambda rows: self._solve(
+            lambda rows: self.trajectory(sampling).to_picture(
                 self._guided(codes.z[rows].to(self.device), sampling),
                 x_T[rows].to(self.device),
-                sampling,
                 generators[rows],
             ),
             len(codes),
@@ -255,54 +250,14 @@ class Model:
         starts = range(0, count, self.batch_size)
         return torch.cat([work(slice(s, s + self.batch_size)).cpu() for s in starts])
 
-    def _to_noise(self, x_0: Tensor, z: Tensor | None, sampling: Sampling) -> Tensor:
-        if sampling.parity is not None:
-            return self._follow(self._guided(z, sampling), x_0, sampling, encode=True)
-        grid = self.grid(sampling)[::-1]
-        return solvers.ddim_inverse(self._guided(z, sampling), x_0, grid, sampling.iterations)
-
-    def _solve(
-        self,
-        predict: solvers.Predict,
-        x_T: Tensor,
-        sampling: Sampling,
-        generators: Sequence[Generator],
-    ) -> Tensor:
-        if sampling.parity is not None:
-            return self._follow(predict, x_T, sampling, encode=False)
-        if sampling.solver == "ddpm":
-            # A learned variance comes with the network's second half of channels, which a shifted
-            # mean has no use for: the posterior's then.
-            variance = "large" if self.config.variance == "large" else "small"
-            return solvers.ddpm(predict, x_T, self.grid(sampling), generators, variance)
-        return solvers.ddim(predict, x_T, self.grid(sampling))
-
-    def _follow(
-        self, predict: solvers.Predict, x: Tensor, sampling: Sampling, encode: bool
-    ) -> Tensor:
-        """DDIM as another program does it."""
-        program = str(sampling.parity)
-        if sampling.solver != "ddim":
-            raise UsageError("--parity reproduces other programs' DDIM; leave --solver out")
-        steps = parity.steps(program, self.schedule, sampling.inference_steps, encode)
-        clip = self.config.clip_sample if program == "diffusers" else True
-        return parity.ddim(predict, x, steps, clip, recompute=program != "diffusers")
-
-    def grid(self, sampling: Sampling) -> list[solvers.Node]:
-        """The nodes that decoding visits, from noise to picture."""
-        return solvers.decode_grid(self.schedule, sampling.inference_steps, sampling.spacing)
+    def trajectory(self, sampling: Sampling) -> Trajectory:
+        """The way between noise and picture that the settings mean for this model."""
+        config = self.config
+        return Trajectory(self.schedule, sampling, config.variance, config.clip_sample)
 
     def evaluations(self, sampling: Sampling) -> tuple[int, int]:
         """Network evaluations (NFE) of encoding and of decoding one picture."""
-        if sampling.parity is not None:
-            both = [
-                parity.steps(sampling.parity, self.schedule, sampling.inference_steps, encode)
-                for encode in (True, False)
-            ]
-            return len(both[0]), len(both[1])
-        steps = len(self.grid(sampling)) - 1
-        to_noise = sampling.iterations * steps + 1 if sampling.iterations else steps
-        return to_noise, steps + (sampling.solver == "ddpm")
+        return self.trajectory(sampling).evaluations()
 
     # --- Edits -----------------------------------------------------------------------------------
 
@@ -325,9 +280,7 @@ class Model:
             raise InputError("interpolation takes codes of exactly two pictures, with x_T")
         if mode not in ("latent", "trajectory"):
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
-        if sampling is None:
-            sampling = Sampling().changed(codes.sampling)
-        sampling = sampling.changed(changes)
+        sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
         shares = torch.linspace(0, 1, count, dtype=torch.float64).tolist()
         a, b = codes.x_T[:1], codes.x_T[1:]
         x_T = torch.cat([solvers.slerp(a, b, share) for share in shares])
@@ -343,7 +296,8 @@ class Model:
 
         def work(rows: slice) -> Tensor:
             predict = self._between(ends, shares_4d[rows], sampling)
-            return self._solve(predict, x_T[rows].to(self.device), sampling, generators[rows])
+            x = x_T[rows].to(self.device)
+            return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
         return self._by_batches(work, count)
 
@@ -414,22 +368,16 @@ class Model:
         generators = [generator(seed, "sample", first + row) for row in range(count)]
         z = None if unconditional else self.sample_z(generators, sampling)
         if sampling.guide_until == 0 and not unconditional and not self.takes_z:
-            sampling = replace(sampling, guide_until=self._unguided_below(sampling))
+            until = self.trajectory(sampling).unguided_below()
+            sampling = replace(sampling, guide_until=until)
         x_T = self.noise(generators)
 
         def work(rows: slice) -> Tensor:
             part = None if z is None else z[rows].to(self.device)
-            predict = self._guided(part, sampling)
-            return self._solve(predict, x_T[rows].to(self.device), sampling, generators[rows])
+            predict, x = self._guided(part, sampling), x_T[rows].to(self.device)
+            return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
         return self._by_batches(work, count), z
-
-    def _unguided_below(self, sampling: Sampling) -> int:
-        """The timestep below which samples are left to eps_theta alone."""
-        if sampling.parity is None:
-            return math.ceil(UNGUIDED_SHARE * self.schedule.timesteps)
-        count = sampling.inference_steps
-        return parity.guide_until(parity.steps(sampling.parity, self.schedule, count, False))
 
     def sample_z(self, generators: Sequence[Generator], sampling: Sampling | None = None) -> Tensor:
         """z (N, D) from the latent DPM by DDIM, one row a generator."""
@@ -444,13 +392,4 @@ class Model:
             with self._computing():
                 return network(z, torch.full((len(z),), t, device=z.device)).float()
 
-        z_T, program = z_T.to(self.device), sampling.parity
-        if program is None:
-            count = max(sampling.inference_steps, LATENT_STEPS)
-            z = solvers.ddim(predict, z_T, solvers.decode_grid(LATENT_SCHEDULE, count, "uniform"))
-        else:
-            clamped = program == "pdae"
-            steps = parity.steps(program, LATENT_SCHEDULE, sampling.inference_steps, encode=False)
-            start = z_T.clamp(-1, 1) if clamped else z_T
-            z = parity.ddim(predict, start, steps, clip=clamped, recompute=True)
-        return self.denormalise(z.cpu())
+        return self.denormalise(solve_latent(predict, z_T.to(self.device), sampling).cpu())

@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from conftest import Command, picture, randomise, tiny_model, unet_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pdae_cli.checkpoints import names, read_model
+from pdae_cli.checkpoints import load_dpm, names, read_model
 from pdae_cli.checkpoints.convert import Source, family_of, open_source, read_foreign
 from pdae_cli.checkpoints.export import write_diffusers
+from pdae_cli.checkpoints.hub import fetch
 from pdae_cli.checkpoints.transfer import interleaved, separated
 from pdae_cli.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine import Model
@@ -153,7 +155,7 @@ class TestDiffusers:
             for t in scheduler.timesteps:
                 expected = scheduler.step(theirs(expected, t).sample, t, expected).prev_sample
         settings = sampling(inference_steps=10)
-        ours = model._follow(model._guided(None, settings), x, settings, encode=False)
+        ours = model.trajectory(settings).to_picture(model._guided(None, settings), x, [])
         assert torch.allclose(ours, expected, atol=2e-3 * expected.abs().max().item())
 
     @pytest.mark.parametrize("clip", [False, True])
@@ -169,7 +171,11 @@ class TestDiffusers:
             with torch.no_grad():
                 for t in program.timesteps:
                     expected = program.step(theirs(expected, t).sample, t, expected).prev_sample
-            ours = model._follow(predict, x, sampling(inference_steps=10), encode)
+            trajectory = model.trajectory(sampling(inference_steps=10))
+            if encode:
+                ours = trajectory.to_noise(predict, x)
+            else:
+                ours = trajectory.to_picture(predict, x, [])
             assert torch.allclose(ours, expected, atol=1e-3 * expected.abs().max().item())
 
     @pytest.mark.parametrize(
@@ -436,6 +442,73 @@ class TestCommand:
         pipeline(tmp_path, DDPM_STYLE)
         result = pdae("sample", "-m", tmp_path, "-o", tmp_path / "s.png", "--unconditional")
         assert result.code == 4 and "pdae convert" in result.err
+
+
+class TestHub:
+    """Hub ids, on the Hub's own cache layout on disk, read through huggingface_hub."""
+
+    @pytest.fixture
+    def cached(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """someone/ddpm as the cache keeps it, offline; returns its snapshot."""
+        from huggingface_hub import constants
+
+        repository = tmp_path / "cache" / "models--someone--ddpm"
+        snapshot = repository / "snapshots" / ("b" * 40)
+        pipeline(snapshot, DDPM_STYLE)
+        (snapshot / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("b" * 40)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        return snapshot
+
+    def test_an_id_is_converted_with_its_licence(
+        self, cached: Path, pdae: Command, tmp_path: Path
+    ) -> None:
+        for name in ("someone/ddpm", f"someone/ddpm@{'b' * 40}"):
+            result = pdae("convert", name, "-o", tmp_path / "model", "--overwrite")
+            assert result.code == 0, result.err
+            assert "licence: apache-2.0" in result.text
+            assert "apache-2.0" in (tmp_path / "model" / "README.md").read_text()
+        model = read_model(tmp_path / "model", "m")
+        x, t = states(model), torch.tensor([1, 500])
+        with torch.no_grad():
+            assert torch.allclose(model.dpm(x, t), converted(cached).dpm(x, t), atol=1e-5)
+
+    def test_dpm_takes_an_id(self, cached: Path) -> None:
+        assert load_dpm("someone/ddpm").config.licence == "apache-2.0"
+        with pytest.raises(ModelError, match="the Hub didn't give it"):
+            load_dpm("someone/else")
+
+    def test_only_what_is_needed_is_asked_for_and_its_size_told(
+        self, cached: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Pickles only where there are no safetensors; a large download is announced."""
+        files = {
+            "unet/diffusion_pytorch_model.safetensors": 300 << 20,
+            "unet/diffusion_pytorch_model.bin": 300 << 20,
+            "training/optimizer.bin": 900 << 20,
+        }
+        asked: list[list[str]] = []
+
+        class Api:
+            def model_info(self, repository: str, **options: Any) -> Any:
+                siblings = [SimpleNamespace(rfilename=k, size=v) for k, v in files.items()]
+                return SimpleNamespace(siblings=siblings, card_data=None)
+
+        def snapshot(repository: str, allow_patterns: list[str], **options: Any) -> str:
+            asked.append(allow_patterns)
+            return str(cached)
+
+        monkeypatch.setattr("huggingface_hub.HfApi", Api)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+        said: list[str] = []
+        fetch("someone/ddpm", said.append)
+        assert said == ["someone/ddpm: 300 MiB to download, unless in the cache"]
+        assert not any(name.endswith(".bin") for name in asked[0])
+        del files["unet/diffusion_pytorch_model.safetensors"]
+        fetch("someone/ddpm", said.append)
+        assert "unet/diffusion_pytorch_model.bin" in asked[1]
 
 
 class TestTraining:

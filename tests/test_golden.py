@@ -31,7 +31,7 @@ from pdae_cli.checkpoints.convert import read_foreign
 from pdae_cli.checkpoints.pdae import CELEBA_ATTRIBUTES
 from pdae_cli.checkpoints.source import Source
 from pdae_cli.codes import Codes
-from pdae_cli.engine import LATENT_SCHEDULE, Model
+from pdae_cli.engine import Model
 from pdae_cli.images import to_float
 from pdae_cli.networks.encoder import EncoderConfig
 from pdae_cli.sampling import Sampling
@@ -39,6 +39,7 @@ from pdae_cli.schedule import Schedule
 from pdae_cli.training.autoencoder import AutoencoderLoss, gap_residuals
 from pdae_cli.training.dpm import DPMLoss
 from pdae_cli.training.latent import LatentLoss
+from pdae_cli.trajectory import LATENT_SCHEDULE
 
 PDAE = ("pdae_A_celeba64", "pdae_B_ffhq128")
 DIFFAE = ("diffae_ddpm64", "diffae_autoenc64")

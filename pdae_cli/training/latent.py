@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import write_latent_dpm
-from ..engine import LATENT_SCHEDULE, Model
+from ..engine import Model
 from ..images import to_float, write_sheet
 from ..networks.latent import LatentConfig, LatentDPM
 from ..noise import generator
 from ..schedule import Schedule
+from ..trajectory import LATENT_SCHEDULE
 from .data import Pictures
 from .dpm import uniform
 from .loop import Stage
