@@ -14,6 +14,7 @@ from .networks.half_unet import HalfUNetConfig
 from .solvers import VARIANCES
 
 FORMAT = "pdae-model-1"
+MAX_TIMESTEPS = 100_000  # a config mustn't make us allocate what it likes
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class ScheduleConfig:
     timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.timesteps <= MAX_TIMESTEPS:
+            raise ValueError(f"{self.timesteps} timesteps; 1 to {MAX_TIMESTEPS} can be")
+        if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
+            raise ValueError(
+                f"betas from {self.beta_start} to {self.beta_end}, not between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,23 @@ class TestAuthorsRelease:
         with pytest.raises(ModelError, match=message):
             read_foreign(Source(unit_of(root)))
 
+    @pytest.mark.parametrize(
+        "diffusion",
+        [
+            {"timesteps": 10**12, "betas_type": "linear"},
+            {"timesteps": 0, "betas_type": "linear"},
+            {"timesteps": 1000, "betas_type": "sqrt"},
+            {"timesteps": "many", "betas_type": "linear"},
+        ],
+    )
+    def test_a_schedule_that_cant_be(self, diffusion: dict[str, Any], root: Path) -> None:
+        """Nor may a config make us allocate what it likes."""
+        path = root / "pre-trained-dpms" / "faces128" / "config.yml"
+        config = yaml.safe_load(path.read_text()) | {"diffusion_config": diffusion}
+        path.write_text(yaml.dump(config))
+        with pytest.raises(ModelError, match=r"timesteps|betas"):
+            read_foreign(Source(unit_of(root)))
+
     def test_yaml_that_would_run_something_is_refused(self, root: Path) -> None:
         path = unit_of(root) / "config.yml"
         path.write_text("trained_ddpm_config: !!python/object/apply:os.system ['true']\n")
@@ -359,6 +376,8 @@ class TestDiffAE:
             ({"channel_mult": (1, 3)}, "shape"),
             ({"enc_channel_mult": (1, 2)}, "doesn't account for|shape"),
             ({"model_channels": "32"}, "model_channels is '32'"),
+            ({"enc_num_res_block": 10**9}, "levels of 1000000000 blocks"),
+            ({"num_res_blocks": 10**9}, "num_input_res|levels of 1000000000 blocks"),
         ],
     )
     def test_settings_that_dont_fit(

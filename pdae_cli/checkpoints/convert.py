@@ -74,8 +74,12 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
     if family is not None and family not in FAMILIES:
         raise UsageError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     family = family or family_of(source)
-    found: Found = FAMILIES[family].read(source)
-    model = found.model(source.folder.name if source.path.is_file() else source.path.name)
+    try:
+        found: Found = FAMILIES[family].read(source)
+        model = found.model(source.folder.name if source.path.is_file() else source.path.name)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{source.path}: its config describes no network: {reason}") from error
     return Conversion(model, family, _account(found), _checked(found, model), found.notes)
 
 

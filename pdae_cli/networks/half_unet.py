@@ -27,6 +27,13 @@ class HalfUNetConfig:
     norm_eps: float
     z_dim: int
 
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.multipliers) <= 16 or not 1 <= self.blocks <= 64:
+            raise ValueError(f"{len(self.multipliers)} levels of {self.blocks} blocks")
+        for width in self.widths:
+            if width < 1 or width % min(self.groups, width):
+                raise ValueError(f"{width} channels don't divide into {self.groups} groups")
+
     @property
     def widths(self) -> list[int]:
         return [round(self.base_channels * multiplier) for multiplier in self.multipliers]

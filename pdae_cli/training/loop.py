@@ -139,6 +139,13 @@ class Run:
         self.accelerator = Accelerator(
             mixed_precision=options.precision, cpu=cpu, step_scheduler_with_optimizer=False
         )
+        on_cpu = self.accelerator.device.type == "cpu"
+        if on_cpu and options.channels_last and options.precision == "bf16":
+            # NativeGroupNormBackward of bfloat16, channels last, 3 channels a group: torch 2.13.
+            raise UsageError(
+                "--channels-last with --precision bfloat16 crashes torch on a CPU, and gains "
+                "nothing there; leave --channels-last out"
+            )
         self.shards = self.accelerator.num_processes * options.accumulate
         if options.batch_size % self.shards:
             raise UsageError(
