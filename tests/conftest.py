@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from pdae_cli.attributes import Attributes
-from pdae_cli.checkpoints import write_attributes, write_latent_dpm, write_model
+from pdae_cli.checkpoints import pickles, write_attributes, write_latent_dpm, write_model
 from pdae_cli.config import ModelConfig, Normalisation, ScheduleConfig
 from pdae_cli.engine import Model
 from pdae_cli.networks.blocks import UNetConfig
@@ -91,6 +92,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"reference data not found at {SHARED}; set PDAE_SHARED")
     return SHARED
+
+
+def read_pickles_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read foreign checkpoints in this process instead of a child, as the child does: saves
+    seconds a test where the child isn't what is tested (it is in test_pickles.py)."""
+
+    def read(path: Path, drop: Collection[str] = pickles.DROPPED) -> dict[str, Any]:
+        content: dict[str, Any] = pickles._rebuilt(
+            *pickles._unpack(path, drop, path.stat().st_size)
+        )
+        return content
+
+    monkeypatch.setattr("pdae_cli.checkpoints.source.read_pickle", read)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 32), mode: str = "RGB") -> Image.Image:

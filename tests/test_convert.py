@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, picture, randomise, tiny_model, unet_config
+from conftest import (
+    Command,
+    picture,
+    randomise,
+    read_pickles_here,
+    tiny_model,
+    unet_config,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -357,6 +364,10 @@ def guided(folder: Path, change: Callable[[dict[str, Any]], None] = lambda flags
 
 
 class TestGuided:
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read_pickles_here(monkeypatch)
+
     def test_a_folder_and_a_file_give_the_same_network(self, tmp_path: Path) -> None:
         original = guided(tmp_path)
         x, t = states(original), torch.tensor([5, 700])
@@ -368,6 +379,19 @@ class TestGuided:
             model = read_foreign(source).model
             with torch.no_grad():
                 assert torch.allclose(model.dpm(x, t), original.dpm(x, t), atol=1e-5)
+
+    def test_the_new_attention_order(self, tmp_path: Path) -> None:
+        """All queries, then all keys, then all values, instead of head by head."""
+        original = guided(tmp_path, lambda flags: flags.update(use_new_attention_order=True))
+        state = torch.load(tmp_path / "ema.pt", weights_only=True)
+        for name, value in state.items():
+            if ".qkv." in name:
+                state[name] = separated(value, len(value) // 3 // 16)
+        torch.save(state, tmp_path / "ema.pt")
+        model = converted(tmp_path)
+        x, t = states(original), torch.tensor([5, 700])
+        with torch.no_grad():
+            assert torch.allclose(model.dpm(x, t), original.dpm(x, t), atol=1e-5)
 
     @pytest.mark.parametrize(
         ("flag", "value", "message"),

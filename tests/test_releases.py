@@ -9,17 +9,17 @@ from __future__ import annotations
 import shutil
 import sys
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import Command, picture, randomise, unet_config
+from conftest import Command, picture, randomise, read_pickles_here, unet_config
 from torch import Tensor, nn
 
-from pdae_cli.checkpoints import names, pickles, read_model
+from pdae_cli.checkpoints import names, read_model
 from pdae_cli.checkpoints.convert import FAMILIES, Source, family_of, read_foreign
 from pdae_cli.checkpoints.pdae import CELEBA_ATTRIBUTES
 from pdae_cli.engine import Model
@@ -114,16 +114,10 @@ def release(root: Path, name: str = "faces128") -> Path:
     return root
 
 
-def read_here(path: Path, drop: Collection[str] = pickles.DROPPED) -> dict[str, Any]:
-    """What the child process does, in this one: saves seconds a test (see test_pickles.py)."""
-    content: dict[str, Any] = pickles._rebuilt(*pickles._unpack(path, drop, path.stat().st_size))
-    return content
-
-
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "pdae" not in request.fixturenames:
-        monkeypatch.setattr("pdae_cli.checkpoints.source.read_pickle", read_here)
+        read_pickles_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")

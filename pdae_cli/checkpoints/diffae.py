@@ -70,8 +70,7 @@ def _ddpm(source: Source, settings: Settings, shape: Settings, tensors: Tensors)
     config = ModelConfig(
         _schedule(settings), unet, licence=LICENCE, variance="large", source=_told(source)
     )
-    found = Found(NAME, config, [Part("dpm", tensors, names.adm_unet(unet))])
-    return _ordered(found, shape)
+    return Found(NAME, config, [Part("dpm", tensors, names.adm_unet(unet), _new_order(shape))])
 
 
 def _autoencoder(
@@ -99,15 +98,18 @@ def _autoencoder(
             variance="large",
             source=_told(source),
         ),
-        [Part("dpm", tensors, table), Part("encoder", tensors, encoder_table)],
+        [
+            Part("dpm", tensors, table, _new_order(shape)),
+            Part("encoder", tensors, encoder_table, _new_order(shape)),
+        ],
     )
     _add_latent(settings, shape, tensors, encoder.z_dim, found)
     _add_classifier(source, encoder.z_dim, found)
-    return _ordered(found, shape)
+    return found
 
 
-def _ordered(found: Found, shape: Settings) -> Found:
-    return replace(found, new_attention_order=shape.get("use_new_attention_order", bool, False))
+def _new_order(shape: Settings) -> bool:
+    return bool(shape.get("use_new_attention_order", bool, False))
 
 
 def _unet(shape: Settings) -> UNetConfig:

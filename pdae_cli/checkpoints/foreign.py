@@ -37,6 +37,7 @@ class Part:
     name: str  # of the network in our weights' file
     source: Tensors
     table: Table
+    new_attention_order: bool = False  # see transfer.transfer
 
 
 @dataclass
@@ -48,7 +49,6 @@ class Found:
     parts: list[Part]
     latent: tuple[LatentConfig, Part] | None = None
     attributes: Attributes | None = None
-    new_attention_order: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)  # the source's own config
     ignored: dict[str, int] = field(default_factory=dict)  # why → how many tensors
     notes: list[str] = field(default_factory=list)  # what the user should know
@@ -59,7 +59,7 @@ class Found:
             networks = build_networks(self.config)
             latent = LatentDPM(self.latent[0]) if self.latent else None
         for part in self.parts:
-            transfer(networks[part.name], part.table, part.source, self.new_attention_order)
+            transfer(networks[part.name], part.table, part.source, part.new_attention_order)
         if latent is not None and self.latent is not None:
             transfer(latent, self.latent[1].table, self.latent[1].source)
         for source in self.sources():

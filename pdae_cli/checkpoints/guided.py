@@ -68,12 +68,12 @@ def read(source: Source) -> Found:
         variance="learned" if unet.learn_sigma else "large",
         source=f"{NAME}: {weights.name}",
     )
-    parts = [Part("dpm", tensors, names.adm_unet(unet))]
+    new_order = flags.get("use_new_attention_order", bool)
+    parts = [Part("dpm", tensors, names.adm_unet(unet), new_order)]
     return Found(
         NAME,
         config,
         parts,
-        new_attention_order=flags.get("use_new_attention_order", bool),
         notes=["the weights are taken as they are; of several files, the ema_* one is the better"],
     )
 

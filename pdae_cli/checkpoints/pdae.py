@@ -98,8 +98,7 @@ def _read_dpm(source: Source, content: dict[str, Any]) -> Found:
     return Found(
         NAME,
         config,
-        [Part("dpm", tensors, names.adm_unet(unet))],
-        new_attention_order=new_order,
+        [Part("dpm", tensors, names.adm_unet(unet), new_order)],
         ignored=_others(content, {"ema_denoise_fn"}),
     )
 
@@ -166,11 +165,10 @@ def _read_autoencoder(source: Source, content: dict[str, Any]) -> Found:
         NAME,
         ModelConfig(schedule, unet, encoder=encoder, licence=LICENCE, source=_told(source)),
         [
-            Part("dpm", decoder, names.adm_unet(unet)),
-            Part("gradient", decoder, names.pdae_gradient(unet)),
-            Part("encoder", encoder_tensors, names.pdae_encoder(encoder)),
+            Part("dpm", decoder, names.adm_unet(unet), new_order),
+            Part("gradient", decoder, names.pdae_gradient(unet), new_order),
+            Part("encoder", encoder_tensors, names.pdae_encoder(encoder)),  # always the old order
         ],
-        new_attention_order=new_order,
         ignored=_others(content, {"ema_decoder", "ema_encoder"}),
     )
     _check_dpm(source, dpm_config.parent / "checkpoint.pt", decoder, found)
