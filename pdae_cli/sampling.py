@@ -32,6 +32,12 @@ class Sampling:
             raise UsageError(f"unknown spacing {self.spacing!r}; known: {', '.join(SPACINGS)}")
         if self.parity is not None and self.parity not in PROGRAMS:
             raise UsageError(f"unknown parity {self.parity!r}; known: {', '.join(PROGRAMS)}")
+        own = (self.solver, self.spacing, self.iterations) != ("ddim", "logsnr", 2)
+        if self.parity is not None and own:
+            raise UsageError(
+                "parity is DDIM on the other program's own time grid; "
+                "leave solver, spacing and iterations out"
+            )
         if not 1 <= self.inference_steps <= 1000:
             raise UsageError(f"inference steps must be 1 to 1000, not {self.inference_steps}")
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from . import parity, solvers
-from .errors import UsageError
 from .sampling import Sampling
 from .schedule import Schedule
 
@@ -67,8 +66,6 @@ class Trajectory:
 
     def _follow(self, predict: solvers.Predict, x: Tensor, encode: bool) -> Tensor:
         """DDIM as another program does it."""
-        if self.sampling.solver != "ddim":
-            raise UsageError("--parity reproduces other programs' DDIM; leave --solver out")
         theirs = self.sampling.parity == "diffusers"
         clip = self.clip_sample if theirs else True
         return parity.ddim(predict, x, self._steps(encode), clip, recompute=not theirs)

@@ -244,3 +244,32 @@ def test_gpu_agrees_with_cpu(model: Model) -> None:
     on_cpu = model.encode(x, **STEPS)
     on_gpu = tiny_model().to("cuda").encode(x, **STEPS)
     assert torch.allclose(on_cpu.z, on_gpu.z, atol=1e-3)
+
+
+class TestParity:
+    """Other programs' procedures; that the numbers are theirs is shown in test_golden.py."""
+
+    @pytest.mark.parametrize("program", ["pdae", "diffae", "diffusers"])
+    def test_codes_record_it_and_are_decoded_by_it(self, model: Model, program: str) -> None:
+        x_0 = pictures_of(1).clamp(-1, 1)
+        codes = model.encode(x_0, parity=program, inference_steps=4)
+        assert codes.sampling["parity"] == program
+        plain = model.encode(x_0, inference_steps=4)
+        assert codes.x_T is not None and plain.x_T is not None
+        assert not torch.allclose(codes.x_T, plain.x_T, atol=1e-2)
+        assert torch.equal(model.decode(codes), model.decode(codes, parity=program))
+        assert model.evaluations(Sampling(parity=program, inference_steps=4)) == (4, 4)
+
+    def test_edits_move_by_the_authors_constant(self, model: Model) -> None:
+        codes = model.encode(pictures_of(1), parity="pdae", inference_steps=2)
+        moved = model.normalise(model.manipulate(codes, [("smiling", 0.3)]).z)
+        length = (moved - model.normalise(codes.z)).norm().item()
+        assert length == pytest.approx(0.3 * 512**0.5, rel=1e-4)
+
+    def test_what_it_excludes_is_wrong_usage(self, model: Model) -> None:
+        with pytest.raises(UsageError, match="leave solver"):
+            Sampling(parity="pdae", iterations=0)
+        with pytest.raises(UsageError, match="unknown parity"):
+            Sampling(parity="ldm")
+        with pytest.raises(UsageError, match="choose a divisor"):
+            model.encode(pictures_of(1), parity="diffae", inference_steps=7)
