@@ -34,6 +34,9 @@ def fit(
     ] = None,
     without: Annotated[Path | None, typer.Option(help="Pictures that don't.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the attribute, for --with.")] = None,
+    decay: Annotated[
+        float, typer.Option(min=0, help="More: edits move more, also what goes along.")
+    ] = 0.01,
 ) -> None:
     """Learn attributes from a CSV of labels, or one from two folders; a folder model keeps them.
 
@@ -47,16 +50,18 @@ def fit(
     folder = writable_folder(options.model)
     model = options.load()
     if data is not None:
-        fitted = _from_table(model, data, labels, out)
+        fitted = _from_table(model, data, labels, decay, out)
     else:
         assert with_ is not None and without is not None
-        fitted = _from_folders(model, with_, without, name or with_.name)
+        fitted = _from_folders(model, with_, without, name or with_.name, decay)
     known = model.attributes
     write_attributes(folder, known.merged(fitted) if known else fitted)
     _print(fitted, out)
 
 
-def _from_table(model: Model, data: Path, labels: Path | None, out: Output) -> Attributes:
+def _from_table(
+    model: Model, data: Path, labels: Path | None, decay: float, out: Output
+) -> Attributes:
     import torch
 
     from ..attributes import fit as fit_attributes
@@ -78,10 +83,11 @@ def _from_table(model: Model, data: Path, labels: Path | None, out: Output) -> A
         z_held_out,
         table.matrix(held_out.names),
         groups,
+        decay,
     )
 
 
-def _from_folders(model: Model, with_: Path, without: Path, name: str) -> Attributes:
+def _from_folders(model: Model, with_: Path, without: Path, name: str, decay: float) -> Attributes:
     import torch
 
     from ..attributes import fit as fit_attributes
@@ -96,7 +102,7 @@ def _from_folders(model: Model, with_: Path, without: Path, name: str) -> Attrib
         )
         for k in (0, 1)
     ]
-    return fit_attributes([name], z[0], truth[0], z[1], truth[1])
+    return fit_attributes([name], z[0], truth[0], z[1], truth[1], decay=decay)
 
 
 def _pictures(model: Model, data: Path) -> Pictures:
