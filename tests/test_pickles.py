@@ -372,7 +372,7 @@ class TestDamage:
         data = file.getvalue()
         (tmp_path / "it.pt").write_bytes(data[: int(len(data) * part)])
         # "asks for": a name that is itself cut is an unknown one.
-        expected = r"is damaged, cut short|is not a file that|asks for torch\._utils\._rebuild_t,"
+        expected = r"is damaged, cut short|is not a file that|asks for [\w.]*,"
         with pytest.raises(pickles._Refusal, match=expected):
             pickles._unpack(tmp_path / "it.pt", (), len(data))
 
