@@ -79,14 +79,14 @@ def fit(
     z_held_out: Tensor,
     labels_held_out: Tensor,
     groups: Tensor | None = None,
-    decay: float = DECAY,
+    decay: float | None = None,
 ) -> Attributes:
     """Logistic regression of each label on normalised z, all labels at once, by L-BFGS.
 
     z: (N, D) normalised; labels: (N, A) of 1, 0 and -1 (unknown, left out); groups: (N,) integers,
     e.g. the pictures' sources. Within each attribute every (group, label) cell weighs the same, so
     that neither an uneven label nor a group that goes with it bends the direction. `decay` times
-    |w|^2 is added to the loss.
+    |w|^2 is added to the loss; None: DECAY.
     """
     weights = cell_weights(labels, groups)
     weight = torch.zeros(len(names), z.shape[1], requires_grad=True)
@@ -100,7 +100,9 @@ def fit(
         optimizer.zero_grad()
         logits = z @ weight.T + bias
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        loss = (losses * weights).sum() + decay * weight.square().sum()
+        loss = (losses * weights).sum() + (
+            DECAY if decay is None else decay
+        ) * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

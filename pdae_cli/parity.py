@@ -31,7 +31,7 @@ from .solvers import Predict
 
 PROGRAMS = ("pdae", "diffae", "diffusers")
 ATTRIBUTE_LENGTH = 512  # manipulation moves by s sqrt(512) whatever dim(z) is (PDAE, Diff-AE)
-UNGUIDED_SHARE = 0.3  # of a sample's last steps (PDAE)
+UNGUIDED_SHARE = 0.3  # samples leave the last part of the way to eps_theta (PDAE sec. 4.8)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from .schedule import Schedule
 
 LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
 LATENT_STEPS = 50  # at least; they cost next to nothing
-UNGUIDED_SHARE = 0.3  # samples leave the last part of the trajectory to eps_theta (PDAE sec. 4.8)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Trajectory:
     def unguided_below(self) -> int:
         """The timestep below which samples are left to eps_theta alone."""
         if self.sampling.parity is None:
-            return math.ceil(UNGUIDED_SHARE * self.schedule.timesteps)
+            return math.ceil(parity.UNGUIDED_SHARE * self.schedule.timesteps)
         return parity.guide_until(self._steps(encode=False))
 
     def _follow(self, predict: solvers.Predict, x: Tensor, encode: bool) -> Tensor:

@@ -394,6 +394,26 @@ class TestGuided:
             assert torch.allclose(model.dpm(x, t), original.dpm(x, t), atol=1e-5)
 
     @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("--image_size 32 --learn_sigma", "at '--learn_sigma', write --name value pairs"),
+            ("image_size 32", "at 'image_size'"),
+            ("--learn_sigma maybe", "'maybe' isn't of type bool"),
+            ("--num_channels wide", "'wide' isn't of type int"),
+        ],
+    )
+    def test_flags_that_arent_pairs(self, text: str, message: str, tmp_path: Path) -> None:
+        guided(tmp_path)
+        (tmp_path / "flags.txt").write_text(text)
+        with pytest.raises(ModelError, match=message):
+            read_foreign(Source(tmp_path / "ema.pt", tmp_path / "flags.txt"))
+
+    def test_flags_that_say_nothing_about_the_network_are_told(self, tmp_path: Path) -> None:
+        guided(tmp_path, lambda flags: flags.update(use_ddim=True))
+        notes = read_foreign(Source(tmp_path)).notes
+        assert any("left out: use_ddim" in note for note in notes)
+
+    @pytest.mark.parametrize(
         ("flag", "value", "message"),
         [
             ("class_cond", True, "class_cond True isn't supported"),
@@ -430,6 +450,9 @@ class TestCommand:
         assert encode.code == 4 and "lacks an encoder" in encode.err
         again = pdae("convert", tmp_path / "source", "-o", out)
         assert again.code == 2 and "--overwrite" in again.err
+        (out / "attributes.safetensors").write_text("of the model before")
+        assert pdae("convert", tmp_path / "source", "-o", out, "--overwrite").code == 0
+        assert not (out / "attributes.safetensors").exists()
 
     def test_json_is_one_object(self, pdae: Command, tmp_path: Path) -> None:
         guided(tmp_path / "source")

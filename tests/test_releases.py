@@ -147,6 +147,10 @@ class TestAuthorsRelease:
         assert model.config.normalisation is not None and model.schedule.timesteps == 1000
         assert "none stated" in model.config.licence
         assert any("attributes from" in note for note in conversion.notes)
+        used = sum(row.used for row in conversion.rows)
+        networks = (model.dpm, model.gradient_estimator, model.encoder_network, model.latent_dpm)
+        assert used == sum(len(network.state_dict()) for network in networks if network)
+        assert any("by its other name" in row.what and not row.used for row in conversion.rows)
 
     def test_a_dpm_alone(self, whole: Path) -> None:
         model = read_foreign(Source(whole / "pre-trained-dpms" / "faces128")).model

@@ -17,7 +17,14 @@ from ..files import write_bytes
 from . import diffae, diffusers, guided, pdae
 from .foreign import Found
 from .hub import Announce, fetch, is_hub_id, silent
-from .native import is_native, write_attributes, write_latent_dpm, write_model
+from .native import (
+    ATTRIBUTES,
+    LATENT_DPM,
+    is_native,
+    write_attributes,
+    write_latent_dpm,
+    write_model,
+)
 from .source import Source
 
 FAMILIES: dict[str, ModuleType] = {
@@ -89,7 +96,10 @@ def _account(found: Found) -> list[Row]:
         latent = found.latent is not None and tensors is found.latent[1].source
         parts = ["latent_dpm"] if latent else []
         parts += [part.name for part in found.parts if part.source is tensors]
-        rows.append(Row(f"{tensors.where} → {', '.join(parts)}", len(tensors.tensors), ""))
+        used = len(tensors.tensors) - sum(tensors.left_out.values())
+        rows.append(Row(f"{tensors.where} → {', '.join(parts)}", used, ""))
+        for why, count in tensors.left_out.items():
+            rows.append(Row(f"{tensors.where}, {why}", 0, f"{count} tensors"))
     return rows + [Row(why, 0, f"{count} tensors") for why, count in found.ignored.items()]
 
 
@@ -128,8 +138,13 @@ def _compared(program: Any, found: Found, model: Model) -> str:
 
 
 def write_converted(conversion: Conversion, folder: Path, dtype: torch.dtype) -> None:
-    """Write the model's folder: config, weights, attributes, latent DPM and a model card."""
+    """Write the model's folder: config, weights, attributes, latent DPM and a model card.
+
+    Of a model that was there before, nothing stays.
+    """
     model = conversion.model
+    for optional in (ATTRIBUTES, LATENT_DPM):
+        (folder / optional).unlink(missing_ok=True)
     write_model(folder, model, dtype)
     if model.attributes is not None:
         write_attributes(folder, model.attributes)

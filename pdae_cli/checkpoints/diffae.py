@@ -46,7 +46,7 @@ def read(source: Source) -> Found:
     settings = Settings(f"{path}, hyper_parameters", _hyper_parameters(content, path))
     tensors = Tensors.from_content(state, f"{path}, ema_model", "ema_model.")
     shape = settings.below("model_conf")
-    source = Source(path, source.config, source.licence, source._read)
+    source = source.at(path)
     ignored = {"model (not the averaged weights)": _count(state, "model.")}
     found = (
         _autoencoder(source, settings, shape, tensors, state)
@@ -214,7 +214,7 @@ def _add_latent(
             if name.startswith("latent_net.")
         },
     )
-    tensors.ignore(r"latent_net\..*")  # checked as a source of their own
+    tensors.leave_out(r"latent_net\..*", "latent_net (accounted for on its own)")
     found.latent = latent_part(
         part,
         z_dim,

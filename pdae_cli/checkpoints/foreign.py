@@ -1,6 +1,6 @@
 """What a reader of a foreign family hands over, and how it becomes a model.
 
-A reader is a module with `NAME`, `recognises(source)` and `read(source, config)`; it knows where
+A reader is a module with `NAME`, `recognises(source)` and `read(source)`; it knows where
 the family keeps things and which of our modules its tensors belong to. Adding a family means
 adding one such file, and a line in `convert`.
 """
@@ -23,10 +23,9 @@ from ..engine import Model
 from ..errors import ModelError
 from ..networks.latent import LatentConfig, LatentDPM
 from .names import Table
-from .native import build_networks
+from .native import MAX_CONFIG_BYTES, build_networks
 from .transfer import Tensors, transfer
 
-MAX_CONFIG_BYTES = 4 << 20
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ DEFAULTS: dict[str, Any] = {
     "predict_xstart": False,
     "rescale_timesteps": False,
 }
+BOOLEANS = {
+    "true": True, "yes": True, "1": True, "false": False, "no": False, "0": False,
+}  # fmt: skip
 MULTIPLIERS = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -70,12 +74,11 @@ def read(source: Source) -> Found:
     )
     new_order = flags.get("use_new_attention_order", bool)
     parts = [Part("dpm", tensors, names.adm_unet(unet), new_order)]
-    return Found(
-        NAME,
-        config,
-        parts,
-        notes=["the weights are taken as they are; of several files, the ema_* one is the better"],
-    )
+    notes = ["the weights are taken as they are; of several files, the ema_* one is the better"]
+    others = sorted(set(flags.values) - set(DEFAULTS))
+    if others:
+        notes.append(f"flags that don't shape the network, left out: {', '.join(others)}")
+    return Found(NAME, config, parts, notes=notes)
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -97,23 +100,21 @@ def parsed_flags(path: Path) -> dict[str, Any]:
         words = shlex.split(path.read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read as flags: {error}") from error
-    words = [part for word in words for part in word.split("=", 1) if word.startswith("--") or word]
+    words = [part for word in words for part in word.split("=", 1)]
     flags: dict[str, Any] = {}
-    for name, value in zip(words[::2], words[1::2], strict=False):
+    for name, value in itertools.zip_longest(words[::2], words[1::2]):
+        if not name.startswith("--") or value is None:
+            raise ModelError(f"{path}: at {name!r}, write --name value pairs")
         key = name.removeprefix("--")
-        if not name.startswith("--"):
-            raise ModelError(f"{path}: {name!r} isn't a flag; write --name value pairs")
         flags[key] = _as(type(DEFAULTS.get(key, "")), value, f"{path}: {name}")
     return flags
 
 
 def _as(kind: type, value: str, where: str) -> Any:
     """A flag's text as the type of its default."""
-    if kind is bool:
-        return value.lower() in ("true", "1", "yes")
     try:
-        return kind(value)
-    except ValueError as error:
+        return BOOLEANS[value.lower()] if kind is bool else kind(value)
+    except (ValueError, KeyError) as error:
         raise ModelError(f"{where} {value!r} isn't of type {kind.__name__}") from error
 
 

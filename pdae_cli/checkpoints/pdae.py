@@ -49,7 +49,7 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> Found:
     """An autoencoder with all that belongs to it, or a diffusion model alone."""
     checkpoint = _checkpoint(source)
-    place = Source(checkpoint, source.config, source.licence, source._read)
+    place = source.at(checkpoint)
     content = place.own_content()
     if "ema_decoder" in content:
         return _read_autoencoder(place, content)
@@ -266,7 +266,8 @@ def latent_part(
         )
     except ValueError as error:
         raise impossible(tensors.where, error) from error
-    tensors.ignore(r"layers\.\d+\.cond_layers\.1\.(weight|bias)")  # linear_emb by its other name
+    again = r"layers\.\d+\.cond_layers\.1\.(weight|bias)"
+    tensors.leave_out(again, "cond_layers.1 (linear_emb by its other name)")
     return cfg, Part("latent_dpm", tensors, names.latent_mlp(cfg.layers))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ class Source:
     def folder(self) -> Path:
         """Where its neighbours lie."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    def at(self, path: Path) -> Source:
+        """The same, for another file that it turned out to mean."""
+        return replace(self, path=path)
 
     def content(self, path: Path) -> dict[str, Any]:
         """What a pickle holds. Raises ModelError."""

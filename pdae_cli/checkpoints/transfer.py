@@ -22,6 +22,7 @@ class Tensors:
     where: str  # for messages: the file, and the key in it
     tensors: Mapping[str, Tensor]
     used: set[str] = field(default_factory=set)
+    left_out: dict[str, int] = field(default_factory=dict)  # why → how many tensors
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any], where: str, prefix: str = "") -> Tensors:
@@ -35,12 +36,12 @@ class Tensors:
             raise ModelError(f"{where} holds no tensors{f' below {prefix}' if prefix else ''}")
         return cls(where, tensors)
 
-    def ignore(self, pattern: str) -> int:
-        """Leave out, by rule, what isn't needed; returns how many tensors that are."""
+    def leave_out(self, pattern: str, why: str) -> None:
+        """Account for tensors that, by rule, aren't needed."""
         matching = {name for name in self.tensors if re.fullmatch(pattern, name)}
-        fresh = matching - self.used
         self.used |= matching
-        return len(fresh)
+        if matching:
+            self.left_out[why] = len(matching)
 
     def take(self, name: str) -> Tensor:
         """Use a tensor. Raises ModelError if it's missing or was used before."""

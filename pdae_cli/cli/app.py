@@ -15,9 +15,10 @@ import typer
 from .. import __version__
 from ..errors import OutOfMemory, PdaeError
 from . import attributes, train
-from .convert import convert, export
+from .convert import convert
 from .decode import decode
 from .encode import encode
+from .export import export
 from .info import info
 from .interpolate import interpolate
 from .manipulate import manipulate

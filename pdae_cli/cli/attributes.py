@@ -35,8 +35,9 @@ def fit(
     without: Annotated[Path | None, typer.Option(help="Pictures that don't.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the attribute, for --with.")] = None,
     decay: Annotated[
-        float, typer.Option(min=0, help="More: edits move more, also what goes along.")
-    ] = 0.01,
+        float | None,
+        typer.Option(min=0, help="More: edits show more, and move more else. Default: 0.01."),
+    ] = None,
 ) -> None:
     """Learn attributes from a CSV of labels, or one from two folders; a folder model keeps them.
 
@@ -60,7 +61,7 @@ def fit(
 
 
 def _from_table(
-    model: Model, data: Path, labels: Path | None, decay: float, out: Output
+    model: Model, data: Path, labels: Path | None, decay: float | None, out: Output
 ) -> Attributes:
     import torch
 
@@ -87,7 +88,9 @@ def _from_table(
     )
 
 
-def _from_folders(model: Model, with_: Path, without: Path, name: str, decay: float) -> Attributes:
+def _from_folders(
+    model: Model, with_: Path, without: Path, name: str, decay: float | None
+) -> Attributes:
     import torch
 
     from ..attributes import fit as fit_attributes

@@ -1,4 +1,4 @@
-"""pdae convert and pdae export: checkpoints of other programs in, and out again."""
+"""pdae convert: a pre-trained model of another program becomes one of ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from .options import ModelOptions, takes
 from .output import Output
 
 if TYPE_CHECKING:
@@ -75,26 +74,3 @@ def _report(conversion: Conversion, output: Path, out: Output) -> None:
         return out.result(record, "")
     for line in [f"{output}: a model of {conversion.family}; tensors used:", *lines]:
         out.result(record, line)
-
-
-@takes(ModelOptions)
-def export(
-    options: ModelOptions,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    to: Annotated[str, typer.Option(help="The program that shall read it: diffusers.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-) -> None:
-    """Write a model's eps_theta as another program's.
-
-    Example: pdae export -m models/mine --to diffusers -o mine-diffusers
-    """
-    from ..checkpoints.export import write_diffusers
-
-    if to != "diffusers":
-        raise UsageError(f"unknown --to {to!r}; known: diffusers")
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists; choose another -o, or --overwrite")
-    out = Output(options.json, options.quiet)
-    write_diffusers(options.load(), output)
-    text = f"{output}: diffusers.DDPMPipeline.from_pretrained({str(output)!r}) runs it"
-    out.result({"output": str(output), "to": to, "status": "done"}, text)

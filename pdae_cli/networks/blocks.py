@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +105,21 @@ class Conditioning:
     shift: bool  # scale and shift (PDAE), or scale alone (Diff-AE)
 
 
+class NormsAndHeads(Protocol):
+    """What a config says about norms and attention: UNetConfig's, or another network's."""
+
+    @property
+    def groups(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def head_channels(self) -> int | None: ...
+    @property
+    def heads(self) -> int: ...
+
+
 class Norm(nn.GroupNorm):
-    def __init__(self, cfg: UNetConfig, channels: int) -> None:
+    def __init__(self, cfg: NormsAndHeads, channels: int) -> None:
         super().__init__(min(cfg.groups, channels), channels, eps=cfg.norm_eps)
 
 
@@ -181,7 +195,7 @@ class Attention(nn.Module):
         return x + self.out(h).transpose(1, 2).reshape(n, c, height, width)
 
 
-def attention_block(cfg: UNetConfig, channels: int) -> Attention:
+def attention_block(cfg: NormsAndHeads, channels: int) -> Attention:
     if cfg.head_channels and channels % cfg.head_channels:
         raise ValueError(
             f"{channels} channels don't divide into attention heads of {cfg.head_channels}"

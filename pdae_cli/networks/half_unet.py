@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Attention, resized
+from .blocks import Attention, Norm, attention_block, resized
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TimelessBlock(nn.Module):
     def __init__(self, cfg: HalfUNetConfig, c_in: int, c_out: int, halve: bool = False) -> None:
         super().__init__()
         self.halve = halve
-        self.norm_in = _norm(cfg, c_in)
+        self.norm_in = Norm(cfg, c_in)
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
@@ -79,7 +79,7 @@ class HalfUNet(nn.Module):
         self.layers = nn.ModuleList()
         for level, width in enumerate(cfg.widths):
             for _ in range(cfg.blocks):
-                attention = _attention(cfg, width) if size in cfg.attention else None
+                attention = attention_block(cfg, width) if size in cfg.attention else None
                 self.layers.append(EncoderLayer(TimelessBlock(cfg, c, width), attention))
                 c = width
             if level < len(cfg.widths) - 1:
@@ -87,11 +87,11 @@ class HalfUNet(nn.Module):
                 size //= 2
         self.middle = nn.ModuleList(
             [
-                EncoderLayer(TimelessBlock(cfg, c, c), _attention(cfg, c)),
+                EncoderLayer(TimelessBlock(cfg, c, c), attention_block(cfg, c)),
                 EncoderLayer(TimelessBlock(cfg, c, c)),
             ]
         )
-        self.norm = _norm(cfg, c)
+        self.norm = Norm(cfg, c)
         self.out = nn.Linear(c, cfg.z_dim)
 
     def forward(self, x_0: Tensor) -> Tensor:
@@ -99,12 +99,3 @@ class HalfUNet(nn.Module):
         for layer in [*self.layers, *self.middle]:
             h = layer(h)
         return self.out(F.silu(self.norm(h)).mean((2, 3)))
-
-
-def _norm(cfg: HalfUNetConfig, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(cfg.groups, channels), channels, eps=cfg.norm_eps)
-
-
-def _attention(cfg: HalfUNetConfig, channels: int) -> Attention:
-    heads = channels // cfg.head_channels if cfg.head_channels else cfg.heads
-    return Attention(channels, heads, _norm(cfg, channels))
