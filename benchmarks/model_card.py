@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from judge import load as load_judge
+from report import table, write_between_marks
 from torch import Tensor
 
 import pdae_cli
@@ -33,7 +34,7 @@ from pdae_cli.training.latent import encode_all
 
 EDITED = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair")
 TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
-EDIT_SAMPLING = {"inference_steps": 10, "iterations": 1}
+EDIT_SAMPLING = {"inference_steps": 12}
 Figures = dict[str, Any]
 
 
@@ -168,17 +169,6 @@ def memorised(model: Model, train: Pictures, held_out: Pictures, count: int) -> 
     }
 
 
-def table(header: str, rows: list[list[object]]) -> str:
-    """A Markdown table; numbers get four digits."""
-    columns = header.split("|")
-
-    def shown(value: object) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(map(shown, row)) + " |" for row in rows])
-
-
 def markdown(figures: Figures) -> str:
     """The figures for people."""
     parts = []
@@ -213,15 +203,12 @@ def markdown(figures: Figures) -> str:
 
 
 def write_card(card: Path, figures: Figures) -> None:
-    """Replace what stands between the card's two marks."""
-    before, rest = card.read_text().split("<!-- figures -->")
-    _, after = rest.split("<!-- /figures -->")
+    """Put the figures between the card's two marks."""
     head = (
         f"Measured {figures['date']}, {figures['hardware']}, torch {figures['torch']}, "
         f"weights {figures['digest'][:12]}."
     )
-    middle = f"<!-- figures -->\n{head}\n\n{markdown(figures)}\n<!-- /figures -->"
-    card.write_text(before + middle + after)
+    write_between_marks(card, f"{head}\n\n{markdown(figures)}")
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ The engine never prints, never reads argv or the environment. Pictures are float
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Generator, Tensor, nn
 
 from . import parity, solvers
 from .attributes import Attributes
-from .codes import Codes
+from .codes import Codes, between, stack
+from .computing import PRECISIONS, T, check_compiler, computing, in_batches
 from .config import ModelConfig
-from .errors import InputError, ModelError, OutOfMemory, UsageError
+from .errors import InputError, ModelError, UsageError
 from .heads import Heads
 from .images import Pictures, as_tensor, digest, to_pixels
 from .networks.encoder import Encoder
@@ -31,9 +32,7 @@ from .networks.unet import UNet
 from .noise import generator, normal
 from .sampling import Sampling
 from .schedule import Schedule
-from .trajectory import Trajectory, solve_latent
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .trajectory import Inverted, Trajectory, solve_latent
 
 
 @dataclass
@@ -51,6 +50,7 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: str = "float32"
     batch_size: int = 64
+    notify: Callable[[str], None] = lambda text: None  # told what a caller may want to say
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(**asdict(self.config.schedule))
@@ -63,9 +63,9 @@ class Model:
         parts = (self.dpm, self.gradient_estimator, self.encoder_network, self.latent_dpm)
         return [part for part in parts if part is not None]
 
-    def to(self, device: str = "auto", dtype: str = "float32") -> Model:
-        """Place the networks on a device (`auto`: what accelerate finds best) and choose the
-        precision they compute in; the state of a trajectory stays float32."""
+    def to(self, device: str = "auto", dtype: str = "float32", compile: bool = False) -> Model:
+        """Place the networks on a device (`auto`: what accelerate finds best), choose the precision
+        they compute in, and whether torch compiles them; a trajectory's state stays float32."""
         if dtype not in PRECISIONS:
             raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(PRECISIONS)}")
         try:
@@ -79,6 +79,9 @@ class Model:
         if self.device.type == "cpu" and dtype == "float16":
             raise UsageError("float16 is too slow on a CPU to be of use; take float32 or bfloat16")
         self.dtype = dtype
+        if compile:
+            check_compiler(self.device)
+            self.heads.compile()
         return self
 
     # --- The two heads ---------------------------------------------------------------------------
@@ -89,11 +92,13 @@ class Model:
         x_t: (N, C, H, W) float32; t: (N,) integers in 0 … T-1; z: (N, D), or None for eps alone.
         Returns eps and the gradient, both like x_t; the gradient is None without z.
         """
-        eps, gradients = self._predict(x_t, t, [] if z is None else [z])
+        zs = self._taken([] if z is None else [z])
+        with self._computing():
+            eps, gradients = self.heads(x_t.to(self.device), t.to(self.device), *zs)
         return eps, gradients[0] if gradients else None
 
-    def _predict(self, x_t: Tensor, t: Tensor, zs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """eps, and a gradient for each z."""
+    def _taken(self, zs: Sequence[Tensor]) -> list[Tensor]:
+        """The zs on this model's device. Raises ModelError where it can't take so many."""
         if self.takes_z and len(zs) != 1:
             raise ModelError(
                 f"eps_theta of {self.name} takes z itself, as a Diff-AE's does: it makes no "
@@ -101,11 +106,7 @@ class Model:
             )
         if zs and not self.takes_z:
             self._needs(self.gradient_estimator, "a gradient estimator")
-        with self._computing():
-            eps, gradients = self.heads(
-                x_t.to(self.device), t.to(self.device), *(z.to(self.device) for z in zs)
-            )
-            return eps, gradients
+        return [z.to(self.device) for z in zs]
 
     def encoder(self, x_0: Tensor) -> Tensor:
         """z = E_phi(x_0): (N, C, H, W) float32 in [-1, 1] → (N, D) float32."""
@@ -118,39 +119,42 @@ class Model:
             raise ModelError(f"model {self.name} lacks {what}; `pdae train` makes one")
         return part
 
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """No gradients, the chosen precision, and a clear error when memory runs out."""
-        low = self.dtype != "float32"
-        precision = PRECISIONS[self.dtype] if low else None
-        try:
-            with torch.no_grad(), torch.autocast(self.device.type, precision, enabled=low):
-                yield
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"{self.device} has no room for this batch; choose a smaller --batch-size"
-            ) from error
+    def _computing(self, differentiable: bool = False) -> AbstractContextManager[None]:
+        return computing(self.device, self.dtype, differentiable)
 
     @property
     def takes_z(self) -> bool:
         """Whether eps_theta itself takes z, as a Diff-AE's does; G_psi is then None."""
         return self.config.unet.z_channels > 0
 
-    def _guided(self, z: Tensor | None, sampling: Sampling) -> solvers.Predict:
-        """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9, DDIM form)."""
+    def guided(
+        self,
+        sampling: Sampling,
+        *zs: Tensor,
+        shares: Sequence[Tensor | float] = (1.0,),
+        differentiable: bool = False,
+    ) -> solvers.Predict:
+        """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9, DDIM form), with G_psi the
+        sum of shares of G_psi(x_t, z, t) for each z. Without z, eps_theta alone.
+
+        It can be asked at the timesteps of the sampling's trajectory, and is `differentiable` in
+        x_t where wanted.
+        """
         if self.takes_z and not sampling.guides_plainly:
             raise UsageError(f"{self.name} has no G_psi to guide with; leave guidance options out")
+        with self._computing():
+            conditions = self.heads.prepare(self.trajectory(sampling).timesteps(), *self._taken(zs))
 
         def predict(x: Tensor, t: int) -> Tensor:
-            timesteps = torch.full((len(x),), t, device=x.device)
-            with_z = self.takes_z or sampling.guides(t)
-            eps, gradient = self.predict(x, timesteps, z if with_z else None)
-            return eps if gradient is None else self._shifted(eps, gradient, t, sampling)
+            with self._computing(differentiable):
+                eps, gradients = self.heads.at(x, t, conditions, guided=sampling.guides(t))
+                if not gradients:
+                    return eps
+                gradient = sum(share * one for share, one in zip(shares, gradients, strict=True))
+                strength = math.sqrt(1 - self.schedule.alpha_bar[t].item()) * sampling.guidance
+                return eps - strength * gradient
 
         return predict
-
-    def _shifted(self, eps: Tensor, gradient: Tensor, t: int, sampling: Sampling) -> Tensor:
-        return eps - math.sqrt(1 - self.schedule.alpha_bar[t].item()) * sampling.guidance * gradient
 
     # --- Pictures and codes ----------------------------------------------------------------------
 
@@ -172,21 +176,24 @@ class Model:
         """
         sampling = (sampling or Sampling()).changed(changes)
         x_0, trajectory = self.pictures(images), self.trajectory(sampling)
-        parts = []
-        for x in x_0.split(self.batch_size):
-            x = x.to(self.device)
+
+        def work(rows: slice) -> Codes:
+            x = x_0[rows].to(self.device)
             z = self.encoder(x)
-            x_T = trajectory.to_noise(self._guided(z, sampling), x).cpu() if noise else None
-            parts.append((z.cpu(), x_T))
-        return Codes(
-            z=torch.cat([z for z, _ in parts]),
-            x_T=torch.cat([x_T for _, x_T in parts if x_T is not None]) if noise else None,
-            sources=tuple(str(row) for row in range(len(x_0))),
-            digests=tuple(digest(pixels) for pixels in to_pixels(x_0)),
-            model=self.name,
-            digest=self.digest,
-            sampling=asdict(sampling),
-        )
+            found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
+            return Codes(
+                z=z.cpu(),
+                x_T=None if found.x_T is None else found.x_T.cpu(),
+                eps_T=None if found.eps_T is None else found.eps_T.cpu(),
+                sources=tuple(str(row) for row in range(len(x_0)))[rows],
+                digests=tuple(digest(pixels) for pixels in to_pixels(x_0[rows])),
+                model=self.name,
+                digest=self.digest,
+                sampling=asdict(sampling),
+                converged=() if found.converged is None else tuple(found.converged.tolist()),
+            )
+
+        return stack(self.by_batches(work, len(x_0)))
 
     def decode(
         self,
@@ -200,42 +207,36 @@ class Model:
         """Codes back to pictures (N, C, H, W), with the settings they were encoded with.
 
         With `random_noise` x_T ~ N(0, I) takes the place of the codes' own. `generators`: one a
-        picture, for random x_T and ancestral noise (default: seed 0 and the picture's digest).
+        picture, for random x_T and stochastic solvers (default: seed 0 and the picture's digest).
         Raises InputError for codes of another model or without x_T.
         """
         self.check(codes)
-        sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
+        recorded = Sampling().changed(codes.sampling)
+        sampling = (sampling or recorded).changed(changes)
         generators = generators or [generator(0, name) for name in codes.digests]
         if codes.x_T is None and not random_noise:
             raise InputError("these codes hold z alone; decode them with random noise")
         x_T = self.noise(generators) if random_noise or codes.x_T is None else codes.x_T
-        return self._by_batches(
-            lambda rows: self.trajectory(sampling).to_picture(
-                self._guided(codes.z[rows].to(self.device), sampling),
+        # The second state means something on the way that made it, and nowhere else.
+        theirs = not random_noise and sampling.same_way(recorded)
+        eps_T = codes.eps_T if theirs else None
+        trajectory = self.trajectory(sampling)
+
+        def work(rows: slice) -> Tensor:
+            return trajectory.to_picture(
+                self.guided(sampling, codes.z[rows].to(self.device)),
                 x_T[rows].to(self.device),
                 generators[rows],
-            ),
-            len(codes),
-        )
+                None if eps_T is None else eps_T[rows].to(self.device),
+            )
+
+        return _joined(self.by_batches(work, len(codes)))
 
     def check(self, codes: Codes) -> None:
         """Raise InputError unless this model can decode the codes."""
-        if codes.digest and self.digest and codes.digest != self.digest:
-            raise InputError(
-                f"these codes are of another model ({codes.model}, weights "
-                f"{codes.digest[:12]}), not of {self.name} ({self.digest[:12]}); pass it as --model"
-            )
         encoder = self.config.encoder
-        if encoder is not None and codes.z.shape[1] != encoder.z_dim:
-            raise InputError(
-                f"these codes have {codes.z.shape[1]} dimensions, {self.name} has {encoder.z_dim}"
-            )
-        shape = self._shape()
-        if codes.x_T is not None and codes.x_T.shape[1:] != shape:
-            raise InputError(
-                f"these codes are of {tuple(codes.x_T.shape[1:])} pictures, "
-                f"{self.name} makes {tuple(shape)}"
-            )
+        z_dim = None if encoder is None else encoder.z_dim
+        codes.check(self.name, self.digest, z_dim, self._shape())
 
     def noise(self, generators: Sequence[Generator]) -> Tensor:
         """x_T ~ N(0, I), one row a generator."""
@@ -245,10 +246,14 @@ class Model:
         unet = self.config.unet
         return torch.Size((unet.channels, unet.image_size, unet.image_size))
 
-    def _by_batches(self, work: Callable[[slice], Tensor], count: int) -> Tensor:
-        """work(rows) over slices of at most batch_size rows, joined on the CPU."""
-        starts = range(0, count, self.batch_size)
-        return torch.cat([work(slice(s, s + self.batch_size)).cpu() for s in starts])
+    def by_batches(self, work: Callable[[slice], T], count: int) -> list[T]:
+        """work(rows) over batches; a batch that memory has no room for is halved, for good."""
+
+        def smaller(size: int) -> None:
+            self.batch_size = size
+            self.notify(f"{self.device} is out of memory; going on with {size} at once")
+
+        return in_batches(work, count, self.batch_size, smaller)
 
     def trajectory(self, sampling: Sampling) -> Trajectory:
         """The way between noise and picture that the settings mean for this model."""
@@ -281,39 +286,26 @@ class Model:
         if mode not in ("latent", "trajectory"):
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
         sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
-        shares = torch.linspace(0, 1, count, dtype=torch.float64).tolist()
-        a, b = codes.x_T[:1], codes.x_T[1:]
-        x_T = torch.cat([solvers.slerp(a, b, share) for share in shares])
-        share = torch.tensor(shares, dtype=torch.float32)[:, None]
+        ends = self.decode(codes, sampling)
+        if count == 2:
+            return ends
+        share = torch.linspace(0, 1, count, dtype=torch.float64)[1:-1]
+        middle = between(codes, share.tolist())
         if mode == "latent":
-            z = codes.z[:1] * (1 - share) + codes.z[1:] * share
-            names = tuple(str(number) for number in range(count))
-            middle = replace(codes, z=z, x_T=x_T, sources=names, digests=names)
-            return self.decode(middle, sampling)
-        ends = codes.z.to(self.device)
-        shares_4d = share[:, :, None, None].to(self.device)
-        generators = [generator(0, row) for row in range(count)]
+            return torch.cat([ends[:1], self.decode(middle, sampling), ends[1:]])
+        generators = [generator(0, name) for name in middle.digests]
+        x_T, z_ends = middle.tensors()["x_T"], codes.z.to(self.device)
+        share = share.float().to(self.device)
 
         def work(rows: slice) -> Tensor:
-            predict = self._between(ends, shares_4d[rows], sampling)
+            some = share[rows, None, None, None]
+            zs = (z.expand(len(some), -1) for z in z_ends)
+            predict = self.guided(sampling, *zs, shares=(1 - some, some))
             x = x_T[rows].to(self.device)
             return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
-        return self._by_batches(work, count)
-
-    def _between(self, ends: Tensor, share: Tensor, sampling: Sampling) -> solvers.Predict:
-        """eps^ with the gradient lerped between those of two z (2, D); share: (N, 1, 1, 1)."""
-
-        def predict(x: Tensor, t: int) -> Tensor:
-            timesteps = torch.full((len(x),), t, device=x.device)
-            zs = [z.expand(len(x), -1) for z in ends] if sampling.guides(t) else []
-            eps, gradients = self._predict(x, timesteps, zs)
-            if not gradients:
-                return eps
-            between = gradients[0] * (1 - share) + gradients[1] * share
-            return self._shifted(eps, between, t, sampling)
-
-        return predict
+        inner = _joined(self.by_batches(work, len(middle)))
+        return torch.cat([ends[:1], inner, ends[1:]])
 
     def normalise(self, z: Tensor) -> Tensor:
         """z to zero mean and unit variance over the training set, per dimension."""
@@ -345,7 +337,7 @@ class Model:
         theirs = codes.sampling.get("parity") in ("pdae", "diffae")
         for name, scale in changes:
             z = attributes.move(z, name, scale, parity.ATTRIBUTE_LENGTH if theirs else None)
-        return replace(codes, z=self.denormalise(z))
+        return replace(codes, z=self.denormalise(z), eps_T=None)
 
     # --- Samples ---------------------------------------------------------------------------------
 
@@ -373,11 +365,12 @@ class Model:
         x_T = self.noise(generators)
 
         def work(rows: slice) -> Tensor:
-            part = None if z is None else z[rows].to(self.device)
-            predict, x = self._guided(part, sampling), x_T[rows].to(self.device)
+            zs = () if z is None else (z[rows].to(self.device),)
+            x = x_T[rows].to(self.device)
+            predict = self.guided(sampling, *zs)
             return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
-        return self._by_batches(work, count), z
+        return _joined(self.by_batches(work, count)), z
 
     def sample_z(self, generators: Sequence[Generator], sampling: Sampling | None = None) -> Tensor:
         """z (N, D) from the latent DPM by DDIM, one row a generator."""
@@ -393,3 +386,8 @@ class Model:
                 return network(z, torch.full((len(z),), t, device=z.device)).float()
 
         return self.denormalise(solve_latent(predict, z_T.to(self.device), sampling).cpu())
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Batches as one, on the CPU."""
+    return torch.cat([part.cpu() for part in parts])

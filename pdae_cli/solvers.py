@@ -1,8 +1,11 @@
 """Solvers: functions (predict, x, grid) → x. They know no network, and no network knows them.
 
-`predict(x, t)` returns the (guided) noise eps^ of the state x at the integer timestep t. A `grid`
-is the list of (t, alpha_bar) that the solver visits; from noise to picture it decodes, from
-picture to noise it encodes. As in the authors' code, the picture is the state at timestep 0.
+`predict(x, t)` returns the (guided) noise eps^ of the state x at the integer timestep t. A grid is
+the list of nodes that the solver visits; from noise to picture it decodes, from picture to noise
+it encodes. As in the authors' code, the picture is the state at timestep 0.
+
+The ODE is d(x / signal) = eps^ dsigma (DDIM), the reverse SDE that of Song et al. (2021).
+A new solver is one function here and one row in SOLVERS.
 """
 
 from __future__ import annotations
@@ -11,100 +14,152 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from .noise import normal
-from .schedule import Schedule
+from .grids import Node
 
 Predict = Callable[[Tensor, int], Tensor]
-SPACINGS = ("uniform", "logsnr")
+Noise = Callable[[], Tensor]  # a fresh draw of N(0, I), like x
 VARIANCES = ("small", "large", "learned")  # of ancestral sampling: see `ancestral`
+PICTURE = Node(-1, 1.0)  # where stochastic solvers end, one step below timestep 0
+CORRECTOR_SNR = 0.16  # of the Langevin step (Song et al. 2021, app. G)
+TRUSTED_DEFECT = 0.2  # RMS on [-1, 1] beyond which a defect says nothing about its cure
 
-
-@dataclass(frozen=True)
-class Node:
-    """A state that a solver visits."""
-
-    t: int
-    alpha_bar: float
-
-
-def decode_grid(schedule: Schedule, steps: int, spacing: str = "uniform") -> list[Node]:
-    """steps + 1 nodes from t = T-1 down to 0, fewer where they would coincide.
-
-    `uniform` in t: int(linspace(0, T-1, steps + 1)), the authors' grid. `logsnr`: even in
-    log(SNR), so that small t, where the picture's detail is decided, gets its share.
-    Reversed, it is the grid that encodes.
-    """
-    if spacing == "uniform":
-        timesteps = torch.linspace(0, schedule.timesteps - 1, steps + 1, dtype=torch.float64).long()
-    elif spacing == "logsnr":
-        log_snr = schedule.snr.log()
-        wanted = torch.linspace(
-            log_snr[0].item(), log_snr[-1].item(), steps + 1, dtype=torch.float64
-        )
-        timesteps = (log_snr[None] - wanted[:, None]).abs().argmin(dim=1)
-    else:
-        raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
-    distinct = sorted(set(timesteps.tolist()), reverse=True)
-    return [Node(t, schedule.alpha_bar[t].item()) for t in distinct]
+# --- Deterministic: the ODE, both ways -----------------------------------------------------------
 
 
 def ddim(predict: Predict, x: Tensor, grid: Sequence[Node]) -> Tensor:
-    """Deterministic DDIM along the grid: Euler steps of d(x/sqrt(alpha_bar)) = eps^ dsigma.
-
-    Decoding evaluates eps^ where each step begins (DDIM eq. 12).
-    """
+    """DDIM (Song et al. 2020, eq. 12): Euler steps of the ODE. Order one; NFE = steps."""
     for here, there in itertools.pairwise(grid):
-        x = ddim_step(x, predict(x, here.t), here, there)
+        eps = predict(x, here.t)
+        # x / signal moves by eps (sigma_there - sigma_here).
+        scale = there.signal / here.signal
+        x = scale * x + there.signal * (there.sigma - here.sigma) * eps
     return x
 
 
-def ddim_step(x: Tensor, eps: Tensor, here: Node, there: Node) -> Tensor:
-    """x/sqrt(alpha_bar) moves by eps^ times the change of sigma = sqrt(1/alpha_bar - 1)."""
-    scale = math.sqrt(there.alpha_bar / here.alpha_bar)
-    sigma_here = math.sqrt(1 / here.alpha_bar - 1)
-    sigma_there = math.sqrt(1 / there.alpha_bar - 1)
-    return scale * x + math.sqrt(there.alpha_bar) * (sigma_there - sigma_here) * eps
-
-
-def ddim_inverse(predict: Predict, x: Tensor, grid: Sequence[Node], iterations: int) -> Tensor:
-    """Encode as the inverse of `ddim` on the same nodes: solve each decode step for where it began.
-
-    A decode step there → here evaluates eps^ at its noisier end, which is what is looked for: a
-    fixed point x = step(here, eps^(x, there)), begun with the eps^ of the step before and iterated
-    `iterations` times; with none it is the explicit inversion. With n = len(grid) - 1 steps the
-    NFE are iterations * n + 1, or n for the explicit one.
-    """
-    if iterations == 0:
-        return ddim(predict, x, grid)
-    eps = predict(x, grid[0].t)
+def dpmpp(predict: Predict, x: Tensor, grid: Sequence[Node]) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, alg. 2): exact but for x_0, which is taken as linear in
+    lambda over two steps. Order two; NFE = steps."""
+    before = None  # x_0 one step ago
+    step_before = math.nan
     for here, there in itertools.pairwise(grid):
-        start = x
-        for _ in range(iterations):
-            x = ddim_step(start, eps, here, there)
-            eps = predict(x, there.t)
-        x = ddim_step(start, eps, here, there)
+        x_0 = (x - here.noise * predict(x, here.t)) / here.signal
+        step = there.lam - here.lam
+        middle = x_0 if before is None else x_0 + step / (2 * step_before) * (x_0 - before)
+        x = there.noise / here.noise * x - there.signal * math.expm1(-step) * middle
+        before, step_before = x_0, step
     return x
+
+
+def leapfrog(
+    predict: Predict, x: Tensor, grid: Sequence[Node], eps: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Asynchronous leapfrog (Zhuang et al. 2021) of the state pair (x, eps): algebraically
+    reversible, so that going back along the reversed grid with both states undoes it exactly.
+
+    A step spans two intervals of the grid and evaluates at the node between them: half of it with
+    eps as it is, half with eps reflected at the network's. Without `eps` it begins with the
+    network's own. Returns both states. Order two; NFE = steps, and one for the beginning.
+    """
+    eps = predict(x, grid[0].t) if eps is None else eps
+    u = x / grid[0].signal
+    for here, middle, there in zip(grid[:-2:2], grid[1::2], grid[2::2], strict=True):
+        u = u + (middle.sigma - here.sigma) * eps
+        eps = 2 * predict(middle.signal * u, middle.t) - eps
+        u = u + (there.sigma - middle.sigma) * eps
+    return grid[-1].signal * u, eps
+
+
+def corrected(
+    encode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    x_0: Tensor,
+    corrections: int,
+    tolerance: float = 1 / 255,
+) -> tuple[Tensor, Tensor]:
+    """x_T with decode(x_T) = x_0, by defect correction through the decode map.
+
+    encode is an approximate inverse of decode; what it misses is added to what it is given:
+    w ← w + (x_0 - decode(encode(w))), from w = x_0 on. Row by row: a picture within `tolerance`
+    (half a step of 8 bits) is done; one that got worse goes back to its best x_T and stays there;
+    one that is off by more than TRUSTED_DEFECT isn't tried. The last correction isn't measured.
+
+    Returns x_T and whether each row's corrections went well, (N,) bool.
+    """
+    w, x_T = x_0, encode(x_0)
+    best, smallest = x_T, torch.full_like(x_0[:, 0, 0, 0], math.inf)
+    going = done = torch.zeros_like(smallest, dtype=torch.bool)
+    for _ in range(corrections):
+        defect = x_0 - decode(x_T)
+        size = defect.flatten(1).abs().amax(1)
+        better = size < smallest
+        best, smallest = _where(better, x_T, best), torch.where(better, size, smallest)
+        done = smallest < tolerance
+        going = better & ~done & (defect.flatten(1).square().mean(1).sqrt() < TRUSTED_DEFECT)
+        if not going.any():
+            return best, done
+        w = _where(going, w + defect, w)
+        x_T = _where(going, encode(w), best)
+    return x_T, going | done
+
+
+def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Row by row, a or b. rows: (N,) bool."""
+    return torch.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+
+# --- Stochastic: from noise to picture -----------------------------------------------------------
 
 
 def ddpm(
-    predict: Predict,
-    x: Tensor,
-    grid: Sequence[Node],
-    generators: Sequence[Generator],
-    variance: str = "small",
+    predict: Predict, x: Tensor, grid: Sequence[Node], noise: Noise, variance: str = "small"
 ) -> Tensor:
-    """Ancestral sampling from noise to picture (DDPM alg. 2) on the grid's nodes, with row i's
-    noise from generator i. The last step, from the first node to the picture, adds none."""
-    for here, there in zip(grid, [*grid[1:], Node(-1, 1.0)], strict=True):
+    """Ancestral sampling (DDPM alg. 2) on the grid's nodes. The last step, from the first node to
+    the picture, adds no noise. NFE = steps + 1."""
+    for here, there in itertools.pairwise([*grid, PICTURE]):
         eps = predict(x, here.t)
         x, log_variance = ancestral(x, eps, here.alpha_bar, there.alpha_bar, variance)
-        if there.t >= 0:
-            x = x + (log_variance / 2).exp() * normal(generators, x.shape[1:]).to(x)
+        if there is not PICTURE:
+            x = x + (log_variance / 2).exp() * noise()
     return x
+
+
+def euler_maruyama(predict: Predict, x: Tensor, grid: Sequence[Node], noise: Noise) -> Tensor:
+    """The reverse VP-SDE by Euler-Maruyama (Song et al. 2021, eq. 6). NFE = steps + 1."""
+    for here, there in itertools.pairwise([*grid, PICTURE]):
+        x, spread = _sde_step(x, predict(x, here.t), here, there)
+        if there is not PICTURE:
+            x = x + spread * noise()
+    return x
+
+
+def predictor_corrector(predict: Predict, x: Tensor, grid: Sequence[Node], noise: Noise) -> Tensor:
+    """Each step of `euler_maruyama` followed by one of Langevin dynamics (Song et al. 2021, alg. 3
+    and 5), whose length r = CORRECTOR_SNR fixes row by row. NFE = 2 steps + 1."""
+    for here, there in itertools.pairwise([*grid, PICTURE]):
+        x, spread = _sde_step(x, predict(x, here.t), here, there)
+        if there is PICTURE:
+            return x
+        x = x + spread * noise()
+        score, z = -predict(x, there.t) / there.noise, noise()
+        ratio = (_norm(z) / _norm(score).clamp(min=1e-12)) * CORRECTOR_SNR
+        length = 2 * here.alpha_bar / there.alpha_bar * ratio**2
+        x = x + length * score + (2 * length).sqrt() * z
+    return x
+
+
+def _sde_step(x: Tensor, eps: Tensor, here: Node, there: Node) -> tuple[Tensor, float]:
+    """Drift by x/2 + score over the integral of beta, and the root of that integral."""
+    beta = math.log(there.alpha_bar / here.alpha_bar)
+    return x + beta * (x / 2 - eps / here.noise), math.sqrt(beta)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def ancestral(
@@ -139,30 +194,25 @@ def ancestral(
     return of_x_0 * x_0 + of_x * x, log_variance
 
 
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Spherical interpolation of noise, each row (N, …) as one vector; 0 gives a, 1 gives b.
-
-    Where the two are parallel or opposite the arc isn't defined by them: parallel vectors go along
-    the chord, opposite ones around through a fixed orthogonal direction. Always finite.
-    """
-    shape, u, v = a.shape, a.flatten(1).double(), b.flatten(1).double()
-    length_u, length_v = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
-    unit_u, unit_v = u / length_u.clamp(min=1e-12), v / length_v.clamp(min=1e-12)
-    # Angle by atan2 of difference and sum: exact where arccos loses half of its digits.
-    angle = 2 * torch.atan2((unit_u - unit_v).norm(dim=1), (unit_u + unit_v).norm(dim=1))[:, None]
-    arc = ((1 - share) * angle).sin() * u + (share * angle).sin() * v
-    arc = arc / angle.sin().clamp(min=1e-12)
-    # Opposite vectors: any orthogonal direction leads around.
-    side = torch.roll(unit_u, 1, dims=1) * _alternating(u)
-    side = side - (side * unit_u).sum(1, keepdim=True) * unit_u
-    side = side / side.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    around = (share * angle).cos() * unit_u + (share * angle).sin() * side
-    around = around * (length_u * (1 - share) + length_v * share)
-    result = torch.where(angle > math.pi - 1e-6, around, arc)
-    result = torch.where(angle < 1e-6, u + share * (v - u), result)
-    return result.reshape(shape).to(a.dtype)
+# --- The table -----------------------------------------------------------------------------------
 
 
-def _alternating(x: Tensor) -> Tensor:
-    """+1, -1, +1 …: turns a rolled vector into one that isn't parallel to the original."""
-    return 1.0 - 2.0 * (torch.arange(x.shape[1], device=x.device) % 2)
+@dataclass(frozen=True)
+class Solver:
+    """A row: how it is called, and what its grid needs."""
+
+    solve: Callable[..., Any]
+    kind: str  # "ode": (predict, x, grid) both ways; "pair": likewise with a second state; "sde":
+    # (predict, x, grid, noise), from noise to picture only
+    intervals: int = 1  # of the grid to a step
+    title: str = ""
+
+
+SOLVERS = {
+    "ddim": Solver(ddim, "ode"),
+    "dpmpp": Solver(dpmpp, "ode"),
+    "leapfrog": Solver(leapfrog, "pair", intervals=2),
+    "ddpm": Solver(ddpm, "sde"),
+    "sde": Solver(euler_maruyama, "sde"),
+    "pc": Solver(predictor_corrector, "sde"),
+}

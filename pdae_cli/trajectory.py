@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Generator, Tensor
 
 from . import parity, solvers
+from .grids import Node, decode_grid
+from .noise import clone, normal
 from .sampling import Sampling
 from .schedule import Schedule
 
 LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
 LATENT_STEPS = 50  # at least; they cost next to nothing
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """What encoding finds for N pictures."""
+
+    x_T: Tensor | None = None
+    eps_T: Tensor | None = None  # the second state, of a solver that has one
+    converged: Tensor | None = None  # (N,) bool: whether corrections, where asked for, went well
 
 
 @dataclass(frozen=True)
@@ -25,37 +38,77 @@ class Trajectory:
     variance: str  # of ancestral sampling
     clip_sample: bool  # of the source's own sampler, where its procedure is followed
 
-    def to_noise(self, predict: solvers.Predict, x_0: Tensor) -> Tensor:
-        """x_T of pictures."""
+    @property
+    def solver(self) -> solvers.Solver:
+        return solvers.SOLVERS[self.sampling.solver]
+
+    def to_noise(self, predict: solvers.Predict, x_0: Tensor) -> Inverted:
+        """x_T of pictures. Where the solver only goes the other way, the default one finds it."""
         if self.sampling.parity is not None:
-            return self._follow(predict, x_0, encode=True)
-        return solvers.ddim_inverse(predict, x_0, self.grid()[::-1], self.sampling.iterations)
+            return Inverted(self._follow(predict, x_0, encode=True))
+        grid = self.grid()
+        if self.solver.kind == "pair":
+            return Inverted(*self.solver.solve(predict, x_0, grid[::-1]))
+        solve = self.solver.solve if self.solver.kind == "ode" else solvers.dpmpp
+        x_T, converged = solvers.corrected(
+            lambda x: solve(predict, x, grid[::-1]),
+            lambda x: solve(predict, x, grid),
+            x_0,
+            self.sampling.corrections,
+        )
+        return Inverted(x_T, None, converged if self.sampling.corrections else None)
 
     def to_picture(
-        self, predict: solvers.Predict, x_T: Tensor, generators: Sequence[Generator]
+        self,
+        predict: solvers.Predict,
+        x_T: Tensor,
+        generators: Sequence[Generator],
+        eps_T: Tensor | None = None,
     ) -> Tensor:
-        """Pictures of x_T; the generators, one a row, are for ancestral noise."""
+        """Pictures of x_T, and of eps_T where the solver has it; the generators, one a row, are
+        for a stochastic solver's noise."""
         if self.sampling.parity is not None:
             return self._follow(predict, x_T, encode=False)
-        if self.sampling.solver == "ddpm":
+        if self.solver.kind == "pair":
+            return self.solver.solve(predict, x_T, self.grid(), eps_T)[0]
+        if self.solver.kind == "ode":
+            return self.solver.solve(predict, x_T, self.grid())
+        solve = self.solver.solve
+        if solve is solvers.ddpm:
             # A learned variance comes with the network's second half of channels, which a shifted
             # mean has no use for: the posterior's then.
-            variance = "large" if self.variance == "large" else "small"
-            return solvers.ddpm(predict, x_T, self.grid(), generators, variance)
-        return solvers.ddim(predict, x_T, self.grid())
+            solve = partial(solve, variance="large" if self.variance == "large" else "small")
+        own = [clone(one) for one in generators]  # so that a batch can be tried again
+        return solve(predict, x_T, self.grid(), lambda: normal(own, x_T.shape[1:]).to(x_T))
 
-    def grid(self) -> list[solvers.Node]:
+    def grid(self) -> list[Node]:
         """The nodes that decoding visits, from noise to picture."""
-        sampling = self.sampling
-        return solvers.decode_grid(self.schedule, sampling.inference_steps, sampling.spacing)
+        sampling, most = self.sampling, (self.schedule.timesteps - 1) // self.solver.intervals
+        steps = min(sampling.inference_steps, most)
+        return decode_grid(self.schedule, steps * self.solver.intervals, sampling.spacing)
+
+    def timesteps(self) -> list[int]:
+        """Every timestep at which a network may be asked, in rising order."""
+        if self.sampling.parity is None:
+            return [node.t for node in reversed(self.grid())]
+        both = [*self._steps(encode=True), *self._steps(encode=False)]
+        return sorted({step.t for step in both})
 
     def evaluations(self) -> tuple[int, int]:
-        """Network evaluations (NFE) of encoding and of decoding one picture."""
-        if self.sampling.parity is not None:
-            return len(self._steps(encode=True)), len(self._steps(encode=False))
-        steps, iterations = len(self.grid()) - 1, self.sampling.iterations
-        to_noise = iterations * steps + 1 if iterations else steps
-        return to_noise, steps + (self.sampling.solver == "ddpm")
+        """Network evaluations (NFE) of encoding one picture, at most, and of decoding it."""
+        asked: list[int] = []
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            asked.append(t)
+            return x
+
+        plain = replace(self, sampling=replace(self.sampling, corrections=0))
+        x = torch.zeros(1, 1, 1, 1)
+        found = plain.to_noise(predict, x)
+        once = len(asked)
+        self.to_picture(predict, x, [Generator()], found.eps_T)
+        back = len(asked) - once
+        return once + self.sampling.corrections * (once + back), back
 
     def unguided_below(self) -> int:
         """The timestep below which samples are left to eps_theta alone."""
@@ -79,7 +132,7 @@ def solve_latent(predict: solvers.Predict, z_T: Tensor, sampling: Sampling) -> T
     """Normalised z (N, D) that a latent DPM makes of noise z_T."""
     count = sampling.inference_steps
     if sampling.parity is None:
-        grid = solvers.decode_grid(LATENT_SCHEDULE, max(count, LATENT_STEPS), "uniform")
+        grid = decode_grid(LATENT_SCHEDULE, max(count, LATENT_STEPS), "uniform")
         return solvers.ddim(predict, z_T, grid)
     clamped = sampling.parity == "pdae"
     steps = parity.steps(sampling.parity, LATENT_SCHEDULE, count, encode=False)

@@ -154,7 +154,7 @@ class TestReconstruct:
         assert {"input", "mse", "psnr", "ssim", "equal", "nfe", "seconds", "seed", "model"} <= set(
             record
         )
-        assert record["nfe"] == 3 * 2 + 1 + 3
+        assert record["nfe"] == 3 + 3
         assert pixels(out) == (32, 32)
 
     def test_compare_is_side_by_side_and_without_output_it_measures(
@@ -411,13 +411,12 @@ class TestTrain:
         ("flags", "code"),
         [
             (["--precision", "bfloat16"], 0),
-            (["--channels-last"], 0),
-            (["--precision", "bfloat16", "--channels-last"], 2),
+            (["--channels-last"], 2),
             (["--compile"], 0),
         ],
     )
     def test_faster_ways_to_train(self, tmp_path: Path, flags: list[str], code: int) -> None:
-        """In a process of its own: accelerate fixes the precision once a process."""
+        """In a process of its own, which torch may crash: --channels-last would."""
         if "--compile" in flags and shutil.which("g++") is None:
             pytest.skip("torch.compile needs a C++ compiler on a CPU")
         data = tmp_path / "data"
@@ -518,7 +517,7 @@ class TestFailures:
             (["reconstruct", "A", "A", "-o", "x.png"], 2, "need a folder"),
             (["reconstruct", "A", "-o", "-", "--json"], 2, "standard output"),
             (["reconstruct", "A", "--fit", "magic"], 2, "crop, pad, stretch"),
-            (["reconstruct", "A", "--solver", "euler"], 2, "ddim, ddpm"),
+            (["reconstruct", "A", "--solver", "euler"], 2, "ddim, dpmpp"),
             (["reconstruct", "A", "--dtype", "int3"], 2, "float32"),
             (["reconstruct", "A", "--device", "abacus"], 2, "can't be used"),
             (["reconstruct", "A", "--overwrite", "--skip-existing"], 2, "exclude"),

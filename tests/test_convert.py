@@ -162,7 +162,7 @@ class TestDiffusers:
             for t in scheduler.timesteps:
                 expected = scheduler.step(theirs(expected, t).sample, t, expected).prev_sample
         settings = sampling(inference_steps=10)
-        ours = model.trajectory(settings).to_picture(model._guided(None, settings), x, [])
+        ours = model.trajectory(settings).to_picture(model.guided(None, settings), x, [])
         assert torch.allclose(ours, expected, atol=2e-3 * expected.abs().max().item())
 
     @pytest.mark.parametrize("clip", [False, True])
@@ -170,7 +170,7 @@ class TestDiffusers:
         theirs = pipeline(tmp_path, DDPM_STYLE, clip_sample=clip)
         model = converted(tmp_path)
         assert model.config.clip_sample is clip
-        predict = model._guided(None, sampling())
+        predict = model.guided(None, sampling())
         for scheduler, encode in ((DDIMScheduler, False), (DDIMInverseScheduler, True)):
             program = scheduler(clip_sample=clip)
             program.set_timesteps(10)

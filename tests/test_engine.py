@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from conftest import picture, tiny_model
 
 from pdae_cli.codes import stack
 from pdae_cli.engine import Model
-from pdae_cli.errors import InputError, ModelError, UsageError
+from pdae_cli.errors import InputError, ModelError, OutOfMemory, UsageError
 from pdae_cli.noise import generator
-from pdae_cli.sampling import Sampling
+from pdae_cli.sampling import PRESETS, Sampling
 
 STEPS = {"inference_steps": 5}
 
@@ -62,26 +63,116 @@ def test_guidance_moves_eps_against_the_gradient(model: Model) -> None:
     """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G_psi (PDAE eq. 9)."""
     x, z = pictures_of(2), torch.randn(2, 6)
     for w in (0.0, 1.0, 2.5):
-        guided = model._guided(z, Sampling(guidance=w))(x, 400)
-        eps, gradient = model.predict(x, torch.tensor([400, 400]), z)
+        sampling = Sampling(guidance=w)
+        t = model.trajectory(sampling).timesteps()[12]
+        guided = model.guided(sampling, z)(x, t)
+        eps, gradient = model.predict(x, torch.tensor([t, t]), z)
         assert gradient is not None
-        expected = eps - math.sqrt(1 - model.schedule.alpha_bar[400].item()) * w * gradient
+        expected = eps - math.sqrt(1 - model.schedule.alpha_bar[t].item()) * w * gradient
         assert torch.allclose(guided, expected, atol=1e-6)
 
 
 def test_guidance_is_confined_to_its_interval(model: Model) -> None:
     x, z = pictures_of(1), torch.randn(1, 6)
-    predict = model._guided(z, Sampling(guide_from=600, guide_until=300))
+    all_of_them = {"inference_steps": 999, "spacing": "uniform"}
+    predict = model.guided(Sampling(guide_from=600, guide_until=300, **all_of_them), z)
     for t, inside in ((601, False), (600, True), (300, True), (299, False)):
         eps, _ = model.predict(x, torch.tensor([t]), None)
-        assert torch.equal(predict(x, t), eps) is not inside
+        assert torch.allclose(predict(x, t), eps, rtol=0, atol=1e-6) is not inside
 
 
-def test_decode_undoes_encode(model: Model) -> None:
-    x = pictures_of(2)
-    codes = model.encode(x, inference_steps=50, iterations=12)
+@pytest.mark.parametrize("preset", ["exact", "archival"])
+def test_decode_undoes_encode(preset: str) -> None:
+    model, x = tiny_model(prediction="v"), pictures_of(2)
+    codes = model.encode(x, **PRESETS[preset])
     assert codes.z.shape == (2, 6) and codes.x_T is not None and codes.x_T.shape == x.shape
-    assert (model.decode(codes) - x).abs().max() < 5e-3
+    assert (model.decode(codes) - x).abs().max() < (1e-5 if preset == "archival" else 1e-2)
+    assert codes.converged == ((True, True) if preset == "exact" else ())
+
+
+def test_corrections_bring_the_picture_nearer() -> None:
+    model, x = tiny_model(prediction="v"), pictures_of(2)
+    errors = [
+        (model.decode(model.encode(x, inference_steps=12, corrections=count)) - x).abs().max()
+        for count in (0, 1, 3)
+    ]
+    assert errors[2] < errors[1] < errors[0]
+
+
+def test_codes_say_where_corrections_dont_converge(model: Model) -> None:
+    """Random eps weights: the ODE multiplies an error by up to 158."""
+    codes = model.encode(pictures_of(2), corrections=2)
+    assert codes.converged == (False, False)
+
+
+def test_an_edit_drops_the_second_state() -> None:
+    """Leapfrog's eps_T is the unedited picture's: with it decoding is exact, and an edit begins
+    from x_T alone."""
+    model = tiny_model(prediction="v")
+    codes = model.encode(pictures_of(1), **PRESETS["archival"])
+    assert codes.eps_T is not None
+    still = model.manipulate(codes, [("smiling", 0.0)])
+    assert still.eps_T is None
+    begun_anew = model.decode(replace(codes, eps_T=None))
+    assert close(model.decode(still), begun_anew, 1e-4)
+    assert not torch.equal(begun_anew, model.decode(codes))
+    coarser = model.decode(codes, inference_steps=5)
+    assert close(coarser, model.decode(replace(codes, eps_T=None), inference_steps=5), 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["latent", "trajectory"])
+@pytest.mark.parametrize("settings", [{}, PRESETS["archival"], {"solver": "ddpm"}])
+def test_interpolation_ends_are_the_reconstructions(mode: str, settings: dict[str, Any]) -> None:
+    """To the bit, whatever the solver."""
+    model = tiny_model(prediction="v")
+    codes = model.encode(pictures_of(2), **{"inference_steps": 6} | settings)
+    back = model.decode(codes)
+    for count in (2, 5):
+        way = model.interpolate(codes, count, mode=mode)
+        assert len(way) == count and torch.equal(way[[0, -1]], back)
+
+
+def test_a_batch_that_doesnt_fit_is_halved_and_said() -> None:
+    """Results are those of a batch that fits; a single picture that doesn't is an error."""
+    model, x = tiny_model(prediction="v"), pictures_of(5)
+    model.batch_size = 2
+    expected = model.decode(model.encode(x, **STEPS), solver="ddpm")
+    told: list[str] = []
+    for room, fits in ((2, True), (0, False)):
+        model = tiny_model(prediction="v")
+        model.notify, at = told.append, model.heads.at
+
+        def crowded(
+            x: torch.Tensor, *rest: Any, room: int = room, at: Any = at, **named: Any
+        ) -> Any:
+            if len(x) > room:
+                raise torch.OutOfMemoryError("out of memory")
+            return at(x, *rest, **named)
+
+        model.heads.at = crowded  # type: ignore[method-assign]
+        if fits:
+            made = model.decode(model.encode(x, **STEPS), solver="ddpm")
+            assert close(made, expected, 1e-4) and model.batch_size == 2
+            assert len(told) == 1 and "2 at once" in told[0]
+        else:
+            with pytest.raises(OutOfMemory, match="smaller --batch-size"):
+                model.encode(x, **STEPS)
+
+
+@pytest.mark.parametrize("settings", [{}, *PRESETS.values(), {"solver": "pc"}, {"parity": "pdae"}])
+def test_evaluations_are_those_that_are_made(settings: dict[str, Any]) -> None:
+    model, asked = tiny_model(prediction="v"), []
+    at = model.heads.at
+
+    def counted(x: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        asked.append(len(x))
+        return at(x, *rest, **named)
+
+    model.heads.at = counted  # type: ignore[method-assign]
+    codes = model.encode(pictures_of(1), **settings)
+    encoding = len(asked)
+    model.decode(codes)
+    assert model.evaluations(Sampling(**settings)) == (encoding, len(asked) - encoding)
 
 
 def test_results_dont_depend_on_batch_size(model: Model) -> None:
@@ -113,13 +204,13 @@ def test_samples_depend_on_their_number_alone(model: Model) -> None:
 def test_samples_are_guided_for_the_first_70_percent(model: Model) -> None:
     """Whether or not G_psi is there below t = 300 makes no difference to samples."""
     calls: list[tuple[int, bool]] = []
-    predict = model.predict
+    at = model.heads.at
 
-    def watched(x: torch.Tensor, t: torch.Tensor, z: torch.Tensor | None):  # type: ignore[no-untyped-def]
-        calls.append((int(t[0]), z is not None))
-        return predict(x, t, z)
+    def watched(x: torch.Tensor, t: int, conditions: Any, guided: bool) -> Any:
+        calls.append((t, guided))
+        return at(x, t, conditions, guided)
 
-    model.predict = watched  # type: ignore[method-assign]
+    model.heads.at = watched  # type: ignore[method-assign]
     model.sample(1, inference_steps=20, spacing="uniform")
     assert all(guided == (t >= 300) for t, guided in calls)
     assert {guided for _, guided in calls} == {True, False}
@@ -222,7 +313,7 @@ def test_pictures_come_as_tensors_pillow_or_paths(model: Model, tmp_path) -> Non
 def test_wrong_options_are_named(model: Model) -> None:
     with pytest.raises(UsageError, match="unknown sampling options: steps"):
         model.encode(pictures_of(1), steps=3)
-    with pytest.raises(UsageError, match="ddim, ddpm"):
+    with pytest.raises(UsageError, match="ddim, dpmpp"):
         model.encode(pictures_of(1), solver="euler")
     with pytest.raises(UsageError, match="logsnr"):
         model.encode(pictures_of(1), spacing="square")
@@ -268,7 +359,7 @@ class TestParity:
 
     def test_what_it_excludes_is_wrong_usage(self, model: Model) -> None:
         with pytest.raises(UsageError, match="leave solver"):
-            Sampling(parity="pdae", iterations=0)
+            Sampling(parity="pdae", corrections=1)
         with pytest.raises(UsageError, match="unknown parity"):
             Sampling(parity="ldm")
         with pytest.raises(UsageError, match="choose a divisor"):

@@ -62,7 +62,7 @@ class TestCodes:
             b"\xff" * 16,
             (10**12).to_bytes(8, "little") + b"{}",
             to_bytes(codes_of(1))[:-20],
-            to_bytes(codes_of(2)).replace(b"pdae-codes-1", b"pdae-codes-9"),
+            to_bytes(codes_of(2)).replace(b"pdae-codes-2", b"pdae-codes-9"),
             to_bytes(codes_of(1, z=torch.full((1, 6), float("nan")))),
             to_bytes(codes_of(1, z=torch.zeros(6)[None, None])),
         ],

@@ -30,10 +30,11 @@ from pdae_cli.checkpoints import names
 from pdae_cli.checkpoints.convert import read_foreign
 from pdae_cli.checkpoints.pdae import CELEBA_ATTRIBUTES
 from pdae_cli.checkpoints.source import Source
-from pdae_cli.codes import Codes
+from pdae_cli.codes import Codes, between
 from pdae_cli.engine import Model
 from pdae_cli.images import to_float
 from pdae_cli.networks.encoder import EncoderConfig
+from pdae_cli.noise import slerp
 from pdae_cli.sampling import Sampling
 from pdae_cli.schedule import Schedule
 from pdae_cli.training.autoencoder import AutoencoderLoss, gap_residuals
@@ -326,21 +327,25 @@ def test_pdae_interpolates(
     a, b = expected["in.slerp_a"], expected["in.slerp_b"]
     ends = codes(model.encoder(expected["in.x0"]), torch.cat([a, b]))
     settings: dict[str, Any] = {"parity": "pdae", "inference_steps": 10}
-    with monkeypatch.context() as patch:  # of the eleven pictures, make the one at 0.3 alone
-        patch.setattr(model, "_by_batches", lambda work, count: work(slice(3, 4)))
+    with monkeypatch.context() as patch:  # of the nine pictures between, make the one at 0.3 alone
+        patch.setattr(
+            model,
+            "by_batches",
+            lambda work, count: [work(slice(2, 3)) if count == 9 else expected["in.x0"]],
+        )
         made = model.interpolate(ends, 11, mode="trajectory", **settings)
-        expected.check("trajectory_ddim10_alpha030", made)
-        expected.check("lerp_decode_ddim10_alpha030", model.interpolate(ends, 11, **settings))
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "decode", lambda middle, sampling: middle)
-        middle: Any = model.interpolate(ends, 11)
-    for slerp, share in expected.starting("slerp_"):
-        expected.check(slerp, middle.x_T[int(share) // 10, None])
-    for lerp, share in expected.starting("lerp_z_"):
-        expected.check(lerp, middle.z[int(share) // 10, None])
+        expected.check("trajectory_ddim10_alpha030", made[1:2])
+        latent = model.interpolate(ends, 11, **settings)
+        expected.check("lerp_decode_ddim10_alpha030", latent[1:2])
+    middle = between(ends, [step / 10 for step in range(11)])
+    assert middle.x_T is not None
+    for name_, share in expected.starting("slerp_"):
+        expected.check(name_, middle.x_T[int(share) // 10, None])
+    for name_, share in expected.starting("lerp_z_"):
+        expected.check(name_, middle.z[int(share) // 10, None])
     # Half way both ends count by 1 / (2 cos(theta / 2)).
     ends_flat = torch.stack([a.flatten(), b.flatten()], dim=1)
-    counts = torch.linalg.lstsq(ends_flat, solvers.slerp(a, b, 0.5).flatten()[:, None]).solution
+    counts = torch.linalg.lstsq(ends_flat, slerp(a, b, 0.5).flatten()[:, None]).solution
     expected.check("theta", 2 * (1 / (2 * counts.mean())).acos())
     expected.complete()
 

@@ -1,155 +1,192 @@
-"""Solvers against closed forms: a Gaussian data distribution has an exact denoiser and flow."""
+"""Solvers against an exactly known diffusion in float64: order of convergence, reversibility,
+and the distributions that stochastic ones end in."""
 
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import mixture
 import pytest
 import torch
+from mixture import SCHEDULE, eps, flow, pictures
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pdae_cli import solvers
-from pdae_cli.noise import generator
+from pdae_cli import parity, solvers
+from pdae_cli.grids import Node, decode_grid
+from pdae_cli.noise import generator, normal
 from pdae_cli.schedule import Schedule
 
-SCHEDULE = Schedule()
-SPREAD = 0.5  # standard deviation of the data
+Solve = Callable[[Tensor, Sequence[Node]], Tensor]
+DETERMINISTIC: dict[str, tuple[Solve, int]] = {  # and the order of convergence
+    "ddim": (lambda x, grid: solvers.ddim(eps, x, grid), 1),
+    "dpmpp": (lambda x, grid: solvers.dpmpp(eps, x, grid), 2),
+    "leapfrog": (lambda x, grid: solvers.leapfrog(eps, x, grid)[0], 2),
+}
 
 
-def gaussian_eps(x: Tensor, t: int) -> Tensor:
-    """E[eps | x_t] for data N(0, SPREAD^2)."""
-    alpha_bar = SCHEDULE.alpha_bar[t].item()
-    return math.sqrt(1 - alpha_bar) * x / (alpha_bar * SPREAD**2 + 1 - alpha_bar)
+def drawing(like: Tensor, *key: object) -> solvers.Noise:
+    generators = [generator(0, row, *key) for row in range(len(like))]
+    return lambda: normal(generators, like.shape[1:]).to(like)
 
 
-def flow(x: Tensor, here: solvers.Node, there: solvers.Node) -> Tensor:
-    """The ODE's solution for that denoiser: x scales with the marginal's standard deviation."""
-    variance_here, variance_there = (
-        node.alpha_bar * SPREAD**2 + 1 - node.alpha_bar for node in (here, there)
-    )
-    return x * math.sqrt(variance_there / variance_here)
+def test_every_deterministic_solver_is_tested_here() -> None:
+    known = {name for name, row in solvers.SOLVERS.items() if row.kind != "sde"}
+    assert known == set(DETERMINISTIC)
 
 
-def states(n: int = 4) -> Tensor:
-    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("spacing", solvers.SPACINGS)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("spacing", ["logsnr", "asinh"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["decode", "encode"])
-def test_ddim_converges_to_the_flow_with_order_one(spacing: str, reverse: bool) -> None:
+def test_converges_to_the_flow_with_its_order(name: str, spacing: str, reverse: bool) -> None:
+    """Halving the steps divides the error by 2^order."""
+    solve, order = DETERMINISTIC[name]
     errors = []
-    for steps in (25, 50, 100, 200):
-        grid = solvers.decode_grid(SCHEDULE, steps, spacing)
-        grid = grid[::-1] if reverse else grid
-        exact = flow(states(), grid[0], grid[-1])
-        error = solvers.ddim(gaussian_eps, states(), grid) - exact
-        errors.append((error.norm() / exact.norm()).item())
-    assert errors[-1] < 0.015
-    for coarse, fine in itertools.pairwise(errors):
-        assert 1.6 < coarse / fine < 2.6
+    for steps in (40, 80, 160, 320):
+        grid = decode_grid(SCHEDULE, steps * solvers.SOLVERS[name].intervals, spacing)
+        picture, noise = pictures(), flow(pictures(), grid[-1], grid[0])
+        start, end = (picture, noise) if reverse else (noise, picture)
+        error = solve(start, grid[::-1] if reverse else grid) - end
+        errors.append((error.norm() / end.norm()).item())
+    assert errors[-1] < (0.05 if order == 1 else 1e-3)
+    for coarse, fine in itertools.pairwise(errors[1:]):
+        assert 0.75 * 2**order < coarse / fine < 1.45 * 2**order
 
 
-@pytest.mark.parametrize("spacing", solvers.SPACINGS)
-@pytest.mark.parametrize("steps", [10, 50])
-def test_inverse_undoes_ddim_on_its_own_grid(spacing: str, steps: int) -> None:
-    """decode(encode(x)) = x to the fixed point's tolerance, and more iterations are better."""
-    grid = solvers.decode_grid(SCHEDULE, steps, spacing)
-    errors = []
-    for iterations in (0, 2, 12):
-        x_T = solvers.ddim_inverse(gaussian_eps, states(), grid[::-1], iterations)
-        errors.append((solvers.ddim(gaussian_eps, x_T, grid) - states()).abs().max().item())
-    assert errors[2] < errors[1] < errors[0]
-    assert errors[2] < 1e-3
+def test_leapfrog_is_undone_exactly_by_going_back_with_both_states() -> None:
+    """At any number of steps, however coarse."""
+    for steps in (1, 3, 10):
+        grid = decode_grid(SCHEDULE, 2 * steps, "asinh")
+        x_T, eps_T = solvers.leapfrog(eps, pictures(), grid[::-1])
+        back, _ = solvers.leapfrog(eps, x_T, grid, eps_T)
+        assert torch.allclose(back, pictures(), rtol=0, atol=1e-10)
+        alone, _ = solvers.leapfrog(eps, x_T, grid)
+        assert not torch.allclose(alone, pictures(), rtol=0, atol=1e-6)
 
 
-def test_inverse_without_iterations_is_explicit_ddim() -> None:
-    grid = solvers.decode_grid(SCHEDULE, 20)[::-1]
-    explicit = solvers.ddim(gaussian_eps, states(), grid)
-    assert torch.equal(solvers.ddim_inverse(gaussian_eps, states(), grid, 0), explicit)
+def test_dpmpp_with_one_step_is_ddim() -> None:
+    grid = decode_grid(SCHEDULE, 1)
+    x = pictures()
+    assert torch.allclose(solvers.dpmpp(eps, x, grid), solvers.ddim(eps, x, grid), atol=1e-12)
 
 
-@pytest.mark.parametrize("iterations", [0, 1, 3])
-def test_evaluations_are_counted_right(iterations: int) -> None:
-    calls = []
+def test_dpmpp_is_exact_where_x_0_is_known() -> None:
+    """A denoiser that knows the picture: any grid leads from its noise to it."""
+    x_0, grid = pictures(), decode_grid(SCHEDULE, 3, "asinh")
 
-    def counted(x: Tensor, t: int) -> Tensor:
-        calls.append(t)
-        return gaussian_eps(x, t)
+    def knows(x: Tensor, t: int) -> Tensor:
+        node = Node(t, SCHEDULE.alpha_bar[t].item())
+        return (x - node.signal * x_0) / node.noise
 
-    grid = solvers.decode_grid(SCHEDULE, 10)
-    solvers.ddim_inverse(counted, states(), grid[::-1], iterations)
-    assert len(calls) == (10 * iterations + 1 if iterations else 10)
+    eps_true = torch.randn(x_0.shape, generator=generator(0), dtype=torch.float64)
+    x_T = grid[0].signal * x_0 + grid[0].noise * eps_true
+    expected = grid[-1].signal * x_0 + grid[-1].noise * eps_true
+    assert torch.allclose(solvers.dpmpp(knows, x_T, grid), expected, atol=1e-10)
 
 
-def test_uniform_grid_is_the_authors(shared: Path) -> None:
+class TestCorrections:
+    @staticmethod
+    def maps(name: str = "dpmpp", steps: int = 12) -> tuple[Callable[[Tensor], Tensor], ...]:
+        solve, grid = DETERMINISTIC[name][0], decode_grid(SCHEDULE, steps, "asinh")
+        return (lambda x: solve(x, grid[::-1])), (lambda x: solve(x, grid))
+
+    def test_each_makes_the_round_trip_more_exact(self) -> None:
+        encode, decode = self.maps()
+        errors = []
+        for corrections in range(4):
+            x_T, good = solvers.corrected(encode, decode, pictures(), corrections, tolerance=0)
+            errors.append((decode(x_T) - pictures()).abs().max().item())
+            assert good.all() or not corrections
+        for before, after in itertools.pairwise(errors):
+            assert after < 0.4 * before
+
+    def test_none_is_the_plain_encode(self) -> None:
+        encode, decode = self.maps()
+        x_T, _ = solvers.corrected(encode, decode, pictures(), 0)
+        assert torch.equal(x_T, encode(pictures()))
+
+    def test_a_row_within_tolerance_is_left_alone_and_others_go_on(self) -> None:
+        """decode gives row 0 back as it is, and row 1 with a defect."""
+        x_0 = pictures(2)
+        off = torch.tensor([0.0, 0.1], dtype=torch.float64).reshape(2, 1, 1, 1)
+        x_T, good = solvers.corrected(lambda w: w, lambda x: x - off, x_0, 3)
+        assert torch.equal(x_T[0], x_0[0]) and torch.allclose(x_T[1], x_0[1] + 0.1)
+        assert good.tolist() == [True, True]
+
+    def test_a_row_that_gets_worse_goes_back_to_its_best(self) -> None:
+        x_0 = pictures(2)
+        spread = torch.tensor([3.0, 0.1], dtype=torch.float64).reshape(2, 1, 1, 1)
+
+        def decode(x: Tensor) -> Tensor:
+            """Row 0 answers a change threefold and so diverges; row 1 converges."""
+            return x_0 + 0.05 + (1 + spread) * (x - x_0)
+
+        x_T, good = solvers.corrected(lambda w: w, decode, x_0, 4)
+        assert good.tolist() == [False, True]
+        assert torch.equal(x_T[0], x_0[0])
+        assert (decode(x_T)[1] - x_0[1]).abs().max() < 1 / 255
+
+    def test_a_hopeless_defect_isnt_tried(self) -> None:
+        x_0, asked = pictures(1), []
+
+        def decode(x: Tensor) -> Tensor:
+            asked.append(x)
+            return x + 1
+
+        x_T, good = solvers.corrected(lambda w: w, decode, x_0, 5)
+        assert torch.equal(x_T, x_0) and not good.any() and len(asked) == 1
+
+    def test_neighbours_dont_matter(self) -> None:
+        encode, decode = self.maps(steps=8)
+        together, _ = solvers.corrected(encode, decode, pictures(3), 2)
+        alone, _ = solvers.corrected(encode, decode, pictures(3)[1:2], 2)
+        assert torch.allclose(together[1:2], alone, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("solve", "steps", "tolerance"),
+    [
+        (solvers.ddpm, 1000, 0.02),
+        (solvers.euler_maruyama, 1000, 0.02),
+        (solvers.predictor_corrector, 500, 0.03),
+    ],
+)
+def test_stochastic_solvers_end_in_the_data(
+    solve: Callable[..., Tensor], steps: int, tolerance: float
+) -> None:
+    """From N(0, 1): the share of each bump, and the spread around it, are the data's."""
+    x_T = normal([generator(1, row) for row in range(8)], (1, 48, 48)).double()
+    grid = decode_grid(SCHEDULE, steps, "uniform")
+    x_0 = solve(eps, x_T, grid, drawing(x_T, "steps")).flatten()
+    truth = mixture.marginal(1.0)
+    above = 1 - truth.cdf(torch.zeros((), dtype=torch.float64))
+    assert abs((x_0 > 0).double().mean().item() - above.item()) < tolerance
+    assert abs(x_0.mean().item() - truth.mean.item()) < tolerance
+    assert abs(x_0.std().item() - truth.stddev.item()) < tolerance
+
+
+@pytest.mark.parametrize("name", [n for n, row in solvers.SOLVERS.items() if row.kind == "sde"])
+def test_stochastic_noise_belongs_to_the_row(name: str) -> None:
+    """A row's result doesn't depend on its neighbours."""
+    solve, grid = solvers.SOLVERS[name].solve, decode_grid(SCHEDULE, 10)
+    x = pictures(3)
+
+    def run(rows: list[int]) -> Tensor:
+        generators = [generator(0, row) for row in rows]
+        return solve(eps, x[rows], grid, lambda: normal(generators, x.shape[1:]).to(x))
+
+    assert torch.allclose(run([0, 1, 2])[2:], run([2]), atol=1e-12)
+
+
+def test_pdaes_own_grid(shared: Path) -> None:
     golden = load_file(shared / "golden" / "pdae_schedules" / "ddim_linear_T1000.safetensors")
     checked = 0
     for name, timesteps in golden.items():
         if name.endswith(".timestep_map"):
-            steps = int(name.removeprefix("ddim").removesuffix(".timestep_map"))
-            grid = solvers.decode_grid(SCHEDULE, steps)
-            assert [node.t for node in grid[::-1]] == sorted(set(timesteps.tolist())), name
+            count = int(name.removeprefix("ddim").removesuffix(".timestep_map"))
+            ours = parity.steps("pdae", Schedule(), count, encode=True)
+            assert [step.t for step in ours] == sorted(set(timesteps.tolist()))[:-1], name
             checked += 1
     assert checked
-
-
-@pytest.mark.parametrize("spacing", solvers.SPACINGS)
-def test_grids_go_from_noise_to_picture(spacing: str) -> None:
-    for steps in (1, 7, 50, 999):
-        timesteps = [node.t for node in solvers.decode_grid(SCHEDULE, steps, spacing)]
-        assert timesteps[0] == 999 and timesteps[-1] == 0
-        assert timesteps == sorted(set(timesteps), reverse=True)
-        assert len(timesteps) <= steps + 1
-
-
-def test_ancestral_sampling_reaches_the_data_distribution() -> None:
-    """From N(0, 1) the full chain ends with the data's standard deviation."""
-    grid = solvers.decode_grid(SCHEDULE, 999)
-    generators = [generator(0, row) for row in range(8)]
-    x_T = torch.randn(8, 1, 32, 32, generator=generator(1))
-    x_0 = solvers.ddpm(gaussian_eps, x_T, grid, generators)
-    assert abs(x_0.std().item() - SPREAD) < 0.02
-    assert abs(x_0.mean().item()) < 0.02
-
-
-def test_ancestral_noise_belongs_to_the_row() -> None:
-    """A row's result doesn't depend on its neighbours."""
-    grid = solvers.decode_grid(SCHEDULE, 10)
-    together = solvers.ddpm(gaussian_eps, states(3), grid, [generator(0, r) for r in range(3)])
-    alone = solvers.ddpm(gaussian_eps, states(3)[2:], grid, [generator(0, 2)])
-    assert torch.allclose(together[2:], alone, atol=1e-12)
-
-
-class TestSlerp:
-    def test_ends(self) -> None:
-        a, b = states(2).split(1)
-        assert torch.allclose(solvers.slerp(a, b, 0.0), a, atol=1e-12)
-        assert torch.allclose(solvers.slerp(a, b, 1.0), b, atol=1e-12)
-
-    def test_constant_speed_on_the_sphere(self) -> None:
-        """Equal steps make equal angles, and unit vectors stay unit vectors."""
-        a, b = torch.nn.functional.normalize(torch.randn(2, 50, dtype=torch.float64))[:, None]
-        points = [solvers.slerp(a, b, k / 4) for k in range(5)]
-        for point in points:
-            assert point.norm().item() == pytest.approx(1, abs=1e-12)
-        cosines = [(p * q).sum().item() for p, q in itertools.pairwise(points)]
-        assert cosines == pytest.approx([cosines[0]] * 4, abs=1e-9)
-
-    def test_identical_inputs_stay_put(self) -> None:
-        for seed in range(200):
-            a = torch.randn(1, 3, 8, 8, generator=generator(seed))
-            assert torch.allclose(solvers.slerp(a, a.clone(), 0.37), a, atol=1e-6)
-
-    @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-    def test_antipodal_inputs_go_around(self, share: float) -> None:
-        a = states(1)
-        middle = solvers.slerp(a, -a, share)
-        assert middle.isfinite().all()
-        assert middle.norm().item() == pytest.approx(a.norm().item(), rel=1e-6)
-
-    def test_zero_vector_is_finite(self) -> None:
-        a = states(1)
-        assert solvers.slerp(a, torch.zeros_like(a), 0.5).isfinite().all()

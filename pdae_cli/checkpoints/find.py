@@ -58,16 +58,20 @@ def writable_folder(name: str) -> Path:
 
 
 def load(
-    name: str, device: str = "auto", dtype: str = "float32", announce: Announce = silent
+    name: str,
+    device: str = "auto",
+    dtype: str = "float32",
+    announce: Announce = silent,
+    compile: bool = False,
 ) -> Model:
     """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`.
 
     Raises ModelError where there is no such model or it can't be read, UsageError for a device or
-    dtype that can't be used.
+    dtype that can't be used, or where networks can't be compiled.
     """
     folder = model_folder(name, announce)
     shown = folder.resolve().name if Path(name).is_dir() else name
-    return read_model(folder, shown).to(device, dtype)
+    return read_model(folder, shown).to(device, dtype, compile)
 
 
 def load_dpm(name: str, announce: Announce = silent) -> Model:

@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import OutOfMemory, PdaeError
-from . import attributes, train
+from . import attributes, evaluate, train
 from .convert import convert
 from .decode import decode
 from .encode import encode
@@ -45,6 +45,7 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(attributes.app, name="attributes")
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(train.app, name="train")
 
 

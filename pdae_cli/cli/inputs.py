@@ -6,7 +6,9 @@ import io
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CODES = ".safetensors"
 MAX_STDIN = 1 << 30
+READERS = 2  # threads that read and decode pictures
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,32 @@ def load_item(item: Item, model: Model, fit: str) -> Iterator[Loaded]:
         open_picture(io.BytesIO(data), item.label), unet.image_size, unet.channels, fit
     )
     yield Loaded(item.label, item.place, digest(pixels), picture=to_float(pixels)[None])
+
+
+def loaded_ahead(
+    items: Sequence[Item], model: Model, fit: str, ahead: int
+) -> Iterator[tuple[Item, list[Loaded] | InputError]]:
+    """What `load_item` makes of each input, or its InputError, in order. Up to `ahead` inputs are
+    read and decoded by other threads while the network computes."""
+
+    def load(item: Item) -> list[Loaded] | InputError:
+        try:
+            return list(load_item(item, model, fit))
+        except InputError as error:
+            return error
+
+    pool = ThreadPoolExecutor(READERS)
+    try:
+        waiting: deque[tuple[Item, Future[list[Loaded] | InputError]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(load, item)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _bytes(item: Item) -> bytes:

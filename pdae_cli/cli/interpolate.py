@@ -34,6 +34,8 @@ def interpolate(
 
     Example: pdae interpolate a.png b.png --steps 10 -o strip.png
     """
+    from ..codes import stack
+
     if mode not in ("latent", "trajectory"):
         raise UsageError(f"unknown --mode {mode!r}; known: latent, trajectory")
     items = collect([a, b], None, recursive=False)
@@ -47,7 +49,8 @@ def interpolate(
         ends = [loaded for item in items for loaded in load_item(item, runner.model, options.fit)]
         if len(ends) != 2:
             raise InputError(f"{a}, {b}: hold {len(ends)} codes, not one each")
-        codes = runner.join([runner.codes([end]) for end in ends])
+        alike = (ends[0].codes is None) == (ends[1].codes is None)
+        codes = stack([runner.codes(batch) for batch in ([ends] if alike else [[e] for e in ends])])
     except InputError as error:
         runner.fail(f"{a} → {b}", error)
         runner.finish()

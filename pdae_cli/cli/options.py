@@ -82,6 +82,9 @@ class ModelOptions:
     ] = "auto"
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 networks.")] = "float32"
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures computed at once.")] = 32
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the networks: for many pictures.")
+    ] = False
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0
     json: Annotated[bool, typer.Option("--json", help="A JSON line for each result.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False
@@ -92,8 +95,8 @@ class ModelOptions:
         from .output import Output
 
         announce = Output(quiet=self.quiet).say
-        model = load(self.model, self.device, self.dtype, announce)
-        model.batch_size = self.batch_size
+        model = load(self.model, self.device, self.dtype, announce, self.compile)
+        model.batch_size, model.notify = self.batch_size, announce
         return model
 
 
@@ -101,13 +104,20 @@ class ModelOptions:
 class SamplingOptions(ModelOptions):
     """How trajectories are solved; what isn't given is taken from the codes, or the default."""
 
+    preset: Annotated[
+        str | None, typer.Option(help="default; exact: same pixels back; archival: every bit.")
+    ] = None
     inference_steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Solver steps, each way.")
     ] = None
-    solver: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None
-    spacing: Annotated[str | None, typer.Option(help="Of timesteps: logsnr or uniform.")] = None
-    iterations: Annotated[
-        int | None, typer.Option(min=0, max=20, help="Of each encode step; 0: explicit.")
+    solver: Annotated[
+        str | None, typer.Option(help="dpmpp, ddim, leapfrog; or by chance: ddpm, sde, pc.")
+    ] = None
+    spacing: Annotated[
+        str | None, typer.Option(help="Of timesteps: asinh, logsnr, quadratic, uniform.")
+    ] = None
+    corrections: Annotated[
+        int | None, typer.Option(min=0, max=20, help="Of encoding, until decoding gives it back.")
     ] = None
     guidance: Annotated[float | None, typer.Option(help="Strength of G_psi; 1 is PDAE.")] = None
     guide_from: Annotated[int | None, typer.Option(help="Guide at timesteps t <= this.")] = None
@@ -118,9 +128,14 @@ class SamplingOptions(ModelOptions):
     ] = None
 
     def changes(self) -> dict[str, Any]:
-        """The sampling options that were given."""
-        names = set(SamplingOptions.__annotations__)
-        return {k: v for k, v in asdict(self).items() if k in names and v is not None}
+        """The sampling options that were given, by a preset or one by one."""
+        from ..sampling import PRESETS
+
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UsageError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+        names = set(SamplingOptions.__annotations__) - {"preset"}
+        given = {k: v for k, v in asdict(self).items() if k in names and v is not None}
+        return PRESETS.get(self.preset or "default", {}) | given
 
     def sampling(self) -> Sampling:
         """The default with what was given."""

@@ -1,13 +1,16 @@
 """The blocks that eps_theta and G_psi are made of (ADM: Dhariwal & Nichol 2021, sec. 3).
 
-Shapes: x (N, C, H, W), time embedding (N, E), z embedding (N, E) or None.
+Shapes: x (N, C, H, W), time embedding (N, E), z embedding (N, E) or None. What doesn't depend on
+x is computed apart from what does (`by_time`, `by_z`, then `forward`), so that a solver computes it
+once for a whole trajectory.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 # How feature maps are halved and doubled: inside a residual block (ADM), or by convolutions of
 # their own, padded on all sides, or right and below only (the first DDPM and its descendants).
 RESAMPLING = ("residual", "convolution", "convolution_right")
+LARGE_MAP = 1024  # positions: see `placed`
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,64 @@ class Conditioning:
     shift: bool  # scale and shift (PDAE), or scale alone (Diff-AE)
 
 
+class Modulation(NamedTuple):
+    """What t and z do to a block, h → GN(h + bias) scale + shift, or to several side by side.
+
+    Each (N, C), or (1, C) for all pictures alike; the GroupNorm's own weights are in it.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    bias: Tensor | None = None
+
+    def then(self, outer: Modulation | None) -> Modulation:
+        """This scale and shift, then the outer one's: (h a + b) A + B = h (a A) + (b A + B)."""
+        if outer is None:
+            return self
+        shift = torch.addcmul(outer.shift, self.shift, outer.scale)
+        return Modulation(self.scale * outer.scale, shift, self.bias)
+
+    def row(self, row: int) -> Modulation:
+        """One row, as (1, C)."""
+        return Modulation(*(part if part is None else part[row : row + 1] for part in self))
+
+    @staticmethod
+    def joined(parts: Sequence[Modulation]) -> Modulation:
+        """Those of several blocks side by side: (N, C_1 + C_2 + …)."""
+        return Modulation(
+            *(None if column[0] is None else torch.cat(column, dim=1) for column in zip(*parts))
+        )
+
+    def split(self, widths: Sequence[int]) -> list[Modulation]:
+        """The inverse of `joined`, for blocks of these widths."""
+        columns = (
+            [None] * len(widths) if part is None else part.split(widths, dim=1) for part in self
+        )
+        return [Modulation(*parts) for parts in zip(*columns, strict=True)]
+
+
+def modulated(h: Tensor, norm: nn.GroupNorm, modulation: Modulation) -> Tensor:
+    """GN(h + bias) scale + shift, in one pass over h where the memory format allows it."""
+    scale, shift, bias = modulation
+    groups, eps = norm.num_groups, norm.eps
+    if bias is not None:
+        h = h + bias[:, :, None, None].to(h.dtype)
+    if len(scale) == 1:  # all pictures alike: they are the weights of a GroupNorm
+        return F.group_norm(h, groups, scale[0], shift[0], eps)
+    if h.is_contiguous():  # N pictures of C channels are to a GroupNorm one of N C channels
+        row = h.view(1, -1, *h.shape[2:])
+        row = F.group_norm(row, len(h) * groups, scale.flatten(), shift.flatten(), eps)
+        return row.view(h.shape)
+    h = F.group_norm(h, groups, None, None, eps)
+    scale, shift = (part[:, :, None, None].to(h.dtype) for part in (scale, shift))
+    return torch.addcmul(shift, h, scale)
+
+
+def silu(h: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else holds: in place, unless autograd needs it."""
+    return F.silu(h, inplace=not h.requires_grad)
+
+
 class NormsAndHeads(Protocol):
     """What a config says about norms and attention: UNetConfig's, or another network's."""
 
@@ -139,7 +201,7 @@ class ResBlock(nn.Module):
         conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__()
-        self.resample = resample
+        self.resample, self.width = resample, c_out
         self.scale_shift = cfg.time_conditioning == "scale_shift"
         self.norm_in = Norm(cfg, c_in)
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -152,26 +214,27 @@ class ResBlock(nn.Module):
         self.conv_out = zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
-        # In: normalise, resample, convolve.
-        h = F.silu(self.norm_in(x))
+    def by_time(self, time: Tensor) -> Modulation:
+        """What the time embedding (N, E) does: GN(h) (1 + t_s) + t_b, or GN(h + t)."""
+        weight, bias = self.norm_out.weight, self.norm_out.bias
+        t = self.time(F.silu(time)).to(weight.dtype)
+        if not self.scale_shift:
+            return Modulation(weight.expand_as(t), bias.expand_as(t), t)
+        t_scale, t_shift = t.chunk(2, dim=1)
+        return Modulation(weight * (1 + t_scale), bias * (1 + t_scale) + t_shift)
+
+    def by_z(self, z: Tensor) -> Modulation:
+        """What z (N, D), or its embedding, does after that: h (1 + z_s) + z_b."""
+        assert self.z is not None
+        scale, *shift = self.z(F.silu(z)).to(self.norm_out.weight.dtype).split(self.width, dim=1)
+        return Modulation(1 + scale, shift[0] if shift else torch.zeros_like(scale))
+
+    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+        h = silu(self.norm_in(x))
         if self.resample is not None:
             h, x = resized(h, self.resample), resized(x, self.resample)
-        h = self.conv_in(h)
-
-        # Condition on t, then on z.
-        t_embedding = self.time(F.silu(time))[:, :, None, None]
-        if self.scale_shift:
-            t_scale, t_shift = t_embedding.chunk(2, dim=1)
-            h = self.norm_out(h) * (1 + t_scale) + t_shift
-        else:
-            h = self.norm_out(h + t_embedding)
-        if self.z is not None and z is not None:
-            z_scale, *z_shift = self.z(F.silu(z))[:, :, None, None].split(h.shape[1], dim=1)
-            h = h * (1 + z_scale) + (z_shift[0] if z_shift else 0)
-
-        # Out.
-        return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
+        h = silu(modulated(self.conv_in(h), self.norm_out, modulation))
+        return self.skip(x) + self.conv_out(self.dropout(h))
 
 
 class Attention(nn.Module):
@@ -216,7 +279,7 @@ class ConvResample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.resample == "up":
             return self.conv(resized(x, "up"))
-        return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
+        return placed(self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1))))
 
 
 class Layer(nn.Module):
@@ -227,8 +290,10 @@ class Layer(nn.Module):
         self.block = block
         self.attention = attention
 
-    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
-        x = self.block(x, time, z) if isinstance(self.block, ResBlock) else self.block(x)
+    def forward(self, x: Tensor, modulations: Iterator[Modulation]) -> Tensor:
+        """`modulations`: of the residual blocks from this layer on; it takes its own."""
+        block = self.block
+        x = block(x, next(modulations)) if isinstance(block, ResBlock) else block(x)
         return x if self.attention is None else self.attention(x)
 
 
@@ -242,4 +307,19 @@ def resampling_block(
 
 def resized(x: Tensor, resample: str) -> Tensor:
     """Halve (mean of 2x2) or double (nearest neighbours) height and width."""
-    return F.avg_pool2d(x, 2) if resample == "down" else F.interpolate(x, scale_factor=2.0)
+    if resample == "down":
+        return placed(F.avg_pool2d(x, 2))
+    return F.interpolate(placed(x, growth=4), scale_factor=2.0)
+
+
+def placed(x: Tensor, growth: int = 1) -> Tensor:
+    """x in the memory format that inference is fastest in; it is about to grow so many times.
+
+    On a CPU, convolutions of large maps are a quarter faster with channels last; those of small
+    maps aren't, and PyTorch's GroupNorm is then several times slower (below 1024 positions it takes
+    another way). In training x stays as it is: there, bfloat16 with channels last can crash.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return x
+    large = x.shape[2] * x.shape[3] * growth >= LARGE_MAP
+    return x.contiguous(memory_format=torch.channels_last if large else torch.contiguous_format)

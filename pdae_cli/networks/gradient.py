@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .blocks import Conditioning, UNetConfig
+from .blocks import Conditioning, Modulation, UNetConfig
 from .unet import OutputHalf
 
 
@@ -23,3 +23,9 @@ class GradientEstimator(nn.Module):
     def forward(self, features: list[Tensor], time: Tensor, z: Tensor) -> Tensor:
         """`features, time = unet.features(x_t, t)`; z: (N, z_dim). Returns (N, C, H, W)."""
         return self.output(features, time, self.z(z))
+
+    def by_z(self, z: Tensor) -> Modulation:
+        """What z (N, z_dim) does to each block of `output`, after the time."""
+        modulation = self.output.by_z(self.z(z))
+        assert modulation is not None  # every block takes z
+        return modulation

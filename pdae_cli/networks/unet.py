@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,17 +12,56 @@ from torch import Tensor, nn
 from .blocks import (
     Conditioning,
     Layer,
+    Modulation,
     Norm,
     ResBlock,
     UNetConfig,
     attention_block,
+    placed,
     resampling_block,
+    silu,
     timestep_embedding,
     zeroed,
 )
 
 
-class InputHalf(nn.Module):
+class Half(nn.Module):
+    """What both halves share: the conditioning of all their residual blocks, side by side.
+
+    `forward` is everything at once; `by_time` and `by_z` don't depend on x and `run` does.
+    """
+
+    def forward(self, x: Any, time: Tensor, z: Tensor | None = None) -> Any:
+        return self.run(x, self.by_time(time).then(self.by_z(z)))
+
+    def run(self, x: Any, modulation: Modulation) -> Any:
+        """What of the half depends on x; `modulation`: of all its blocks, (N, …) or (1, …)."""
+        raise NotImplementedError
+
+    def path(self) -> Iterator[Layer]:
+        """The layers in the order in which they run."""
+        raise NotImplementedError
+
+    def blocks(self) -> list[ResBlock]:
+        return [layer.block for layer in self.path() if isinstance(layer.block, ResBlock)]
+
+    def by_time(self, time: Tensor) -> Modulation:
+        """What the time embedding (N, E) does to each block."""
+        return Modulation.joined([block.by_time(time) for block in self.blocks()])
+
+    def by_z(self, z: Tensor | None) -> Modulation | None:
+        """What z does to each block after that; None without z, or where no block takes it."""
+        blocks = self.blocks()
+        if z is None or blocks[0].z is None:
+            return None
+        return Modulation.joined([block.by_z(z) for block in blocks])
+
+    def split(self, modulation: Modulation) -> Iterator[Modulation]:
+        """Block by block, in the order in which they run."""
+        return iter(modulation.split([block.width for block in self.blocks()]))
+
+
+class InputHalf(Half):
     """From a picture down to the smallest feature map; returns the skip features, widest first."""
 
     def __init__(self, cfg: UNetConfig) -> None:
@@ -47,14 +89,19 @@ class InputHalf(nn.Module):
             channels += [width] * (cfg.blocks + (0 if last else 1))
         return channels
 
-    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> list[Tensor]:
-        features = [self.conv(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)]
+    def path(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def run(self, x: Tensor, modulation: Modulation) -> list[Tensor]:
+        x = placed(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
+        features = [placed(self.conv(x))]
+        modulations = self.split(modulation)
         for layer in self.layers:
-            features.append(layer(features[-1], time, z))
+            features.append(layer(features[-1], modulations))
         return features
 
 
-class OutputHalf(nn.Module):
+class OutputHalf(Half):
     """Middle block, output half and output convolution: from skip features back to a picture.
 
     eps_theta has one of these; G_psi is another one, with every block conditioned on z.
@@ -88,15 +135,23 @@ class OutputHalf(nn.Module):
         self.norm = Norm(cfg, c)
         self.conv = zeroed(nn.Conv2d(c, c_out * cfg.patch**2, 3, padding=1))
 
-    def forward(self, features: list[Tensor], time: Tensor, z: Tensor | None = None) -> Tensor:
+    def path(self) -> Iterator[Layer]:
+        yield from self.middle
+        for index, layer in enumerate(self.layers):
+            yield layer
+            if str(index) in self.upsamplers:
+                yield self.upsamplers[str(index)]
+
+    def run(self, features: list[Tensor], modulation: Modulation) -> Tensor:
+        modulations = self.split(modulation)
         h = features[-1]
         for layer in self.middle:
-            h = layer(h, time, z)
+            h = layer(h, modulations)
         for index, (layer, skip) in enumerate(zip(self.layers, reversed(features), strict=True)):
-            h = layer(torch.cat([h, skip], dim=1), time, z)
+            h = layer(torch.cat([h, skip], dim=1), modulations)
             if str(index) in self.upsamplers:
-                h = self.upsamplers[str(index)](h, time, z)
-        h = self.conv(F.silu(self.norm(h)))
+                h = self.upsamplers[str(index)](h, modulations)
+        h = self.conv(silu(self.norm(h)))
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
 
@@ -124,10 +179,15 @@ class UNet(nn.Module):
         self, x_t: Tensor, t: Tensor, z: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Return the skip features and the time embedding, which both output halves take."""
-        cfg = self.cfg
-        waves = timestep_embedding(t, cfg.base_channels, cfg.sine_first, cfg.frequency_shift)
-        time = self.time(waves)
+        time = self.embedded(t)
         return self.input(x_t, time, z), time
+
+    def embedded(self, t: Tensor) -> Tensor:
+        """The time embedding (N, E) of timesteps (N,)."""
+        cfg = self.cfg
+        return self.time(
+            timestep_embedding(t, cfg.base_channels, cfg.sine_first, cfg.frequency_shift)
+        )
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """x_t: (N, C, H, W); t: (N,) integer timesteps; z: (N, z_channels). Returns (N, C, H, W),

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -187,6 +188,11 @@ def find_labels(data: Path, labels: Path | None) -> Labels | None:
     return None
 
 
+@lru_cache(maxsize=2)  # asked for in every step, and 10 ms a million pictures to make
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
+
 def order(count: int, seed: int, position: int, length: int) -> Tensor:
     """Numbers of the pictures at positions position … position+length-1 of an endless stream that
     goes through all `count` pictures in a new order each epoch; a pure function of its arguments.
@@ -194,8 +200,7 @@ def order(count: int, seed: int, position: int, length: int) -> Tensor:
     chosen = []
     while length > 0:
         epoch, offset = divmod(position, count)
-        permutation = torch.randperm(count, generator=generator(seed, "order", epoch))
-        part = permutation[offset : offset + length]
+        part = _permutation(count, seed, epoch)[offset : offset + length]
         chosen.append(part)
         position, length = position + len(part), length - len(part)
     return torch.cat(chosen)

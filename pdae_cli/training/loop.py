@@ -80,6 +80,10 @@ class Batch:
     t: Tensor
     eps: Tensor
 
+    def pinned(self) -> Batch:
+        """The same in memory that a GPU copies from while it computes."""
+        return Batch(self.x_0.pin_memory(), self.t.pin_memory(), self.eps.pin_memory())
+
 
 def draw_batch(
     source: Source, density: Tensor, options: TrainOptions, step: int, shard: int, shards: int
@@ -110,6 +114,22 @@ def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[
                 yield waiting.popleft().result()
 
 
+def compiled(module: nn.Module, device: torch.device) -> nn.Module:
+    """torch.compile(module), after a trial that tells in seconds whether it works here.
+
+    Raises UsageError where torch finds no C++ compiler, or (on a GPU) no triton.
+    """
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.zeros(1, device=device))
+    except RuntimeError as error:  # what all of torch's compiler errors are
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"--compile doesn't work here ({reason}); install a C++ compiler such as g++, "
+            "or leave --compile out"
+        ) from error
+    return torch.compile(module)  # type: ignore[return-value]
+
+
 @contextlib.contextmanager
 def interrupted_between_steps() -> Iterator[Callable[[], None]]:
     """Hold SIGINT and SIGTERM back until the yielded function is called: no step is cut in two."""
@@ -137,14 +157,13 @@ class Run:
     ) -> None:
         self.stage, self.options, self.folder = stage, options, folder / "training"
         self.accelerator = Accelerator(
-            mixed_precision=options.precision, cpu=cpu, step_scheduler_with_optimizer=False
+            mixed_precision="no", cpu=cpu, step_scheduler_with_optimizer=False
         )
-        on_cpu = self.accelerator.device.type == "cpu"
-        if on_cpu and options.channels_last and options.precision == "bf16":
-            # NativeGroupNormBackward of bfloat16, channels last, 3 channels a group: torch 2.13.
+        if options.channels_last and self.accelerator.device.type == "cpu":
+            # GroupNorm's backward pass in channels last ends in a segmentation fault: torch 2.13.
             raise UsageError(
-                "--channels-last with --precision bfloat16 crashes torch on a CPU, and gains "
-                "nothing there; leave --channels-last out"
+                "--channels-last crashes torch on a CPU, and gains nothing there; leave "
+                "--channels-last out"
             )
         self.shards = self.accelerator.num_processes * options.accumulate
         if options.batch_size % self.shards:
@@ -158,13 +177,18 @@ class Run:
             objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self.ema = EMA(self.parameters, options.ema_images)
-        fused = self.accelerator.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
-            self.parameters.values(), lr=options.lr, fused=fused, foreach=None if fused else True
-        )
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=options.lr, fused=True)
         self.step = self._resume()
-        wrapped = self.accelerator.prepare_model(objective)
-        self.objective = torch.compile(wrapped) if options.compile else wrapped
+        self.objective = self.accelerator.prepare_model(objective)
+        if options.compile:
+            # Parameters, their average and the model are named and saved from `stage.objective`,
+            # so the wrapper's own names appear nowhere.
+            self.objective = compiled(self.objective, self.accelerator.device)
+
+    def autocast(self) -> torch.autocast:
+        """Where the precision is bf16: matrix products and convolutions in bfloat16."""
+        enabled = self.options.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
 
     @property
     def state_path(self) -> Path:
@@ -205,9 +229,8 @@ class Run:
         self, report: Callable[[dict[str, object]], None], check: Callable[[], None]
     ) -> None:
         begun, begun_step, losses = time.perf_counter(), self.step, []
-        for group in self._batches():
-            losses.append(self._train_step(group))
-            self.step += 1
+        for group in self.batches():
+            losses.append(self.train_step(group))
             last = self.step == self.steps
             if self.step % self.options.log_every == 0 or last:
                 images = (self.step - begun_step) * self.options.batch_size
@@ -222,28 +245,31 @@ class Run:
                 begun, begun_step = time.perf_counter(), self.step
             check()
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def batches(self) -> Iterator[list[Batch]]:
         """Each step's micro-batches of this process."""
         accumulate, rank = self.options.accumulate, self.accelerator.process_index
+        device = self.accelerator.device.type
 
         def make(number: int) -> Batch:
             step, micro = divmod(number, accumulate)
             shard = rank * accumulate + micro
-            return draw_batch(
+            batch = draw_batch(
                 self.stage.source, self.stage.density, self.options, step, shard, self.shards
             )
+            return batch.pinned() if device == "cuda" else batch
 
         first, last = self.step * accumulate, self.steps * accumulate
         # On a CPU the threads would take turns with the network's own, which costs far more than
         # the few milliseconds that a batch takes.
-        on_cpu = self.accelerator.device.type == "cpu"
-        stream = (make(n) for n in range(first, last)) if on_cpu else prefetched(make, first, last)
+        inline = device == "cpu"
+        stream = (make(n) for n in range(first, last)) if inline else prefetched(make, first, last)
         with contextlib.closing(stream):  # type: ignore[type-var]
             for _ in range(self.step, self.steps):
                 yield [next(stream) for _ in range(accumulate)]
 
-    def _train_step(self, group: list[Batch]) -> Tensor:
-        """One optimiser step over this process's micro-batches; returns the mean loss."""
+    def train_step(self, group: list[Batch]) -> Tensor:
+        """One optimiser step over this process's micro-batches; returns the mean loss, (), on the
+        device: nothing here waits for it."""
         options, accelerator = self.options, self.accelerator
         for settings in self.optimizer.param_groups:
             settings["lr"] = options.lr * min(1.0, (self.step + 1) / max(1, options.warmup))
@@ -251,21 +277,25 @@ class Run:
         for micro, batch in enumerate(group):
             shard = accelerator.process_index * options.accumulate + micro
             torch.manual_seed(generator(options.seed, "dropout", self.step, shard).initial_seed())
-            x_0, t, eps = (part.to(accelerator.device) for part in (batch.x_0, batch.t, batch.eps))
+            x_0, t, eps = (
+                part.to(accelerator.device, non_blocking=part.is_pinned())
+                for part in (batch.x_0, batch.t, batch.eps)
+            )
             if options.channels_last and x_0.ndim == 4:
                 x_0, eps = (
                     part.contiguous(memory_format=torch.channels_last) for part in (x_0, eps)
                 )
             sync = micro == len(group) - 1
             with contextlib.nullcontext() if sync else accelerator.no_sync(self.objective):
-                with accelerator.autocast():
+                with self.autocast():
                     loss = self.objective(x_0, t, eps) / len(group)
                 accelerator.backward(loss)
             total += loss.detach()
         nn.utils.clip_grad_norm_(self.parameters.values(), options.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update((self.step + 1) * options.batch_size, options.batch_size)
+        self.step += 1
+        self.ema.update(self.step * options.batch_size, options.batch_size)
         return total
 
     def _save(self, report: Callable[[dict[str, object]], None], full: bool = True) -> None:

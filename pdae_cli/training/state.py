@@ -86,10 +86,11 @@ def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.O
             raise InputError(f"{path}: {name} is missing or has another shape; start a new run")
         parameter.copy_(weight)
         ema.shadow[name].copy_(tensors[f"ema/{name}"])
+        # Fused Adam wants all of it on the parameter's device and in its memory layout.
         optimizer.state[parameter] = {
-            "step": tensors[f"step/{name}"],
-            "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
+            "step": tensors[f"step/{name}"].to(parameter.device),
+            "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg/{name}"]),
+            "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq/{name}"]),
         }
 
 

@@ -1,0 +1,47 @@
+"""Experiments: small functions over the engine, each with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from .engine import Model
+from .likelihood import LEVEL, bits_per_dimension, log_density
+from .noise import clone, normal
+from .sampling import Sampling
+
+
+def likelihood(
+    model: Model,
+    x_0: Tensor,
+    generators: Sequence[Generator],
+    sampling: Sampling | None = None,
+    conditional: bool = False,
+    probes: int = 1,
+) -> Tensor:
+    """Bits per dimension of pictures x_0 (N, C, H, W): how many bits the model needs for each of
+    their 8-bit values; (N,) float32. Of p(x), or `conditional` of p(x | z) with their own z.
+
+    Values are spread evenly over their level (uniform dequantisation), and the picture is taken as
+    the state at timestep 0. `generators`, one a row, draw both that and the probes of the
+    divergence, whose estimates are averaged.
+    """
+    sampling = replace(sampling or Sampling(), solver="ddim", corrections=0)  # for its grid alone
+    trajectory = model.trajectory(sampling)
+
+    def work(rows: slice) -> Tensor:
+        own = [clone(one) for one in generators[rows]]
+        evenly = torch.stack([torch.rand(x_0.shape[1:], generator=one) - 0.5 for one in own])
+        x = (x_0[rows] + LEVEL * evenly).to(model.device)
+        zs = [model.encoder(x_0[rows])] if conditional else []
+        predict = model.guided(sampling, *zs, differentiable=True)
+        estimates = [
+            log_density(predict, x, trajectory.grid()[::-1], lambda: normal(own, x.shape[1:]))
+            for _ in range(probes)
+        ]
+        return bits_per_dimension(torch.stack(estimates).mean(0), x[0].numel()).cpu()
+
+    return torch.cat(model.by_batches(work, len(x_0)))
