@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from conftest import randomise, unet_config
 
-from pdae_cli.networks.blocks import Attention, Conditioning, ResBlock, timestep_embedding
+from pdae_cli.networks.blocks import (
+    Attention,
+    Conditioning,
+    Modulation,
+    ResBlock,
+    placed,
+    timestep_embedding,
+)
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.gradient import GradientEstimator
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
@@ -64,20 +71,66 @@ def test_t_and_z_condition_the_outputs() -> None:
     assert torch.allclose(*gradient(features, time, z[:1].expand(2, -1)), atol=1e-6)
 
 
-def test_adagn_is_applied_twice() -> None:
-    """h = (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b (PDAE sec. 3.3), written out independently."""
-    cfg = unet_config()
-    block = ResBlock(cfg, 8, 8, conditioning=Conditioning(32, shift=True))
+@pytest.mark.parametrize("rows", [2, 1], ids=["own timesteps", "one timestep"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_adagn_is_applied_twice(rows: int, channels_last: bool) -> None:
+    """h = (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b (PDAE sec. 3.3), written out independently, is
+    the one scale and shift that the block folds them into."""
+    block = ResBlock(unet_config(), 8, 8, conditioning=Conditioning(32, shift=True)).double()
     randomise(block, 0.3)
-    x, time, z = torch.randn(2, 8, 4, 4), torch.randn(2, 32), torch.randn(2, 32)
-    h = block.conv_in(F.silu(F.group_norm(x, 4, block.norm_in.weight, block.norm_in.bias)))
-    t_s, t_b = block.time(F.silu(time)).view(2, 2, 8, 1, 1).unbind(1)
     assert block.z is not None
+    x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    time, z = torch.randn(rows, 32).double(), torch.randn(2, 32).double()
+    h = block.conv_in(F.silu(F.group_norm(x, 4, block.norm_in.weight, block.norm_in.bias)))
+    t_s, t_b = block.time(F.silu(time)).view(rows, 2, 8, 1, 1).unbind(1)
     z_s, z_b = block.z(F.silu(z)).view(2, 2, 8, 1, 1).unbind(1)
     h = F.group_norm(h, 4, block.norm_out.weight, block.norm_out.bias)
     h = (1 + z_s) * ((1 + t_s) * h + t_b) + z_b
     expected = x + block.conv_out(F.silu(h))
-    assert torch.allclose(block(x, time, z), expected, atol=1e-6)
+    ours = block(x, block.by_time(time).then(block.by_z(z)))
+    assert torch.allclose(ours, expected, atol=1e-12)
+
+
+def test_additive_time_comes_before_the_norm() -> None:
+    """h = (1 + z_s) GN(h + t) + z_b."""
+    cfg = unet_config(time_conditioning="additive")
+    block = ResBlock(cfg, 8, 8, conditioning=Conditioning(32, shift=True)).double()
+    randomise(block, 0.3)
+    assert block.z is not None
+    x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    time, z = torch.randn(2, 32).double(), torch.randn(2, 32).double()
+    h = block.conv_in(F.silu(F.group_norm(x, 4, block.norm_in.weight, block.norm_in.bias)))
+    h = h + block.time(F.silu(time))[:, :, None, None]
+    h = F.group_norm(h, 4, block.norm_out.weight, block.norm_out.bias)
+    z_s, z_b = block.z(F.silu(z)).view(2, 2, 8, 1, 1).unbind(1)
+    expected = x + block.conv_out(F.silu((1 + z_s) * h + z_b))
+    ours = block(x, block.by_time(time).then(block.by_z(z)))
+    assert torch.allclose(ours, expected, atol=1e-12)
+
+
+def test_modulations_side_by_side_are_taken_apart_again() -> None:
+    widths = [3, 5, 2]
+    parts = [Modulation(*torch.randn(3, 4, width).unbind(0)) for width in widths]
+    for part, again in zip(parts, Modulation.joined(parts).split(widths), strict=True):
+        assert all(map(torch.equal, part, again))  # type: ignore[arg-type]
+    row = Modulation.joined(parts).row(2)
+    assert row.scale.shape == (1, 10) and torch.equal(row.scale[:, :3], parts[0].scale[2:3])
+
+
+def test_only_bfloat16_inference_on_a_cpu_chooses_a_memory_format() -> None:
+    """Channels last for large maps, contiguous for small ones; all else keeps what it was given."""
+    large, small = torch.randn(2, 4, 32, 32), torch.randn(2, 4, 16, 16)
+    last = torch.channels_last
+    with torch.autocast("cpu", torch.bfloat16):
+        assert placed(large) is large
+        with torch.no_grad():
+            assert placed(large).is_contiguous(memory_format=last)
+            assert placed(small.contiguous(memory_format=last)).is_contiguous()
+            assert placed(small, growth=4).is_contiguous(memory_format=last)
+    with torch.no_grad():
+        assert placed(large) is large
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:

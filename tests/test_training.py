@@ -18,6 +18,7 @@ from conftest import picture, tiny_model
 from safetensors.torch import load_file
 
 from pdae_cli.checkpoints import read_model
+from pdae_cli.computing import check_compiler
 from pdae_cli.engine import Model
 from pdae_cli.errors import InputError, UsageError
 from pdae_cli.noise import generator
@@ -31,7 +32,7 @@ from pdae_cli.training.autoencoder import (
 from pdae_cli.training.data import Pictures, open_pictures, order, split
 from pdae_cli.training.dpm import DPMLoss, dpm_stage
 from pdae_cli.training.latent import latent_stage
-from pdae_cli.training.loop import Run, TrainOptions, compiled, draw_batch
+from pdae_cli.training.loop import Run, TrainOptions, draw_batch
 from pdae_cli.training.state import EMA, load_state, save_state
 
 EVEN = torch.full((1000,), 1e-3, dtype=torch.float64)
@@ -361,7 +362,7 @@ def test_compile_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     torch._dynamo.reset()
     with pytest.raises(UsageError, match=r"No working C\+\+ compiler") as caught:
-        compiled(torch.nn.Identity(), torch.device("cpu"))
+        check_compiler(torch.device("cpu"))
     assert "\n" not in str(caught.value) and "leave --compile out" in str(caught.value)
 
 

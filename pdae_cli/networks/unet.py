@@ -38,7 +38,7 @@ class Half(nn.Module):
         """What of the half depends on x; `modulation`: of all its blocks, (N, …) or (1, …)."""
         raise NotImplementedError
 
-    def path(self) -> Iterator[Layer]:
+    def path(self) -> Iterator[nn.Module]:
         """The layers in the order in which they run."""
         raise NotImplementedError
 
@@ -89,7 +89,7 @@ class InputHalf(Half):
             channels += [width] * (cfg.blocks + (0 if last else 1))
         return channels
 
-    def path(self) -> Iterator[Layer]:
+    def path(self) -> Iterator[nn.Module]:
         return iter(self.layers)
 
     def run(self, x: Tensor, modulation: Modulation) -> list[Tensor]:
@@ -135,7 +135,7 @@ class OutputHalf(Half):
         self.norm = Norm(cfg, c)
         self.conv = zeroed(nn.Conv2d(c, c_out * cfg.patch**2, 3, padding=1))
 
-    def path(self) -> Iterator[Layer]:
+    def path(self) -> Iterator[nn.Module]:
         yield from self.middle
         for index, layer in enumerate(self.layers):
             yield layer

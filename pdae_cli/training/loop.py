@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..computing import check_compiler
 from ..errors import UsageError
 from ..noise import generator
 from .data import order
@@ -114,22 +115,6 @@ def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[
                 yield waiting.popleft().result()
 
 
-def compiled(module: nn.Module, device: torch.device) -> nn.Module:
-    """torch.compile(module), after a trial that tells in seconds whether it works here.
-
-    Raises UsageError where torch finds no C++ compiler, or (on a GPU) no triton.
-    """
-    try:
-        torch.compile(lambda x: 2 * x + 1)(torch.zeros(1, device=device))
-    except RuntimeError as error:  # what all of torch's compiler errors are
-        reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"--compile doesn't work here ({reason}); install a C++ compiler such as g++, "
-            "or leave --compile out"
-        ) from error
-    return torch.compile(module)  # type: ignore[return-value]
-
-
 @contextlib.contextmanager
 def interrupted_between_steps() -> Iterator[Callable[[], None]]:
     """Hold SIGINT and SIGTERM back until the yielded function is called: no step is cut in two."""
@@ -183,7 +168,8 @@ class Run:
         if options.compile:
             # Parameters, their average and the model are named and saved from `stage.objective`,
             # so the wrapper's own names appear nowhere.
-            self.objective = compiled(self.objective, self.accelerator.device)
+            check_compiler(self.accelerator.device)
+            self.objective = torch.compile(self.objective)
 
     def autocast(self) -> torch.autocast:
         """Where the precision is bf16: matrix products and convolutions in bfloat16."""
