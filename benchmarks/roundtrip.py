@@ -54,8 +54,10 @@ AUTHORS = Way(
     {"parity": "pdae", "inference_steps": 1000},
     {"inference_steps": 100},
 )
+LONG = Way("long reference: dpmpp, asinh, 100", {"inference_steps": 100})
 WAYS = [
     AUTHORS,
+    LONG,
     *(Way(f"**{name}**", settings) for name, settings in PRESETS.items()),
     *(
         Way(f"ddim, {spacing}, {steps}",
@@ -171,14 +173,14 @@ def frechet(a: Tensor, b: Tensor) -> float:
 def editing(
     model: Model, judge: Judge, made: dict[str, Codes], truth: Tensor, labels: Labels, real: Tensor
 ) -> list[Figures]:
-    """Edits and midpoints of each preset beside the authors' procedure's, judged.
+    """Edits and midpoints of each preset beside those of the long reference, judged.
 
     Edits: share that the judge calls positive, of faces without the attribute, with each way's own
     codes. Midpoints: of neighbouring faces, their Fréchet distance to real faces, and how far the
     judge's opinion of them is from the mean of its opinions of both ends.
     """
     rows = []
-    for way in (AUTHORS, *(Way(f"**{name}**", settings) for name, settings in PRESETS.items())):
+    for way in (LONG, *(Way(f"**{name}**", settings) for name, settings in PRESETS.items())):
         codes = made[way.name]
         row: Figures = {"name": way.name}
         for name in EDITED:
