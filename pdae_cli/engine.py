@@ -142,8 +142,9 @@ class Model:
         """
         if self.takes_z and not sampling.guides_plainly:
             raise UsageError(f"{self.name} has no G_psi to guide with; leave guidance options out")
+        wanted = self._taken(zs if self.takes_z or sampling.guidance != 0 else [])
         with self._computing():
-            conditions = self.heads.prepare(self.trajectory(sampling).timesteps(), *self._taken(zs))
+            conditions = self.heads.prepare(self.trajectory(sampling).timesteps(), *wanted)
 
         def predict(x: Tensor, t: int) -> Tensor:
             with self._computing(differentiable):

@@ -162,7 +162,7 @@ class TestDiffusers:
             for t in scheduler.timesteps:
                 expected = scheduler.step(theirs(expected, t).sample, t, expected).prev_sample
         settings = sampling(inference_steps=10)
-        ours = model.trajectory(settings).to_picture(model.guided(None, settings), x, [])
+        ours = model.trajectory(settings).to_picture(model.guided(settings), x, [])
         assert torch.allclose(ours, expected, atol=2e-3 * expected.abs().max().item())
 
     @pytest.mark.parametrize("clip", [False, True])
@@ -170,7 +170,8 @@ class TestDiffusers:
         theirs = pipeline(tmp_path, DDPM_STYLE, clip_sample=clip)
         model = converted(tmp_path)
         assert model.config.clip_sample is clip
-        predict = model.guided(None, sampling())
+        settings = sampling(inference_steps=10)
+        trajectory, predict = model.trajectory(settings), model.guided(settings)
         for scheduler, encode in ((DDIMScheduler, False), (DDIMInverseScheduler, True)):
             program = scheduler(clip_sample=clip)
             program.set_timesteps(10)
@@ -178,9 +179,8 @@ class TestDiffusers:
             with torch.no_grad():
                 for t in program.timesteps:
                     expected = program.step(theirs(expected, t).sample, t, expected).prev_sample
-            trajectory = model.trajectory(sampling(inference_steps=10))
             if encode:
-                ours = trajectory.to_noise(predict, x)
+                ours = trajectory.to_noise(predict, x).x_T
             else:
                 ours = trajectory.to_picture(predict, x, [])
             assert torch.allclose(ours, expected, atol=1e-3 * expected.abs().max().item())
