@@ -70,11 +70,11 @@ WAYS = [
     ),
     *(Way(f"dpmpp, asinh, {steps}", {"inference_steps": steps}) for steps in (8, 12, 16)),
     *(
-        Way(f"dpmpp, asinh, {steps}, {corrections} corrections",
+        Way(f"dpmpp, asinh, {steps}, corrections: {corrections}",
             {"inference_steps": steps, "corrections": corrections})
         for steps, corrections in ((10, 1), (12, 2), (16, 1))
     ),
-    Way("ddim, asinh, 20, 2 corrections",
+    Way("ddim, asinh, 20, corrections: 2",
         {"solver": "ddim", "inference_steps": 20, "corrections": 2}),
     *(
         Way(f"leapfrog, {spacing}, {steps}",
@@ -266,7 +266,7 @@ def plot(figures: Figures, path: Path) -> None:
     from matplotlib import pyplot
 
     colors: dict[str, str] = {}
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
     for row in figures["models"][0]["round_trips"]:
         kind = row["name"].strip("*").split(",")[0].split(" ")[0]
         color = colors.setdefault(kind, f"C{len(colors)}")
