@@ -250,8 +250,8 @@ class Runner:
         codes = self.model.encode(pictures, self.options.sampling(), noise=noise)
         if noise and self.options.dtype != "float32":
             self._tell_of_precision(codes[:1], pictures[:1])
-        for source, converged in zip(batch, codes.converged, strict=False):
-            if not converged:
+        for row, source in enumerate(batch):
+            if not all(codes.converged[row : row + 1]):  # empty without corrections
                 self.out.warn(
                     f"{source.label}: correcting its codes doesn't converge, so they aren't exact; "
                     "more --inference-steps help"

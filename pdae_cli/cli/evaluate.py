@@ -48,6 +48,8 @@ def likelihood(
     if options.inference_steps is None:
         sampling = replace(sampling, inference_steps=STEPS)
 
+    steps = len(runner.model.trajectory(sampling).grid()) - 1
+
     def process(batch: list[Loaded]) -> Sequence[Made]:
         if any(one.picture is None for one in batch):
             raise InputError("a likelihood is of pictures, not of codes")
@@ -58,7 +60,7 @@ def likelihood(
         facts = {
             "conditional": conditional,
             "probes": probes,
-            "nfe": probes * (2 * sampling.inference_steps + 1),
+            "nfe": probes * (2 * steps + 1),
             "seed": options.seed,
             "model": runner.model.name,
         }

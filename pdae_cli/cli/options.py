@@ -105,7 +105,7 @@ class SamplingOptions(ModelOptions):
     """How trajectories are solved; what isn't given is taken from the codes, or the default."""
 
     preset: Annotated[
-        str | None, typer.Option(help="default; exact: same pixels back; archival: every bit.")
+        str | None, typer.Option(help="default; exact: nearly all pixels back; archival: all.")
     ] = None
     inference_steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Solver steps, each way.")
