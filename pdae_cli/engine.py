@@ -51,6 +51,7 @@ class Model:
     dtype: str = "float32"
     batch_size: int = 64
     notify: Callable[[str], None] = lambda text: None  # told what a caller may want to say
+    evaluated: Callable[[int], None] = lambda rows: None  # told of each network evaluation
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(**asdict(self.config.schedule))
@@ -149,6 +150,7 @@ class Model:
         def predict(x: Tensor, t: int) -> Tensor:
             with self._computing(differentiable):
                 eps, gradients = self.heads.at(x, t, conditions, guided=sampling.guides(t))
+                self.evaluated(len(x))
                 if not gradients:
                     return eps
                 gradient = sum(share * one for share, one in zip(shares, gradients, strict=True))
@@ -270,16 +272,17 @@ class Model:
     def interpolate(
         self,
         codes: Codes,
-        count: int,
+        count: int | Sequence[float],
         sampling: Sampling | None = None,
         *,
         mode: str = "latent",
         **changes: Any,
     ) -> Tensor:
-        """`count` pictures from the first of two codes to the second, both ends included.
+        """`count` pictures from the first of two codes to the second, both ends included; or those
+        at the given shares of the way, 0 … 1. The ends are what `decode` makes of the codes.
 
         `latent`: decode(Slerp(x_T), Lerp(z)); `trajectory`: each step lerps the two gradients
-        G_psi(x_t, z1, t) and G_psi(x_t, z2, t) (PDAE sec. 4.4).
+        G_psi(x_t, z, t) (PDAE sec. 4.4).
         """
         self.check(codes)
         if len(codes) != 2 or codes.x_T is None:
@@ -287,16 +290,22 @@ class Model:
         if mode not in ("latent", "trajectory"):
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
         sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
-        ends = self.decode(codes, sampling)
-        if count == 2:
-            return ends
-        share = torch.linspace(0, 1, count, dtype=torch.float64)[1:-1]
-        middle = between(codes, share.tolist())
+        shares = torch.linspace(0, 1, count).tolist() if isinstance(count, int) else list(count)
+        ends = self.decode(codes, sampling) if {0.0, 1.0} & set(shares) else None
+        within = [one for one in shares if 0 < one < 1]
+        inner = iter(self._between(codes, within, sampling, mode) if within else ())
+        return torch.stack(
+            [next(inner) if ends is None or 0 < s < 1 else ends[int(s)] for s in shares]
+        )
+
+    def _between(self, codes: Codes, shares: list[float], sampling: Sampling, mode: str) -> Tensor:
+        """Pictures strictly between the two, in either mode."""
+        middle = between(codes, shares)
         if mode == "latent":
-            return torch.cat([ends[:1], self.decode(middle, sampling), ends[1:]])
+            return self.decode(middle, sampling)
         generators = [generator(0, name) for name in middle.digests]
         x_T, z_ends = middle.tensors()["x_T"], codes.z.to(self.device)
-        share = share.float().to(self.device)
+        share = torch.tensor(shares, device=self.device)
 
         def work(rows: slice) -> Tensor:
             some = share[rows, None, None, None]
@@ -305,8 +314,7 @@ class Model:
             x = x_T[rows].to(self.device)
             return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
-        inner = _joined(self.by_batches(work, len(middle)))
-        return torch.cat([ends[:1], inner, ends[1:]])
+        return _joined(self.by_batches(work, len(middle)))
 
     def normalise(self, z: Tensor) -> Tensor:
         """z to zero mean and unit variance over the training set, per dimension."""
@@ -344,21 +352,22 @@ class Model:
 
     def sample(
         self,
-        count: int,
+        count: int | Sequence[int],
         sampling: Sampling | None = None,
         *,
         seed: int = 0,
-        first: int = 0,
         unconditional: bool = False,
         **changes: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """New pictures (count, C, H, W) and their z (None when `unconditional`).
+        """New pictures (count, C, H, W), or those of the given numbers, and their z (None when
+        `unconditional`).
 
         z comes from the latent DPM, x_T from N(0, I); G_psi guides the first 70 % of the
-        trajectory unless guide_until says otherwise. Picture i depends on (seed, first + i) only.
+        trajectory unless guide_until says otherwise. Picture i depends on (seed, i) only.
         """
         sampling = (sampling or Sampling()).changed(changes)
-        generators = [generator(seed, "sample", first + row) for row in range(count)]
+        numbers = range(count) if isinstance(count, int) else count
+        generators = [generator(seed, "sample", number) for number in numbers]
         z = None if unconditional else self.sample_z(generators, sampling)
         if sampling.guide_until == 0 and not unconditional and not self.takes_z:
             until = self.trajectory(sampling).unguided_below()
@@ -371,7 +380,7 @@ class Model:
             predict = self.guided(sampling, *zs)
             return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
-        return _joined(self.by_batches(work, count)), z
+        return _joined(self.by_batches(work, len(numbers))), z
 
     def sample_z(self, generators: Sequence[Generator], sampling: Sampling | None = None) -> Tensor:
         """z (N, D) from the latent DPM by DDIM, one row a generator."""

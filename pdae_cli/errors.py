@@ -25,6 +25,12 @@ class InputError(PdaeError):
     exit_code = 3
 
 
+class StorageError(PdaeError):
+    """There is no room for outputs; going on would compute for nothing."""
+
+    exit_code = 3
+
+
 class ModelError(PdaeError):
     """The model can't be had, can't be read, or lacks the part that is asked for."""
 

@@ -1,48 +1,121 @@
-"""Writing files so that a reader sees the whole new content or the old one, never a part."""
+"""Files: written so that a reader sees the whole new content or the old one, never a part, and
+read with a limit on what they may make us hold."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, claimed: bool = False) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success rename it onto `path`, else remove it.
 
-    Raises InputError where the folder can't be made or written.
+    The name is like no other, or where `path` is `claimed`, so that nobody else writes it, always
+    the same: what a killed process left is then replaced. Raises InputError where the folder can't
+    be made or written, StorageError where it is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent
-        )
+        temporary = _temporary(path, claimed)
     except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}; choose another -o") from error
-    os.close(handle)
-    temporary = Path(name)
+        raise unwritable(path, error) from error
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror or error}") from error
+        raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def _temporary(path: Path, claimed: bool) -> Path:
+    if claimed:
+        return path.with_name(f".{path.name[:20]}.{hash_name(path.name)}.tmp")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:20]}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a power failure, where folders can be synchronised."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def unwritable(path: Path, error: OSError) -> InputError | StorageError:
+    """What a failed write means: no room at all, or this file alone."""
+    if error.errno in FULL:
+        return StorageError(
+            f"can't write {path}: {error.strerror}; make room and run the same command again"
+        )
+    return InputError(f"can't write {path}: {error.strerror or error}; choose another -o")
+
+
+def write_bytes(path: Path, data: bytes, claimed: bool = False) -> None:
     """Write `data` to `path` atomically."""
-    with replacing(path) as temporary:
+    with replacing(path, claimed) as temporary:
         temporary.write_bytes(data)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """A regular file's content. Raises InputError for what is none, can't be read or is larger."""
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError(f"{path}: not a regular file")
+            if facts.st_size > limit:
+                raise InputError(f"{path}: larger than {limit >> 20} MiB")
+            return file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: not a regular file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open also what would wait for another program, a FIFO say, at once."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A zip member's content. Raises InputError for one that is damaged, encrypted or larger."""
+    try:
+        if archive.getinfo(name).file_size > limit:
+            raise InputError(f"{name}: unpacks to more than {limit >> 20} MiB")
+        return archive.read(name)
+    except (OSError, RuntimeError, NotImplementedError, EOFError) as error:
+        raise InputError(f"{name}: can't be unpacked: {error}") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{name}: the zip is damaged: {error}") from error
+
+
+def hash_name(name: str) -> str:
+    """A short name for a name."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
 
 
 def sha256(path: Path) -> str:

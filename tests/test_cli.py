@@ -16,7 +16,7 @@ from PIL import Image
 from test_images import png_claiming
 
 from pdae_cli.codes import read_codes
-from pdae_cli.images import read_recipe
+from pdae_cli.metadata import read_recipe
 
 FAST = ("--inference-steps", "3")
 
@@ -287,9 +287,11 @@ class TestInfo:
             assert result.code == 0
             kinds[json.loads(result.text)["kind"]] = json.loads(result.text)
         assert set(kinds) == {"model", "codes", "picture"}
-        assert kinds["picture"]["codes"] == read_codes(z, "z").fingerprint(0)
-        assert kinds["codes"]["digest"] == kinds["model"]["digest"] == kinds["picture"]["digest"]
-        assert pdae("info", pictures[0]).code == 3
+        recipe = kinds["picture"]["recipe"]
+        assert recipe["codes"] == read_codes(z, "z").fingerprint(0)
+        assert kinds["codes"]["digest"] == kinds["model"]["digest"] == recipe["digest"]
+        other = pdae("info", pictures[1])
+        assert other.code == 0 and "size: [40, 32]" in other.text and "recipe: none" in other.text
 
 
 class TestAttributes:

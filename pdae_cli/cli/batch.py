@@ -1,86 +1,36 @@
-"""The batch runner that every command uses: inputs → batches → outputs → records → exit code.
+"""The batch runner that every command uses: inputs → batches → outputs → manifest → records.
 
-A failing input is reported and the others go on; the command then ends with exit code 3.
+A failing input is reported and the others go on; the command then ends with exit code 3. In an
+output folder a manifest knows what is done; the same command does only the rest.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence, Set
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .. import __version__
-from ..errors import InputError, ModelError, UsageError
-from .inputs import Item, Loaded, loaded_ahead
-from .options import BatchOptions, ModelOptions
+from ..errors import InputError, UsageError
+from . import processes
+from .destination import Destination
+from .inputs import Item
+from .loading import Load, Loaded, loaded_ahead, pictures_and_codes
+from .manifest import Job, Manifest, State, options_that_matter
+from .options import BatchOptions
 from .output import Output, ProgressLine
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..codes import Codes
     from ..engine import Model
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
-CODES_SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where results go: `-` is standard output, else a file or a folder of files."""
-
-    target: str
-    suffix: str  # of the files
-    folder: bool
-
-    @classmethod
-    def parse(
-        cls, target: str, default_suffix: str, allowed: Set[str] = PICTURE_SUFFIXES
-    ) -> Destination:
-        """A folder is what ends in / or has no suffix or is one; a suffix names the format."""
-        path = Path(target)
-        if target == "-":
-            return cls(target, default_suffix, folder=False)
-        if target.endswith(("/", "\\")) or path.is_dir() or not path.suffix:
-            return cls(target, default_suffix, folder=True)
-        suffix = path.suffix.lower()
-        if suffix not in allowed:
-            known = ", ".join(sorted(allowed))
-            raise UsageError(f"-o {target}: can't write {suffix} here; known: {known}")
-        return cls(target, suffix, folder=False)
-
-    @property
-    def stdout(self) -> bool:
-        return self.target == "-"
-
-    def path(self, place: Path) -> Path:
-        """The file for an input's place."""
-        if not self.folder:
-            return Path(self.target)
-        return Path(self.target) / place.with_name(place.name + self.suffix)
-
-    def write(self, place: Path, data: bytes) -> str:
-        """Write one result; returns its name."""
-        from ..files import write_bytes
-
-        if self.stdout:
-            write_stdout(data)
-            return "-"
-        write_bytes(self.path(place), data)
-        return str(self.path(place))
-
-
-def write_stdout(data: bytes) -> None:
-    """Binary to standard output, but never to a terminal."""
-    if sys.stdout.isatty():
-        raise UsageError("won't write binary data to a terminal; redirect it or use -o FILE")
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+STATUSES = ("done", "unchanged", "skipped", "failed")
+POLL = 0.2  # seconds between looks at what another process works on
 
 
 @dataclass
@@ -93,221 +43,330 @@ class Made:
     text: str = ""  # the record for people
 
 
+Process = Callable[[list[Loaded]], Sequence[Made]]
+Gather = Callable[[list[Made]], tuple[bytes, list[Made]]]  # one file of all, and what to report
+
+
 @dataclass
 class Runner:
     """One command's way through its inputs."""
 
     options: BatchOptions
     command: str
-    destination: Destination | None = None  # of each input's own result
-    stacked: Destination | None = None  # of one result for all inputs
-    failures: int = 0
-    done: int = 0
+    destination: Destination | None = None
+    nfe: int = 0  # network evaluations a picture, for the progress
+    counts: Counter[str] = field(default_factory=Counter)  # of inputs, by status
+    causes: Counter[str] = field(default_factory=Counter)  # of failures
     _written: dict[Path, str] = field(default_factory=dict)
+    _seen: set[Path] = field(default_factory=set)  # outputs that this run has decided on
     _told: set[str] = field(default_factory=set)
+    _later: list[Item] = field(default_factory=list)  # others work on these
+    _gathered: list[Made] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        taken = self.destination or self.stacked
-        stdout_taken = taken is not None and taken.stdout
-        if stdout_taken and self.options.json:
+        stdout = self.destination is not None and self.destination.stdout
+        if stdout and self.options.json:
             raise UsageError("--json and -o - both want standard output; write to a file")
-        self.out = Output(self.options.json, self.options.quiet or stdout_taken)
-        self.model: Model = self.options.load()
+        if stdout and sys.stdout.isatty():
+            raise UsageError("won't write binary data to a terminal; redirect it or use -o FILE")
+        self.number, self.shares = self._share()
+        self.out = Output(self.options.json, self.options.quiet or stdout)
+        self.model = self._load()
+        self.job = Job(self.command, self.model.digest, options_that_matter(self.options.given))
+        self.manifest: Manifest | None = None
+
+    def _share(self) -> tuple[int, int]:
+        """Which share of the inputs is this process's, of how many.
+
+        With --num-processes other processes do it all, and this one ends with their exit code.
+        """
+        options, launched = self.options, processes.launched()
+        if (options.num_processes > 1) + (options.share is not None) + (launched[1] > 1) > 1:
+            raise UsageError("--num-processes, --share and a launcher exclude each other")
+        number, shares = processes.parse_share(options.share) if options.share else launched
+        if max(shares, options.num_processes) > 1:
+            inputs = [*(options.given.get("inputs") or []), options.given.get("files_from")]
+            if "-" in inputs or (self.destination is not None and not self.destination.folder):
+                raise UsageError("several processes need a folder as -o, and no standard input")
+        if options.num_processes > 1:
+            raise typer.Exit(processes.run_shares(sys.argv[1:], options.num_processes))
+        return number, shares
+
+    def _load(self) -> Model:
+        """The model, on this process's device."""
+        if processes.launched()[1] > 1:
+            processes.join_launcher()
+        elif self.shares > 1:
+            return self.options.load(processes.device_of_share(self.options.device, self.number))
+        return self.options.load()
+
+    def first_time(self, text: str) -> bool:
+        """Whether this is to be said: once a run."""
+        new = text not in self._told
+        self._told.add(text)
+        return new
+
+    # --- The way through -------------------------------------------------------------------------
 
     def run(
         self,
-        items: list[Item],
-        process: Callable[[list[Loaded]], Sequence[Made]],
-        write_stacked: Callable[[], None] = lambda: None,
+        items: Iterable[Item],
+        process: Process,
+        gather: Gather | None = None,
+        load: Load | None = None,
     ) -> None:
-        """process() batches of like inputs, write what it makes, report; exit 3 if any failed."""
-        if (
-            self.stacked
-            and not self.stacked.stdout
-            and not self.may_write(
-                [self.stacked.path(Path())], ", ".join(item.label for item in items[:3])
-            )
-        ):
+        """process() batches of like inputs, write what it makes, report; exit 3 if any failed.
+
+        With `gather` nothing is written for single inputs but one file for all, at the end; it gets
+        what process() made and returns the file's content and what to report.
+        """
+        if isinstance(items, list):
+            self._check_room(items, gather is not None)
+            items = items[self.number :: self.shares]
+        if gather and not self._file_wanted():
             return self.finish()
-        if self.destination and not self.destination.folder and len(items) > 1:
-            raise UsageError(f"{len(items)} inputs need a folder: -o {self.destination.target}/")
-        self._check_collisions(items)
-        with self.out.progress(self.command, len(items)) as bar:
-            for batch in self._batches(items, bar):
-                try:
-                    made = process(batch)
-                except InputError as error:
-                    for source in batch:
-                        self.fail(source.label, error)
-                    continue
-                for one in made:
-                    self._finish(one)
-        write_stacked()
+        if self.destination and self.destination.folder:
+            part = f"-{self.number}" if self.shares > 1 else ""
+            self.manifest = Manifest(Path(self.destination.target), self.job, part)
+        load = load or pictures_and_codes(self.model, self.options.fit)
+        total = len(items) if isinstance(items, list) else None
+        try:
+            with self.out.progress(self.command, total, self.nfe) as bar:
+                self.model.evaluated = bar.evaluated
+                while True:
+                    for batch in self._batches(items, load, bar):
+                        self._do(batch, process, gather is not None)
+                    if not self._later:
+                        break
+                    items = list(dict.fromkeys(self._later))
+                    self._later.clear()
+                    time.sleep(POLL)
+            if gather and self._gathered:
+                self._write_gathered(gather)
+        except KeyboardInterrupt:
+            hint = "; the same command goes on where it stopped" if self.manifest else ""
+            self.out.say(f"interrupted{hint}")
+            raise
+        finally:
+            if self.manifest is not None:
+                self.manifest.close()
         self.finish()
 
-    def finish(self) -> None:
-        """Say how it went; exit 3 if any input failed."""
-        if self.failures:
-            self.out.say(f"{self.failures} failed, {self.done} done")
-            raise typer.Exit(InputError.exit_code)
+    def _check_room(self, items: list[Item], gathers: bool) -> None:
+        """Whether each result has a file of its own. Raises UsageError."""
+        if self.destination is None or gathers:
+            return
+        if not self.destination.folder:
+            if len(items) > 1 and not self.destination.stream:
+                raise UsageError(
+                    f"{len(items)} inputs need a folder: -o {self.destination.target}/"
+                )
+            return
+        taken: dict[Path, str] = {}
+        for item in items:
+            path = self.destination.path(item.place)
+            if path in taken:
+                raise UsageError(
+                    f"{taken[path]} and {item.label} would both become {path}; rename one, or pass "
+                    "-r to mirror folders"
+                )
+            taken[path] = item.label
+
+    def _do(self, batch: list[Loaded], process: Process, gathers: bool) -> None:
+        """Process a batch; when that fails, each of it alone, so that only the cause fails."""
+        try:
+            made = process(batch)
+        except InputError as error:
+            if len(batch) > 1:
+                for one in batch:
+                    self._do([one], process, gathers)
+                return
+            self.fail(batch[0].label, error)
+            made = []
+        if gathers:
+            self._gathered += made
+        else:
+            self._keep(made)
+        self._release(batch)
+
+    def _batches(
+        self, items: Iterable[Item], load: Load, bar: ProgressLine
+    ) -> Iterator[list[Loaded]]:
+        """Loaded inputs that are to be done, in batches of one kind."""
+        batch: list[Loaded] = []
+        size = self.options.batch_size
+        ahead = loaded_ahead(items, load, self._find, 2 * size)
+        while True:
+            try:
+                item, loaded = next(ahead)
+            except StopIteration:
+                break
+            except InputError as error:  # of a stream, which ends here
+                self.fail("-", error)
+                break
+            if isinstance(loaded, InputError):
+                self.fail(item.label, loaded)
+                loaded = []
+            wanted = [one for one in loaded if self._wanted(one)]
+            if not wanted and item not in self._later:
+                bar.advance(1)
+            for one in wanted:
+                if batch and (len(batch) >= size or _kind(batch[0]) != _kind(one)):
+                    yield batch
+                    bar.advance(len(batch))
+                    batch = []
+                batch.append(one)
+        if batch:
+            yield batch
+            bar.advance(len(batch))
+
+    # --- What is done, and whose it is -----------------------------------------------------------
+
+    def _find(self, place: Path, source: str) -> State:
+        """What there is of the output for a place."""
+        if self.manifest is not None and self.destination is not None:
+            return self.manifest.state(self.destination.path(place), source)
+        single = self.destination is not None and not self.destination.stdout
+        return State(foreign=single and self._file_exists())
+
+    def _file_exists(self) -> bool:
+        """Whether the one file to write is there; what this run wrote doesn't count."""
+        assert self.destination is not None
+        path = self.destination.path(Path())
+        return path.exists() and path not in self._written
+
+    def _wanted(self, loaded: Loaded) -> bool:
+        """Whether its output is still to be made, by this process; else report why not."""
+        state = loaded.state
+        if self.destination is None or self.destination.stdout:
+            return True
+        path = self.destination.path(loaded.place)
+        if self.manifest is not None:
+            if path in self._seen:
+                return False
+            if not self.manifest.claim(path):
+                self._later.append(loaded.item)
+                return False
+            self._seen.add(path)
+            if self.manifest.refresh():
+                state = self._find(loaded.place, loaded.source)
+        if self._may_write(path, loaded.label, state):
+            return True
+        if self.manifest is not None:
+            self.manifest.release(path)
+        return False
+
+    def _may_write(self, path: Path, label: str, state: State) -> bool:
+        if self.options.overwrite:
+            return True
+        if state.done:
+            self.counts["unchanged"] += 1
+            record = {**(state.record or {}), "status": "unchanged", "input": label}
+            self.out.result(record | {"output": str(path)}, "")
+            return False
+        if self.options.skip_existing and path.exists():
+            self.counts["skipped"] += 1
+            record = {"input": label, "output": str(path), "status": "skipped"}
+            self.out.result(record, f"{label} skipped: {path} exists")
+            return False
+        if state.foreign:
+            self.fail(label, InputError(f"{path} exists; pass --overwrite or --skip-existing"))
+            return False
+        if state.reason:
+            self.out.say(f"{label} is made again: {state.reason}")
+        return True
+
+    def _file_wanted(self) -> bool:
+        """Whether the one file of all results is to be made."""
+        assert self.destination is not None
+        if self.destination.stdout:
+            return True
+        state = State(foreign=self._file_exists())
+        return self._may_write(self.destination.path(Path()), self.destination.target, state)
+
+    def _release(self, batch: list[Loaded]) -> None:
+        if self.manifest is not None and self.destination is not None:
+            for one in batch:
+                self.manifest.release(self.destination.path(one.place))
+
+    # --- Results ---------------------------------------------------------------------------------
+
+    def _keep(self, made: Sequence[Made]) -> None:
+        """Write a batch's results and report them; the manifest learns of them first."""
+        files = [one for one in made if one.data is not None and self.destination is not None]
+        if self.manifest is not None and self.destination is not None:
+            self.manifest.add(
+                (self.destination.path(one.source.place), one.source.source, one.data, one.record)
+                for one in files
+                if one.data is not None
+            )
+        for one in made:
+            try:
+                if one in files:
+                    self._write(one)
+            except InputError as error:
+                self.fail(one.source.label, error)
+                continue
+            self.report(one)
+
+    def _write(self, made: Made) -> None:
+        assert self.destination is not None and made.data is not None
+        if not self.destination.stdout:
+            path = self.destination.path(made.source.place)
+            if path in self._written and not self.destination.folder:
+                raise InputError(f"{path} already holds {self._written[path]}; give a folder as -o")
+            self._written[path] = made.source.label
+        self.destination.write(made.source.place, made.data)
+
+    def _write_gathered(self, gather: Gather) -> None:
+        assert self.destination is not None
+        try:
+            data, made = gather(self._gathered)
+            self.destination.write(Path(), data)
+        except InputError as error:
+            self.fail(self.destination.target, error)
+            return
+        for one in made:
+            self.report(one)
+
+    def report(self, made: Made) -> None:
+        """One input's record, once its result is kept."""
+        self.counts["done"] += 1
+        output = None
+        if self.destination is not None:
+            single = not self.destination.folder
+            output = self.destination.target if single else None
+            output = output or str(self.destination.path(made.source.place))
+        label = made.source.label
+        record = {"status": "done", "input": label, "output": output, **made.record}
+        text = f"{label} → {output}{made.text}" if output else f"{label}{made.text}"
+        self.out.result(record, text)
 
     def fail(self, label: str, error: Exception) -> None:
-        """Record one failed input."""
-        self.failures += 1
+        """Report one failed input."""
         message = str(error)
+        self.counts["failed"] += 1
+        self.causes[message.removeprefix(f"{label}: ")] += 1
         if label not in message:
             message = f"{label}: {message}"
         if self.options.json:
             self.out.result({"input": label, "status": "failed", "error": message}, "")
         self.out.error(message)
 
-    def _check_collisions(self, items: list[Item]) -> None:
-        if self.destination is None or not self.destination.folder:
-            return
-        taken: dict[Path, str] = {}
-        for item in items:
-            path = self.destination.path(item.place)
-            if path in taken:
-                raise UsageError(f"{taken[path]} and {item.label} would both become {path}")
-            taken[path] = item.label
-
-    def _batches(self, items: list[Item], bar: ProgressLine) -> Iterator[list[Loaded]]:
-        """Loaded inputs in batches of one kind and one set of solver settings."""
-        batch: list[Loaded] = []
-        size, fit = self.options.batch_size, self.options.fit
-        for number, (item, loaded) in enumerate(loaded_ahead(items, self.model, fit, 2 * size)):
-            if isinstance(loaded, InputError):
-                self.fail(item.label, loaded)
-                loaded = []
-            for one in filter(self._wanted, loaded):
-                if batch and (len(batch) >= size or _kind(batch[0]) != _kind(one)):
-                    yield batch
-                    batch = []
-                batch.append(one)
-            bar.advance_to(number)
-        if batch:
-            yield batch
-        bar.advance_to(len(items))
-
-    def _wanted(self, loaded: Loaded) -> bool:
-        """Whether its output is still to be made."""
-        if self.destination is None or self.destination.stdout:
-            return True
-        return self.may_write([self.destination.path(loaded.place)], loaded.label)
-
-    def may_write(self, paths: Sequence[Path], label: str) -> bool:
-        """Whether these files don't exist or may be replaced; else report why not."""
-        existing = [path for path in paths if path.exists()]
-        if not existing or self.options.overwrite:
-            return True
-        if self.options.skip_existing:
-            record = {"input": label, "output": str(existing[0]), "status": "skipped"}
-            self.out.result(record, f"{label} skipped: {existing[0]} exists")
-        else:
-            error = InputError(f"{existing[0]} exists; pass --overwrite or --skip-existing")
-            self.fail(label, error)
-        return False
-
-    def _finish(self, made: Made) -> None:
-        label = made.source.label
-        try:
-            output = None
-            if made.data is not None and self.destination is not None:
-                self._refuse_second(made.source)
-                output = self.destination.write(made.source.place, made.data)
-        except InputError as error:
-            self.fail(label, error)
-            return
-        self.done += 1
-        record = {"status": "done", "input": label, "output": output, **made.record}
-        self.out.result(
-            record, f"{label} → {output}{made.text}" if output else f"{label}{made.text}"
-        )
-
-    def _refuse_second(self, source: Loaded) -> None:
-        """One file takes one result: a codes file of several pictures needs a folder."""
-        assert self.destination is not None
-        path = self.destination.path(source.place)
-        if path in self._written:
-            raise InputError(f"{path} already holds {self._written[path]}; give a folder as -o")
-        self._written[path] = source.label
-
-    # --- What commands make of a batch -----------------------------------------------------------
-
-    def codes(self, batch: list[Loaded], noise: bool = True) -> Codes:
-        """The codes of a batch: as read, or encoded now."""
-        import dataclasses
-
-        import torch
-
-        from ..codes import stack
-
-        if batch[0].codes is not None:
-            codes = stack([one.codes for one in batch if one.codes is not None])
-            self._tell_of_changes(codes)
-            return codes
-        pictures = torch.cat([one.picture for one in batch if one.picture is not None])
-        codes = self.model.encode(pictures, self.options.sampling(), noise=noise)
-        if noise and self.options.dtype != "float32":
-            self._tell_of_precision(codes[:1], pictures[:1])
-        for row, source in enumerate(batch):
-            if not all(codes.converged[row : row + 1]):  # empty without corrections
-                self.out.warn(
-                    f"{source.label}: correcting its codes doesn't converge, so they aren't exact; "
-                    "more --inference-steps help"
-                )
-        return dataclasses.replace(codes, sources=tuple(one.label for one in batch))
-
-    def _tell_of_precision(self, codes: Codes, picture: Tensor) -> None:
-        """Say, once, how much of a picture a low precision gives back."""
-        from ..metrics import equal_share, mse
-
-        if self.options.dtype in self._told:
-            return
-        self._told.add(self.options.dtype)
-        back = self.model.decode(codes)
-        self.out.say(
-            f"{self.options.dtype}: of a first picture {equal_share(picture, back).item():.1%} of "
-            f"8-bit values come back exactly (MSE {mse(picture, back).item():.1e})"
-        )
-
-    def _tell_of_changes(self, codes: Codes) -> None:
-        """Say, once for each difference, that codes aren't decoded as they were encoded."""
-        told = {
-            name: f"{name} {codes.sampling.get(name)}, not {value}"
-            for name, value in self.options.changes().items()
-            if codes.sampling.get(name) != value and name != "corrections"
-        }
-        text = "; ".join(told.values())
-        if text and text not in self._told and self.command != "encode":
-            self._told.add(text)
-            self.out.warn(f"these codes were made with {text}: the picture won't be quite the same")
-
-    def attribute(self, name: str) -> str:
-        """The model's own name of an attribute. Raises UsageError, ModelError."""
-        known = self.model.attributes
-        if known is None:
-            raise ModelError(
-                f"model {self.model.name} has no attributes; `pdae attributes fit` makes some"
-            )
-        return known.names[known.index(name)]
-
-    def generators(self, batch: list[Loaded]) -> list[Any]:
-        """Each picture's own random numbers: of the seed and its content, nothing else."""
-        from ..noise import generator
-
-        return [generator(self.options.seed, one.digest) for one in batch]
-
-    def picture_bytes(self, picture: Tensor, facts: dict[str, Any]) -> bytes:
-        """A float picture (C, H, W) as a file that says how it was made."""
-        from ..images import encode_picture, to_pixels
-
-        assert self.destination is not None
-        return encode_picture(
-            to_pixels(picture),
-            self.destination.suffix,
-            recipe(self.options, self.model, self.command, facts),
-        )
+    def finish(self) -> None:
+        """Say how it went, failures by cause; exit 3 if there are any."""
+        if self.counts.keys() - {"done"}:
+            parts = [
+                f"{self.counts[status]} {status}" for status in STATUSES if self.counts[status]
+            ]
+            self.out.say(", ".join(parts))
+        if self.counts["failed"] > len(self.causes):
+            for cause, count in self.causes.most_common(20):
+                self.out.say(f"{count} times: {cause}")
+        if self.shares > 1 and processes.launched()[1] > 1:
+            processes.wait_for_others()
+        if self.counts["failed"]:
+            raise typer.Exit(InputError.exit_code)
 
 
 def _kind(loaded: Loaded) -> tuple[bool, bool, str]:
@@ -315,26 +374,3 @@ def _kind(loaded: Loaded) -> tuple[bool, bool, str]:
     if codes is None:
         return (False, False, "")
     return (True, codes.x_T is not None, json.dumps(codes.sampling, sort_keys=True))
-
-
-def recipe(
-    options: ModelOptions, model: Model, command: str, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """What a written picture says of itself."""
-    return {
-        "version": __version__,
-        "command": command,
-        "model": model.name,
-        "digest": model.digest,
-        "seed": options.seed,
-        "note": "made or edited by a generative model",
-        **facts,
-    }
-
-
-def picture_suffix(format: str) -> str:
-    """ "png" → ".png". Raises UsageError for a format that can't be written."""
-    suffix = "." + format.lower().lstrip(".")
-    if suffix not in PICTURE_SUFFIXES:
-        raise UsageError(f"unknown --format {format!r}; known: png, jpg, webp, gif")
-    return suffix

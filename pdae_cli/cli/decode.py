@@ -7,9 +7,22 @@ from typing import Annotated
 
 import typer
 
-from .batch import Destination, Made, Runner, picture_suffix
-from .inputs import Loaded, collect
-from .options import BatchOptions, FilesFrom, Format, Inputs, OutputPath, Recursive, takes
+from .batch import Made, Runner
+from .destination import Destination, picture_suffix
+from .inputs import collect
+from .loading import Loaded
+from .making import codes_of, generators, picture_file
+from .options import (
+    BatchOptions,
+    FilesFrom,
+    Format,
+    Inputs,
+    Null,
+    OutputPath,
+    Recursive,
+    Stream,
+    takes,
+)
 
 
 @takes(BatchOptions)
@@ -22,21 +35,24 @@ def decode(
     ] = False,
     format: Format = "png",
     files_from: FilesFrom = None,
+    null: Null = False,
     recursive: Recursive = False,
+    stream: Stream = None,
 ) -> None:
     """Turn codes back into pictures, with the settings they were encoded with.
 
     Example: pdae decode z.safetensors -o face.png
     """
-    items = collect(inputs, files_from, recursive)
-    destination = Destination.parse(output, picture_suffix(format))
+    items = collect(inputs, files_from, recursive, null=null)
+    destination = Destination.parse(output, picture_suffix(format), stream=stream)
     runner = Runner(options, "decode", destination)
+    runner.nfe = runner.model.evaluations(options.sampling())[1]
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
-        codes = runner.codes(batch)
+        codes = codes_of(runner, batch)
         pictures = runner.model.decode(
             codes,
-            generators=runner.generators(batch),
+            generators=generators(runner, batch),
             random_noise=random_noise,
             **options.changes(),
         )
@@ -45,8 +61,9 @@ def decode(
             facts = {
                 "codes": codes.fingerprint(row),
                 "sampling": codes.sampling | options.changes(),
+                "random_noise": random_noise,
             }
-            data = runner.picture_bytes(pictures[row], facts | {"random_noise": random_noise})
+            data = picture_file(runner, source, pictures[row], facts)
             made.append(Made(source, data, {"model": runner.model.name, "seed": options.seed}))
         return made
 

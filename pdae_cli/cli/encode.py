@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
-from .batch import CODES_SUFFIX, Destination, Made, Runner
-from .inputs import Loaded, collect
-from .options import BatchOptions, FilesFrom, Inputs, OutputPath, Recursive, takes
+from .batch import Made, Runner
+from .destination import CODES_SUFFIX, Destination
+from .inputs import collect
+from .loading import Loaded
+from .making import codes_of
+from .options import BatchOptions, FilesFrom, Inputs, Null, OutputPath, Recursive, Stream, takes
 
 
 @takes(BatchOptions)
@@ -20,7 +23,9 @@ def encode(
     output: OutputPath = "-",
     no_noise: Annotated[bool, typer.Option("--no-noise", help="z alone, without x_T.")] = False,
     files_from: FilesFrom = None,
+    null: Null = False,
     recursive: Recursive = False,
+    stream: Stream = None,
 ) -> None:
     """Turn pictures into codes: z, what the picture means, and x_T, the rest.
 
@@ -30,33 +35,26 @@ def encode(
     """
     from ..codes import Codes, stack, to_bytes
 
-    items = collect(inputs, files_from, recursive)
+    items = collect(inputs, files_from, recursive, null=null, stream=stream)
     destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})
-    stacked = None if destination.folder else destination
-    runner = Runner(options, "encode", destination if destination.folder else None, stacked)
-    kept: list[Codes] = []
+    runner = Runner(options, "encode", destination)
+    runner.nfe = 0 if no_noise else runner.model.evaluations(options.sampling())[0]
+    stacked: list[Codes] = []
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
         codes = replace(
-            runner.codes(batch, noise=not no_noise), sources=tuple(one.label for one in batch)
+            codes_of(runner, batch, noise=not no_noise), sources=tuple(one.label for one in batch)
         )
         rows = [codes[row : row + 1] for row in range(len(batch))]
-        nfe = 0 if no_noise else runner.model.evaluations(options.sampling())[0]
         if not destination.folder:
-            kept.extend(rows)
+            stacked.extend(rows)
+        record = {"model": runner.model.name, "nfe": runner.nfe}
         return [
-            Made(
-                source,
-                to_bytes(row) if destination.folder else None,
-                {"model": runner.model.name, "nfe": nfe}
-                | ({} if destination.folder else {"output": output}),
-                "" if destination.folder else f" → {output}",
-            )
+            Made(source, to_bytes(row) if destination.folder else None, record)
             for source, row in zip(batch, rows, strict=True)
         ]
 
-    def write_stacked() -> None:
-        if kept:
-            destination.write(items[0].place, to_bytes(stack(kept)))
+    def gather(made: list[Made]) -> tuple[bytes, list[Made]]:
+        return to_bytes(stack(stacked)), made
 
-    runner.run(items, process, write_stacked)
+    runner.run(items, process, None if destination.folder else gather)

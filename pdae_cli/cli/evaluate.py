@@ -9,8 +9,10 @@ import typer
 
 from ..errors import InputError, UsageError
 from .batch import Made, Runner
-from .inputs import Loaded, collect
-from .options import BatchOptions, FilesFrom, Inputs, Recursive, takes
+from .inputs import collect
+from .loading import Loaded
+from .making import generators
+from .options import BatchOptions, FilesFrom, Inputs, Null, Recursive, Stream, takes
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model: likelihood.")
 STEPS = 100  # of the ODE, where the user doesn't say
@@ -28,7 +30,9 @@ def likelihood(
         int, typer.Option(min=1, max=1000, help="Estimates of the divergence to average.")
     ] = 1,
     files_from: FilesFrom = None,
+    null: Null = False,
     recursive: Recursive = False,
+    stream: Stream = None,
 ) -> None:
     """Bits per dimension of pictures, by the probability-flow ODE's divergence.
 
@@ -42,25 +46,26 @@ def likelihood(
 
     if options.solver or options.parity or options.corrections or options.preset:
         raise UsageError("likelihood has its own solver; leave solver, corrections, preset out")
-    items = collect(inputs, files_from, recursive)
+    items = collect(inputs, files_from, recursive, null=null, stream=stream)
     runner = Runner(options, "evaluate likelihood")
     sampling = options.sampling()
     if options.inference_steps is None:
         sampling = replace(sampling, inference_steps=STEPS)
 
     steps = len(runner.model.trajectory(sampling).grid()) - 1
+    runner.nfe = probes * (2 * steps + 1)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
         if any(one.picture is None for one in batch):
             raise InputError("a likelihood is of pictures, not of codes")
         pictures = torch.cat([one.picture for one in batch if one.picture is not None])
         bits = measure(
-            runner.model, pictures, runner.generators(batch), sampling, conditional, probes
+            runner.model, pictures, generators(runner, batch), sampling, conditional, probes
         )
         facts = {
             "conditional": conditional,
             "probes": probes,
-            "nfe": probes * (2 * steps + 1),
+            "nfe": runner.nfe,
             "seed": options.seed,
             "model": runner.model.name,
         }

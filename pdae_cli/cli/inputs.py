@@ -1,172 +1,162 @@
-"""From what a user names on the command line to pictures and codes in memory."""
+"""From what a user names on the command line to the items of work, before anything is read."""
 
 from __future__ import annotations
 
-import io
+import glob
 import os
 import re
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from ..errors import InputError, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..codes import Codes
-    from ..engine import Model
+from ..files import read_limited, read_member
+from .pngs import split_pngs
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CODES = ".safetensors"
-MAX_STDIN = 1 << 30
-READERS = 2  # threads that read and decode pictures
+MAX_PICTURE = 1 << 30  # bytes of a picture file
+MAX_CODES = 8 << 30
 
 
 @dataclass(frozen=True)
 class Item:
-    """One input as named: a file, or standard input (path None)."""
+    """One piece of work as named: a file, a zip's member, standard input, or a number."""
 
     label: str
-    path: Path | None
     place: Path  # where its output goes below an output folder, without suffix
+    read: Callable[[], bytes] = bytes  # its content; raises InputError
+    name: str = ""  # of its file, as typed
+
+    @property
+    def is_codes(self) -> bool:
+        """Whether its name says that it holds codes."""
+        return self.name.lower().endswith(CODES)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """One picture, float32 (1, C, H, W), or the codes of one."""
+def collect(
+    names: Sequence[str] | None,
+    files_from: str | None = None,
+    recursive: bool = False,
+    *,
+    null: bool = False,
+    stream: str | None = None,
+) -> Iterable[Item]:
+    """The inputs in order, folders, zips and globs expanded in natural order.
 
-    label: str
-    place: Path
-    digest: str  # of the 8-bit picture: names its own random numbers
-    picture: Tensor | None = None
-    codes: Codes | None = None
-
-
-def collect(names: Sequence[str] | None, files_from: str | None, recursive: bool) -> list[Item]:
-    """The inputs in order, folders expanded in natural order. Raises UsageError."""
-    names = [*(names or []), *_listed(files_from)]
+    A list, or for a `stream` of pictures on standard input an iterator. Raises UsageError.
+    """
+    names = [*(names or []), *_listed(files_from, null)]
     if not names:
         raise UsageError("no input; name pictures, folders, codes, or - for standard input")
     if names.count("-") > 1 or ("-" in names and files_from == "-"):
         raise UsageError("standard input can be read only once")
-    items: list[Item] = []
-    for name in names:
-        if name == "-":
-            items.append(Item("-", None, Path("stdin")))
-        elif Path(name).is_dir():
-            items += _folder(Path(name), recursive)
-        else:
-            items.append(Item(name, Path(name), Path(Path(name).stem)))
-    return items
+    if stream is not None:
+        if stream != "png":
+            raise UsageError(f"unknown --stream {stream!r}; known: png")
+        if names != ["-"]:
+            raise UsageError("--stream reads standard input: give - as the one input")
+        return _streamed()
+    return [item for name in names for item in _expanded(name, recursive)]
 
 
-def _listed(files_from: str | None) -> list[str]:
+def _listed(files_from: str | None, null: bool) -> list[str]:
+    """The lines of a list of files, or what stands between its NULs."""
     if files_from is None:
+        if null:
+            raise UsageError("-0 says how --files-from is separated; give that too")
         return []
     try:
-        text = sys.stdin.read() if files_from == "-" else Path(files_from).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--files-from {files_from}: can't be read: {error}") from error
-    return [line for line in text.splitlines() if line]
+        data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
+        text = os.fsdecode(data)
+    except OSError as error:
+        raise UsageError(f"--files-from {files_from}: can't be read: {error.strerror}") from error
+    lines = text.split("\0") if null else [line.rstrip("\r") for line in text.split("\n")]
+    return [line for line in lines if line]
+
+
+def _expanded(name: str, recursive: bool) -> list[Item]:
+    path = Path(name)
+    if name == "-":
+        return [Item("-", Path("stdin"), _stdin, "-")]
+    if path.is_dir():
+        return _folder(path, recursive)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return _zip(path)
+    if not os.path.lexists(path) and glob.has_magic(name):
+        found = sorted(glob.glob(name, recursive=recursive), key=_natural)  # noqa: PTH207
+        if not found:
+            raise UsageError(f"{name}: nothing has such a name")
+        return [item for one in found for item in _expanded(one, recursive)]
+    return [_file(name, _mirrored(path) if recursive else Path(path.stem))]
+
+
+def _file(name: str, place: Path) -> Item:
+    limit = MAX_CODES if name.lower().endswith(CODES) else MAX_PICTURE
+    return Item(name, place, lambda: read_limited(Path(name), limit), name)
+
+
+def _mirrored(path: Path) -> Path:
+    """A named file's own path, below the output folder: never above it, never absolute."""
+    parts = [part for part in path.parts if part not in (path.anchor, "..")]
+    return Path(*parts).with_suffix("")
 
 
 def _folder(folder: Path, recursive: bool) -> list[Item]:
     """Pictures and codes in a folder, or with `recursive` below it, not through links."""
     found = []
     for parent, folders, files in os.walk(folder):
-        if not recursive:
-            folders.clear()
-        for file in files:
-            path = Path(parent, file)
-            if path.suffix.lower() in PICTURES | {CODES} and not file.startswith("."):
-                found.append(path)
+        folders[:] = [one for one in folders if recursive and not one.startswith(".")]
+        found += [Path(parent, file) for file in files if _taken(file)]
     if not found:
         hint = "" if recursive else "; -r looks into its folders"
         raise UsageError(f"{folder} holds no pictures or codes{hint}")
-    found.sort(key=lambda path: _natural(path.relative_to(folder)))
-    return [Item(str(p), p, p.relative_to(folder).with_suffix("")) for p in found]
+    found.sort(key=lambda path: _natural(path.relative_to(folder).as_posix()))
+    return [_file(str(path), path.relative_to(folder).with_suffix("")) for path in found]
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def _zip(path: Path) -> list[Item]:
+    """Pictures and codes in a zip; its folders are mirrored."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: can't be read as a zip: {error}") from error
+    names = sorted((n for n in archive.namelist() if _taken(PurePosixPath(n).name)), key=_natural)
+    if not names:
+        raise UsageError(f"{path} holds no pictures or codes")
+
+    def item(name: str) -> Item:
+        label = f"{path}/{name}"
+        return Item(
+            label, _mirrored(Path(name)), lambda: read_member(archive, name, MAX_PICTURE), label
+        )
+
+    return [item(name) for name in names]
+
+
+def _taken(name: str) -> bool:
+    return Path(name).suffix.lower() in PICTURES | {CODES} and not name.startswith(".")
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
     """a2 before a10."""
-    parts = re.split(r"(\d+)", path.as_posix().casefold())
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    parts = re.split(r"([0-9]+)", Path(path).as_posix().casefold())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def load_item(item: Item, model: Model, fit: str) -> Iterator[Loaded]:
-    """Read one input: a picture, or each row of a codes file, checked against the model.
-
-    Raises InputError.
-    """
-    from ..codes import read_codes
-    from ..images import digest, open_picture, prepare, to_float
-
-    data = _bytes(item)
-    if data[8:9] == b"{" or (item.path and item.path.suffix.lower() == CODES):
-        codes = read_codes(io.BytesIO(data), item.label)
-        try:
-            model.check(codes)
-        except InputError as error:
-            raise InputError(f"{item.label}: {error}") from error
-        for row in range(len(codes)):
-            one = codes[row : row + 1]
-            suffix = f"-{row:04d}" if len(codes) > 1 else ""
-            place = item.place.with_name(item.place.name + suffix)
-            yield Loaded(item.label + suffix, place, one.digests[0], codes=one)
-        return
-    unet = model.config.unet
-    pixels = prepare(
-        open_picture(io.BytesIO(data), item.label), unet.image_size, unet.channels, fit
-    )
-    yield Loaded(item.label, item.place, digest(pixels), picture=to_float(pixels)[None])
+def _stdin() -> bytes:
+    data = sys.stdin.buffer.read(MAX_CODES + 1)
+    if len(data) > MAX_CODES:
+        raise InputError(f"standard input holds more than {MAX_CODES >> 30} GiB")
+    if not data:
+        raise InputError("standard input is empty")
+    return data
 
 
-def loaded_ahead(
-    items: Sequence[Item], model: Model, fit: str, ahead: int
-) -> Iterator[tuple[Item, list[Loaded] | InputError]]:
-    """What `load_item` makes of each input, or its InputError, in order. Up to `ahead` inputs are
-    read and decoded by other threads while the network computes."""
-
-    def load(item: Item) -> list[Loaded] | InputError:
-        try:
-            return list(load_item(item, model, fit))
-        except InputError as error:
-            return error
-
-    pool = ThreadPoolExecutor(READERS)
-    try:
-        waiting: deque[tuple[Item, Future[list[Loaded] | InputError]]] = deque()
-        for item in items:
-            waiting.append((item, pool.submit(load, item)))
-            if len(waiting) > ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _bytes(item: Item) -> bytes:
-    if item.path is None:
-        data = sys.stdin.buffer.read(MAX_STDIN + 1)
-        if len(data) > MAX_STDIN:
-            raise InputError(f"standard input holds more than {MAX_STDIN >> 30} GiB")
-        if not data:
-            raise InputError("standard input is empty")
-        return data
-    try:
-        if item.path.exists() and not item.path.is_file():
-            raise InputError(f"{item.label}: not a regular file")
-        return item.path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{item.label}: {error.strerror or error}".replace(
-                "No such file or directory", "no such file"
-            )
-        ) from error
+def _streamed() -> Iterator[Item]:
+    """The pictures of concatenated PNGs on standard input, as they come."""
+    for number, data in enumerate(split_pngs(sys.stdin.buffer, MAX_PICTURE)):
+        yield Item(f"-:{number}", Path(f"{number:06d}"), partial(bytes, data), "-")

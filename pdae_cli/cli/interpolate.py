@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InputError, UsageError
-from .batch import Destination, Runner, recipe
-from .inputs import collect, load_item
+from .batch import Made, Runner
+from .destination import Destination
+from .inputs import Item, collect
+from .loading import Loaded, numbered, pictures_and_codes
+from .making import codes_of, picture_file, recipe
+from .manifest import State
 from .options import BatchOptions, OutputPath, takes
 
 if TYPE_CHECKING:
@@ -34,56 +39,58 @@ def interpolate(
 
     Example: pdae interpolate a.png b.png --steps 10 -o strip.png
     """
+    import torch
+
     from ..codes import stack
+    from ..images import to_pixels
 
     if mode not in ("latent", "trajectory"):
         raise UsageError(f"unknown --mode {mode!r}; known: latent, trajectory")
-    items = collect([a, b], None, recursive=False)
+    items = list(collect([a, b]))
     destination = Destination.parse(output, ".png")
     runner = Runner(options, "interpolate", destination)
-    targets = [destination.path(Path(f"{n:04d}")) for n in range(steps)]
-    if not runner.may_write(sorted(set(targets)), f"{a} → {b}"):
-        runner.finish()
-        return
+    runner.nfe = runner.model.evaluations(options.sampling())[1] * (2 if mode != "latent" else 1)
+    load = pictures_and_codes(runner.model, options.fit)
     try:
-        ends = [loaded for item in items for loaded in load_item(item, runner.model, options.fit)]
+        ends = [one for item in items for one in load(item, lambda place, source: State())]
         if len(ends) != 2:
             raise InputError(f"{a}, {b}: hold {len(ends)} codes, not one each")
         alike = (ends[0].codes is None) == (ends[1].codes is None)
-        codes = stack([runner.codes(batch) for batch in ([ends] if alike else [[e] for e in ends])])
+        parts = [ends] if alike else [ends[:1], ends[1:]]
+        codes = stack([codes_of(runner, part) for part in parts])
     except InputError as error:
         runner.fail(f"{a} → {b}", error)
-        runner.finish()
-        return
-    pictures = runner.model.interpolate(codes, steps, mode=mode, **options.changes())
-    facts = {"steps": steps, "mode": mode, "sampling": codes.sampling}
-    _write(runner, destination, pictures, facts, duration)
-    record = {"status": "done", "input": [a, b], "output": output, "steps": steps}
-    runner.out.result(
-        record | {"model": runner.model.name, "seed": options.seed},
-        f"{a} → {b}: {steps} pictures in {output}",
-    )
+        return runner.finish()
+    facts = {"mode": mode, "sampling": codes.sampling}
+    record = {"input": [a, b], "steps": steps, "model": runner.model.name, "seed": options.seed}
+    frames: list[Tensor] = []
+
+    def process(batch: list[Loaded]) -> Sequence[Made]:
+        shares = [int(one.place.name) / (steps - 1) for one in batch]
+        pictures = runner.model.interpolate(codes, shares, mode=mode, **options.changes())
+        if not destination.folder:
+            frames.extend(to_pixels(pictures))
+            return [Made(one, None, record) for one in batch]
+        return [
+            Made(one, picture_file(runner, one, picture, facts, ends), record)
+            for one, picture in zip(batch, pictures, strict=True)
+        ]
+
+    def gather(made: list[Made]) -> tuple[bytes, list[Made]]:
+        what = recipe(runner, ends, facts)
+        data = _one_file(torch.stack(frames), destination.suffix, what, duration)
+        return data, [Made(made[0].source, data, record, f": {steps} pictures")]
+
+    label = f"{a} → {b}"
+    frame_items = [Item(label, Path(f"{number:04d}")) for number in range(steps)]
+    load = numbered("+".join(end.source for end in ends))
+    runner.run(frame_items, process, None if destination.folder else gather, load)
 
 
-def _write(
-    runner: Runner,
-    destination: Destination,
-    pictures: Tensor,
-    facts: dict[str, object],
-    duration: int,
-) -> None:
-    """Frames in a folder, an animation, or a strip."""
-    from ..images import encode_frames, encode_picture, tile, to_pixels
+def _one_file(frames: Tensor, suffix: str, what: dict[str, object], duration: int) -> bytes:
+    """An animation, or a strip."""
+    from ..images import encode_frames, encode_picture, tile
 
-    pixels = to_pixels(pictures)
-    what = recipe(runner.options, runner.model, "interpolate", facts)
-    if destination.folder:
-        for number, frame in enumerate(pixels):
-            data = encode_picture(frame, destination.suffix, what)
-            destination.write(Path(f"{number:04d}"), data)
-    elif destination.suffix in (".gif", ".webp"):
-        frames = encode_frames(list(pixels), destination.suffix, what, duration)
-        destination.write(Path(), frames)
-    else:
-        strip = tile(pixels, columns=len(pixels))
-        destination.write(Path(), encode_picture(strip, destination.suffix, what))
+    if suffix in (".gif", ".webp"):
+        return encode_frames(list(frames), suffix, what, duration)
+    return encode_picture(tile(frames, columns=len(frames)), suffix, what)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
 from .attributes import print_attributes
-from .batch import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, Made, Runner, picture_suffix
-from .inputs import CODES, Item, Loaded, collect
-from .options import BatchOptions, FilesFrom, Inputs, OutputPath, Recursive, scales, takes
+from .batch import Made, Runner
+from .destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
+from .inputs import Item, collect
+from .loading import Loaded
+from .making import attribute, codes_of, generators, picture_file
+from .options import (
+    BatchOptions,
+    FilesFrom,
+    Inputs,
+    Null,
+    OutputPath,
+    Recursive,
+    Stream,
+    scales,
+    takes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +55,9 @@ def manipulate(
         ),
     ] = None,
     files_from: FilesFrom = None,
+    null: Null = False,
     recursive: Recursive = False,
+    stream: Stream = None,
 ) -> None:
     """Edit pictures: more or less of an attribute. Codes in, codes out, unless -o names a picture.
 
@@ -52,15 +67,15 @@ def manipulate(
         print_attributes(options)
         return
     steps = edits(attr or [], scale or [])
-    items = collect(inputs, files_from, recursive)
+    items = collect(inputs, files_from, recursive, null=null, stream=stream)
     destination = Destination.parse(
-        output, _suffix(format, items), PICTURE_SUFFIXES | {CODES_SUFFIX}
+        output, _suffix(format, items), PICTURE_SUFFIXES | {CODES_SUFFIX}, stream
     )
     if destination.suffix == CODES_SUFFIX and len(steps) > 1:
         raise UsageError("a list of scales makes a row of pictures; codes take one scale")
     runner = Runner(options, "manipulate", destination)
     for name, _ in steps[0]:
-        runner.attribute(name)
+        attribute(runner, name)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
         return edited(runner, batch, steps)
@@ -74,8 +89,8 @@ def edits(attributes: list[str], scales_given: list[str]) -> list[list[tuple[str
         raise UsageError("name at least one --attr; --list prints them")
     pairs: list[tuple[str, list[float]]] = []
     waiting = list(scales_given)
-    for attribute in attributes:
-        name, equals, value = attribute.partition("=")
+    for given in attributes:
+        name, equals, value = given.partition("=")
         if not equals and not waiting:
             raise UsageError(f"--attr {name} needs a --scale, or write --attr {name}=0.3")
         pairs.append((name, scales(value if equals else waiting.pop(0))))
@@ -90,13 +105,15 @@ def edits(attributes: list[str], scales_given: list[str]) -> list[list[tuple[str
     ]
 
 
-def _suffix(format: str | None, items: list[Item]) -> str:
+def _suffix(format: str | None, items: Iterable[Item]) -> str:
     """The files' suffix where -o doesn't say: pictures stay pictures, codes stay codes."""
     if format is not None:
         return (
             CODES_SUFFIX if format.lower() in ("codes", "safetensors") else picture_suffix(format)
         )
-    codes = any(item.path is None or item.path.suffix.lower() == CODES for item in items)
+    if not isinstance(items, list):  # a stream of pictures
+        return picture_suffix("png")
+    codes = any(item.name == "-" or item.is_codes for item in items)
     return CODES_SUFFIX if codes else picture_suffix("png")
 
 
@@ -109,15 +126,15 @@ def edited(
     from ..codes import to_bytes
 
     assert runner.destination is not None
-    model, names = runner.model, [runner.attribute(name) for name, _ in steps[0]]
-    original = runner.codes(batch)
+    model, names = runner.model, [attribute(runner, name) for name, _ in steps[0]]
+    original = codes_of(runner, batch)
     moved = [model.manipulate(original, step) for step in steps]
     reports = _reports(model, names, steps, original, moved)
     rows: list[Tensor] = []
     if runner.destination.suffix != CODES_SUFFIX:
         changes = runner.options.changes()
         pictures = [
-            model.decode(codes, generators=runner.generators(batch), **changes) for codes in moved
+            model.decode(codes, generators=generators(runner, batch), **changes) for codes in moved
         ]
         rows = list(torch.cat(pictures, dim=3))
     made = []
@@ -127,7 +144,10 @@ def edited(
             "attributes": report,
             "sampling": original.sampling,
         }
-        data = runner.picture_bytes(rows[row], facts) if rows else to_bytes(moved[0][row : row + 1])
+        if rows:
+            data = picture_file(runner, source, rows[row], facts)
+        else:
+            data = to_bytes(moved[0][row : row + 1])
         text = "  ".join(
             f"{name} {one['before']:+.2f} → {_shown(one['after'])}" for name, one in report.items()
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -27,6 +27,13 @@ OutputPath = Annotated[
 ]
 FilesFrom = Annotated[
     str | None, typer.Option(help="Read more inputs from this file, a line each; - for stdin.")
+]
+Null = Annotated[
+    bool,
+    typer.Option("--null", "-0", help="Names in --files-from end with NUL, as of find -print0."),
+]
+Stream = Annotated[
+    str | None, typer.Option(help="png: concatenated PNGs on stdin, and with -o - on stdout.")
 ]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Go into folders; outputs mirror the tree.")
@@ -52,10 +59,12 @@ def takes(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 annotation=hints[one.name],
             )
             for one in fields(kind)
+            if one.name != "given"
         ]
 
         def command(*args: Any, **values: Any) -> None:
-            options = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
+            given = dict(values)
+            options = kind(given=given, **{one.name: values.pop(one.name) for one in shared})
             function(*args, options=options, **values)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
@@ -88,14 +97,15 @@ class ModelOptions:
     seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0
     json: Annotated[bool, typer.Option("--json", help="A JSON line for each result.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False
+    given: dict[str, Any] = field(default_factory=dict)  # every parameter of the command, by name
 
-    def load(self) -> Model:
-        """The model, placed on its device."""
+    def load(self, device: str | None = None) -> Model:
+        """The model, placed on its device, or on this one."""
         from ..checkpoints import load
         from .output import Output
 
         announce = Output(quiet=self.quiet).say
-        model = load(self.model, self.device, self.dtype, announce, self.compile)
+        model = load(self.model, device or self.device, self.dtype, announce, self.compile)
         model.batch_size, model.notify = self.batch_size, announce
         return model
 
@@ -155,6 +165,12 @@ class BatchOptions(SamplingOptions):
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out what exists already.")
     ] = False
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Share the inputs out among so many processes.")
+    ] = 1
+    share: Annotated[
+        str | None, typer.Option(help="Do one share alone, e.g. 2/8: for many machines.")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 def printable(text: str) -> str:
@@ -62,26 +62,53 @@ class Output:
         return sys.stderr.isatty() and not self.quiet and not self.json
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[ProgressLine]:
-        """A progress bar on stderr while someone watches."""
+    def progress(self, what: str, total: int | None, nfe: int = 0) -> Iterator[ProgressLine]:
+        """A progress bar on stderr while someone watches: of `total` pictures, or of as many as
+        come, with `nfe` network evaluations each where that is known."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[pictures]}"),
             TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         bar = Progress(*columns, console=self.console, disable=not self.interactive)
         with bar:
-            yield ProgressLine(bar, bar.add_task(what, total=total, note=""))
+            yield ProgressLine(bar, what, total, nfe)
 
 
 class ProgressLine:
-    """One bar of a `Progress`."""
+    """One bar of a `Progress`: it counts pictures, and moves with every network evaluation."""
 
-    def __init__(self, bar: Progress, task: Any) -> None:
-        self._bar, self._task = bar, task
+    def __init__(self, bar: Progress, what: str, total: int | None, nfe: int = 0) -> None:
+        self.total, self.nfe = total, max(nfe, 1)
+        self.pictures = self.evaluations = 0
         self.begun = time.perf_counter()
+        steps = None if total is None else total * self.nfe
+        self._bar = bar
+        self._task = bar.add_task(what, total=steps, pictures=self._count(), note="")
 
-    def advance_to(self, completed: int, note: str = "") -> None:
-        self._bar.update(self._task, completed=completed, note=note)
+    def _count(self) -> str:
+        return f"{self.pictures}/{'?' if self.total is None else self.total}"
+
+    def advance(self, pictures: int) -> None:
+        """So many more pictures are through."""
+        self.advance_to(self.pictures + pictures, self._rate())
+
+    def advance_to(self, pictures: int, note: str = "") -> None:
+        """So many pictures are through."""
+        self.pictures = pictures
+        self._bar.update(
+            self._task, completed=pictures * self.nfe, pictures=self._count(), note=note
+        )
+
+    def evaluated(self, rows: int) -> None:
+        """The networks were evaluated for so many pictures of the batch."""
+        self.evaluations += rows
+        if self.nfe > 1:  # else the bar counts pictures
+            self._bar.update(self._task, advance=rows, note=self._rate())
+
+    def _rate(self) -> str:
+        seconds = time.perf_counter() - self.begun
+        return f"{self.evaluations / seconds:.0f} evaluations/s" if self.evaluations else ""

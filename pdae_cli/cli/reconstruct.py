@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .batch import Destination, Made, Runner, picture_suffix
-from .inputs import Loaded, collect
-from .options import BatchOptions, FilesFrom, Format, Inputs, Recursive, takes
+from .batch import Made, Runner
+from .destination import Destination, picture_suffix
+from .inputs import collect
+from .loading import Loaded
+from .making import codes_of, generators, picture_file
+from .options import BatchOptions, FilesFrom, Format, Inputs, Null, Recursive, Stream, takes
 
 
 @takes(BatchOptions)
@@ -29,7 +32,9 @@ def reconstruct(
     ] = False,
     format: Format = "png",
     files_from: FilesFrom = None,
+    null: Null = False,
     recursive: Recursive = False,
+    stream: Stream = None,
 ) -> None:
     """Encode and decode pictures, and say how much came back: MSE, PSNR, SSIM, equal pixels.
 
@@ -39,18 +44,20 @@ def reconstruct(
 
     from .. import metrics
 
-    items = collect(inputs, files_from, recursive)
+    items = collect(inputs, files_from, recursive, null=null, stream=stream)
     destination = Destination.parse(output, picture_suffix(format)) if output else None
     runner = Runner(options, "reconstruct", destination)
+    to_noise, to_picture = runner.model.evaluations(options.sampling())
+    runner.nfe = to_picture + (0 if random_noise else to_noise)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
         if any(one.picture is None for one in batch):
             raise InputError("reconstruct takes pictures; decode takes codes")
         begun = time.perf_counter()
         originals = torch.cat([one.picture for one in batch if one.picture is not None])
-        codes = runner.codes(batch, noise=not random_noise)
+        codes = codes_of(runner, batch, noise=not random_noise)
         pictures = runner.model.decode(
-            codes, generators=runner.generators(batch), random_noise=random_noise
+            codes, generators=generators(runner, batch), random_noise=random_noise
         )
         seconds = (time.perf_counter() - begun) / len(batch)
         measures = {
@@ -62,13 +69,12 @@ def reconstruct(
                 ("equal", metrics.equal_share),
             )
         }
-        to_noise, to_picture = runner.model.evaluations(options.sampling())
         made = []
         for row, source in enumerate(batch):
             record: dict[str, Any] = {k: values[row].item() for k, values in measures.items()}
             text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
             record |= {
-                "nfe": to_picture + (0 if random_noise else to_noise),
+                "nfe": runner.nfe,
                 "seconds": seconds,
                 "seed": options.seed,
                 "model": runner.model.name,
@@ -81,7 +87,7 @@ def reconstruct(
                 "sampling": codes.sampling,
                 "random_noise": random_noise,
             }
-            data = runner.picture_bytes(picture, facts) if destination else None
+            data = picture_file(runner, source, picture, facts) if destination else None
             made.append(Made(source, data, record, f"  {text}"))
         return made
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .batch import Destination, Runner, picture_suffix, recipe
-from .options import BatchOptions, Format, OutputPath, takes
+from .batch import Made, Runner
+from .destination import Destination, picture_suffix
+from .inputs import Item
+from .loading import Loaded, numbered
+from .making import picture_file, recipe
+from .options import BatchOptions, Format, OutputPath, Stream, takes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @takes(BatchOptions)
@@ -16,6 +24,7 @@ def sample(
     options: BatchOptions,
     output: OutputPath = "-",
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many.")] = 16,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first.")] = 0,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Plain eps_theta, without z.")
     ] = False,
@@ -24,6 +33,7 @@ def sample(
     ] = False,
     columns: Annotated[int, typer.Option(min=1, help="Of the sheet.")] = 8,
     format: Format = "png",
+    stream: Stream = None,
 ) -> None:
     """Make new pictures: z from the latent DPM, x_T from noise. Picture i depends on --seed and i.
 
@@ -33,39 +43,35 @@ def sample(
 
     from ..images import encode_picture, tile, to_pixels
 
-    destination = Destination.parse(output, picture_suffix(format))
+    destination = Destination.parse(output, picture_suffix(format), stream=stream)
+    if grid and destination.folder:
+        destination = Destination.parse(
+            str(destination.path(Path("samples"))), picture_suffix(format)
+        )
+    single = not destination.folder and not destination.stream
     runner = Runner(options, "sample", destination)
-    single = not destination.folder or grid
-    names = ["samples"] if single else [f"{number:05d}" for number in range(count)]
-    if not runner.may_write([destination.path(Path(name)) for name in names], "sample"):
-        runner.finish()
-        return
-    facts = {"unconditional": unconditional, "sampling": options.changes()}
-    what = recipe(options, runner.model, "sample", facts)
-    parts = []
-    with runner.out.progress("sample", count) as bar:
-        for first in range(0, count, options.batch_size):
-            size = min(options.batch_size, count - first)
-            pictures, _ = runner.model.sample(
-                size,
-                options.sampling(),
-                seed=options.seed,
-                first=first,
-                unconditional=unconditional,
-            )
-            pixels = to_pixels(pictures)
-            for row in range(0 if single else size):
-                data = encode_picture(
-                    pixels[row], destination.suffix, what | {"number": first + row}
-                )
-                written = destination.write(Path(names[first + row]), data)
-                record = {"status": "done", "output": written, "seed": options.seed}
-                runner.out.result(record | {"model": runner.model.name}, written)
-            if single:
-                parts.append(pixels)
-            bar.advance_to(first + size)
-    if single:
-        sheet = tile(torch.cat(parts), columns)
-        written = destination.write(Path(names[0]), encode_picture(sheet, destination.suffix, what))
-        record = {"status": "done", "output": written, "count": count, "seed": options.seed}
-        runner.out.result(record | {"model": runner.model.name}, f"{count} pictures in {written}")
+    runner.nfe = runner.model.evaluations(options.sampling())[1]
+    record = {"model": runner.model.name, "seed": options.seed}
+    sheet: list[Tensor] = []
+
+    def process(batch: list[Loaded]) -> Sequence[Made]:
+        numbers = [int(one.place.name) for one in batch]
+        pictures, _ = runner.model.sample(
+            numbers, options.sampling(), seed=options.seed, unconditional=unconditional
+        )
+        if single:
+            sheet.extend(to_pixels(pictures))
+            return [Made(one, None, record) for one in batch]
+        return [
+            Made(one, picture_file(runner, one, picture, {"first": number, "count": 1}, []), record)
+            for one, number, picture in zip(batch, numbers, pictures, strict=True)
+        ]
+
+    def gather(made: list[Made]) -> tuple[bytes, list[Made]]:
+        what = recipe(runner, [], {"first": first, "count": count})
+        data = encode_picture(tile(torch.stack(sheet), columns), destination.suffix, what)
+        whole = Made(made[0].source, data, record | {"count": count}, f": {count} pictures")
+        return data, [whole]
+
+    items = [Item(f"sample {n}", Path(f"{n:05d}")) for n in range(first, first + count)]
+    runner.run(items, process, gather if single else None, load=numbered())

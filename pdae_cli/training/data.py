@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
+from ..files import read_member
 from ..images import READABLE, open_picture, prepare
 from ..noise import generator
 
@@ -58,10 +59,8 @@ class Pictures:
         name = self.names[index]
         try:
             data = self._bytes(name)
-            picture = prepare(
-                open_picture(io.BytesIO(data), name), self.size, self.channels, self.fit
-            )
-        except (InputError, OSError, zipfile.BadZipFile) as error:
+            picture = prepare(open_picture(data, name), self.size, self.channels, self.fit)
+        except (InputError, OSError) as error:
             self.bad[name] = str(error)
             if len(self.bad) > max(1, BAD_SHARE * len(self)):
                 raise InputError(
@@ -77,9 +76,7 @@ class Pictures:
     def _bytes(self, name: str) -> bytes:
         if self._zip is None:
             return (self.root / name).read_bytes()
-        if self._zip.getinfo(name).file_size > MAX_FILE:
-            raise InputError(f"{name}: unpacks to more than {MAX_FILE >> 20} MiB")
-        return self._zip.read(name)
+        return read_member(self._zip, name, MAX_FILE)
 
     def stack(self, indices: Sequence[int]) -> Tensor:
         """Pictures as one uint8 tensor (N, C, size, size)."""
