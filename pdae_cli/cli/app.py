@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from types import FrameType
 from typing import Annotated
 
@@ -75,6 +76,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so; training saves first
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader left: end as filters do
+    # Of oddities in pictures that still decode. Here, because reading threads share the filters.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # consoles that know few characters

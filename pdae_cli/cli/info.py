@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
 from .output import Output
 
 
@@ -25,14 +25,20 @@ def info(
         record = _codes(path) if path.suffix.lower() == ".safetensors" else _picture(path)
     else:
         record = _model(what)
-    text = "\n".join(f"{key}: {_shown(value)}" for key, value in record.items())
     out = Output(json=as_json)
-    for line in [text] if as_json else text.splitlines():
+    for line in [""] if as_json else _lines(record):
         out.result(record, line)
 
 
-def _shown(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+def _lines(record: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """For people: a line for each fact, those of a fact that has parts indented below it."""
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:"
+            yield from _lines(value, indent + "  ")
+        else:
+            shown = value if isinstance(value, str) else json.dumps(value)
+            yield f"{indent}{key}: {'none' if value is None else shown}"
 
 
 def _codes(path: Path) -> dict[str, Any]:
@@ -52,13 +58,19 @@ def _codes(path: Path) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from ..images import open_picture, read_recipe
+    from ..images import has_more_frames, open_picture
+    from ..metadata import read_recipe, read_source_type
 
     image = open_picture(path, str(path))
-    made = read_recipe(image)
-    if made is None:
-        raise InputError(f"{path}: a picture of {image.width}x{image.height} without a pdae recipe")
-    return {"kind": "picture", "size": [image.width, image.height], **made}
+    return {
+        "kind": "picture",
+        "format": image.format,
+        "size": [image.width, image.height],
+        "mode": image.mode,
+        "animated": has_more_frames(image),
+        "digital_source_type": read_source_type(image),
+        "recipe": read_recipe(image),
+    }
 
 
 def _model(name: str) -> dict[str, Any]:
