@@ -49,7 +49,8 @@ def collect(
 
     A list, or for a `stream` of pictures on standard input an iterator. Raises UsageError.
     """
-    names = [*(names or []), *_listed(files_from, null)]
+    names = [*(one for name in names or [] for one in _globbed(name, recursive))]
+    names += _listed(files_from, null)
     if not names:
         raise UsageError("no input; name pictures, folders, codes, or - for standard input")
     if names.count("-") > 1 or ("-" in names and files_from == "-"):
@@ -78,6 +79,13 @@ def _listed(files_from: str | None, null: bool) -> list[str]:
     return [line for line in lines if line]
 
 
+def _globbed(name: str, recursive: bool) -> list[str]:
+    """What a pattern stands for, where the shell left it as it is; else the name itself."""
+    if os.path.lexists(name) or not glob.has_magic(name):
+        return [name]
+    return sorted(glob.glob(name, recursive=recursive), key=_natural) or [name]  # noqa: PTH207
+
+
 def _expanded(name: str, recursive: bool) -> list[Item]:
     path = Path(name)
     if name == "-":
@@ -86,11 +94,6 @@ def _expanded(name: str, recursive: bool) -> list[Item]:
         return _folder(path, recursive)
     if path.suffix.lower() == ".zip" and path.is_file():
         return _zip(path)
-    if not os.path.lexists(path) and glob.has_magic(name):
-        found = sorted(glob.glob(name, recursive=recursive), key=_natural)  # noqa: PTH207
-        if not found:
-            raise UsageError(f"{name}: nothing has such a name")
-        return [item for one in found for item in _expanded(one, recursive)]
     return [_file(name, _mirrored(path) if recursive else Path(path.stem))]
 
 

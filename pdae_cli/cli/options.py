@@ -63,8 +63,10 @@ def takes(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
         ]
 
         def command(*args: Any, **values: Any) -> None:
-            given = dict(values)
-            options = kind(given=given, **{one.name: values.pop(one.name) for one in shared})
+            named = {one.name: values.pop(one.name) for one in shared}
+            if "given" in hints:
+                named["given"] = named | values
+            options = kind(**named)
             function(*args, options=options, **values)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
