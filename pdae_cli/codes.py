@@ -9,22 +9,26 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import InputError
+from .config import build
+from .errors import InputError, UsageError
 from .files import write_bytes
 from .noise import slerp
+from .sampling import Sampling
+from .tensors import LARGEST_HEADER, Header, check, load, sealed, shown
 
 FORMAT = "pdae-codes-2"
 MAX_BYTES = 8 << 30
+MAX_NAME = 8192  # characters of a model's or a source's name: paths can be long
+DIGEST = re.compile("[0-9a-f]{0,64}")
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,48 @@ class Codes:
         )
 
 
-def stack(codes: list[Codes]) -> Codes:
-    """Join codes of the same model and settings into one. Raises InputError for others."""
-    names = codes[0].tensors().keys()
-    if any(one.tensors().keys() != names for one in codes):
+def require_alike(codes: Sequence[Codes], names: Sequence[str] = ()) -> None:
+    """Raise InputError unless all are of one model and, where they have x_T, of one size and one
+    way of encoding. It tells two that differ by their `names`, or by their first sources."""
+    seen: dict[str, tuple[int, Any]] = {}
+    for row, one in enumerate(codes):
+        for what, value in _kind(one).items():
+            first, wanted = seen.setdefault(what, (row, value))
+            if value != wanted:
+                here, there = (
+                    f"{_told(codes[k], k, names)} ({what} {_shown(codes[k], what)})"
+                    for k in (row, first)
+                )
+                raise InputError(f"{here} and {there} don't go together; encode them alike")
+
+
+def _kind(codes: Codes) -> dict[str, Any]:
+    """What codes must have in common to be used together, as far as it is known."""
+    kind: dict[str, Any] = {"z of size": codes.z.shape[1]}
+    if codes.digest:
+        kind["model"] = codes.digest
+    if codes.x_T is not None:
+        kind |= {"x_T of size": tuple(codes.x_T.shape[1:]), "settings": codes.sampling}
+    return kind
+
+
+def _shown(codes: Codes, what: str) -> str:
+    known = {"model": f"{codes.model}, weights {codes.digest[:12]}"}
+    return str((_kind(codes) | known)[what])
+
+
+def _told(codes: Codes, number: int, names: Sequence[str]) -> str:
+    return names[number] if names else " ".join(["codes", *codes.sources[:1]])
+
+
+def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
+    """Join codes of the same model and settings into one. Raises InputError for others, by their
+    `names`."""
+    require_alike(codes, names)
+    parts = codes[0].tensors().keys()
+    if any(one.tensors().keys() != parts for one in codes):
         raise InputError("some of the codes have x_T or eps_T and some don't; encode them alike")
-    if any(one.sampling != codes[0].sampling for one in codes):
-        raise InputError("these codes were made with different settings; encode them alike")
-    joined = {name: torch.cat([one.tensors()[name] for one in codes]) for name in names}
+    joined = {name: torch.cat([one.tensors()[name] for one in codes]) for name in parts}
     return replace(
         codes[0],
         z=joined["z"],
@@ -126,7 +164,7 @@ def to_bytes(codes: Codes) -> bytes:
         "digests": list(codes.digests),
         "converged": list(codes.converged),
     }
-    return save(tensors, metadata={"pdae": json.dumps(facts, sort_keys=True)})
+    return sealed(tensors, {"pdae": json.dumps(facts, sort_keys=True)})
 
 
 def write_codes(path: Path, codes: Codes) -> None:
@@ -140,50 +178,60 @@ def read_codes(source: Path | io.BytesIO, name: str) -> Codes:
         if isinstance(source, Path) and source.stat().st_size > MAX_BYTES:
             raise InputError(f"{name}: larger than {MAX_BYTES >> 30} GiB; split it")
         data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-        facts = _facts(data)
-        tensors = load(data)
+        header = check(data, keys=("pdae",), most_metadata=LARGEST_HEADER)
+        facts = _checked(header.facts(), _rows(header))
+        tensors: dict[str, Any] = load(data, header)
+        return Codes(**tensors, **facts)
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file") from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{name}: not a codes file of pdae: {error}") from error
-    z, *states = (tensors.get(key) for key in ("z", "x_T", "eps_T"))
-    alike = all(
-        one is None or (one.ndim == 4 and z is not None and len(one) == len(z)) for one in states
-    )
-    if z is None or z.ndim != 2 or not alike:
-        raise InputError(f"{name}: z must be (N, D) and x_T (N, C, H, W); encode again")
-    x_T, eps_T = states
-    if eps_T is not None and (x_T is None or eps_T.shape != x_T.shape):
-        raise InputError(f"{name}: eps_T must be like x_T; encode again")
-    for key in ("z", "x_T", "eps_T"):
-        value = tensors.get(key)
-        if value is not None and not (value.dtype == torch.float32 and value.isfinite().all()):
-            raise InputError(f"{name}: {key} must be finite float32 numbers; encode again")
-    return Codes(z=z, x_T=x_T, eps_T=eps_T, **_checked(facts, len(z), name))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a codes file of pdae: {error}; encode again") from error
 
 
-def _facts(data: bytes) -> dict[str, Any]:
-    """The JSON in a safetensors header's metadata (the format's own layout: length, then JSON)."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length]) if 8 + length <= len(data) else {}
-    facts: dict[str, Any] = json.loads(header["__metadata__"]["pdae"])
-    return facts
+def _rows(header: Header) -> int:
+    """How many pictures a file has codes of. Raises ValueError unless its tensors are codes."""
+    tensors = header.tensors
+    if "z" not in tensors or not tensors.keys() <= {"z", "x_T", "eps_T"}:
+        raise ValueError("its tensors aren't z, x_T and eps_T")
+    if any(spec.dtype != "F32" for spec in tensors.values()):
+        raise ValueError("its tensors aren't float32")
+    shape = tensors["z"].shape
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"z is {shape}, not (N, D)")
+    states = [tensors[name].shape for name in ("x_T", "eps_T") if name in tensors]
+    if any(len(state) != 4 or state[0] != shape[0] or 0 in state for state in states):
+        raise ValueError(f"x_T is {states[0]}, not ({shape[0]}, C, H, W)")
+    if "eps_T" in tensors and ("x_T" not in tensors or states[0] != states[1]):
+        raise ValueError("eps_T isn't like x_T")
+    return shape[0]
 
 
-def _checked(facts: dict[str, Any], rows: int, name: str) -> dict[str, Any]:
+def _checked(facts: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The metadata's facts as fields of Codes. Raises ValueError for any that can't be."""
     if facts.get("format") != FORMAT:
-        raise InputError(f"{name}: format {facts.get('format')!r}, this version reads {FORMAT}")
-    sampling, lists = facts.get("sampling"), [facts.get("sources"), facts.get("digests")]
-    whole = all(isinstance(one, list) and len(one) == rows for one in lists)
-    converged = facts.get("converged")
-    whole = whole and isinstance(converged, list) and len(converged) in (0, rows)
-    if not whole or not isinstance(sampling, dict):
-        raise InputError(f"{name}: its metadata is damaged; encode again")
-    return {
-        "sources": tuple(map(str, facts["sources"])),
-        "digests": tuple(map(str, facts["digests"])),
-        "model": str(facts.get("model", "")),
-        "digest": str(facts.get("digest", "")),
-        "sampling": sampling,
-        "converged": tuple(map(bool, facts["converged"])),
-    }
+        raise ValueError(f"format {shown(facts.get('format'))}, this version reads {FORMAT}")
+    wanted = {"format", "model", "digest", "sampling", "sources", "digests", "converged"}
+    if facts.keys() != wanted:
+        raise ValueError(f"its metadata need {', '.join(sorted(wanted))}, no more")
+    model, sampling, converged = facts["model"], facts["sampling"], facts["converged"]
+    if not isinstance(model, str) or len(model) > MAX_NAME:
+        raise ValueError(f"its model is {shown(model)}, not a name")
+    for key in ("sources", "digests"):
+        values = facts[key]
+        if not isinstance(values, list) or len(values) != rows:
+            raise ValueError(f"its {key} aren't a list of {rows}")
+        if not all(isinstance(one, str) and len(one) <= MAX_NAME for one in values):
+            raise ValueError(f"its {key} aren't texts of up to {MAX_NAME} characters")
+    for digest in (facts["digest"], *facts["digests"]):
+        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+            raise ValueError(f"{shown(digest)} is no SHA-256")
+    if not isinstance(converged, list) or len(converged) not in (0, rows):
+        raise ValueError(f"its list of what converged isn't of {rows}")
+    if not all(isinstance(one, bool) for one in converged):
+        raise ValueError("its list of what converged isn't of true and false")
+    try:
+        build(Sampling, sampling, "sampling")
+    except UsageError as error:
+        raise ValueError(f"its settings can't be: {error}") from error
+    lists = {key: tuple(facts[key]) for key in ("sources", "digests", "converged")}
+    return {"model": model, "digest": facts["digest"], "sampling": sampling, **lists}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from .networks.blocks import UNetConfig
 from .networks.encoder import EncoderConfig
 from .networks.half_unet import HalfUNetConfig
 from .solvers import VARIANCES
+from .tensors import shown
 
 FORMAT = "pdae-model-1"
 MAX_TIMESTEPS = 100_000  # a config mustn't make us allocate what it likes
@@ -40,6 +42,12 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means of z and {len(self.std)} deviations")
+        if not all(map(math.isfinite, self.mean)) or not all(0 < s < math.inf for s in self.std):
+            raise ValueError("means of z must be finite, and its deviations positive")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -58,6 +66,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.variance not in VARIANCES:
             raise ValueError(f"unknown variance {self.variance!r}")
+        if self.encoder is not None and self.normalisation is not None:
+            given, needed = len(self.normalisation.mean), self.encoder.z_dim
+            if given != needed:
+                raise ValueError(f"statistics of {given} dimensions of z, which has {needed}")
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
@@ -70,28 +82,31 @@ def from_json(data: Any) -> ModelConfig:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else None
         raise ValueError(f"format {found!r}, this version reads {FORMAT}")
-    config = _build(ModelConfig, data, "config")
+    config = build(ModelConfig, data, "config")
     assert isinstance(config, ModelConfig)
     return config
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value` as an instance of `kind`: dataclasses, tuples, optionals and scalars."""
+def build(kind: Any, value: Any, where: str) -> Any:
+    """`value` as an instance of `kind`: dataclasses, tuples, optionals and scalars.
+
+    Raises ValueError that names `where` it is wrong.
+    """
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-        return None if value is None else _build(_chosen(kinds, value), value, where)
+        return None if value is None else build(_chosen(kinds, value), value, where)
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, where)
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         inner = typing.get_args(kind)[0]
-        return tuple(_build(inner, one, f"{where}[]") for one in value)
+        return tuple(build(inner, one, f"{where}[]") for one in value)
     if typing.get_origin(kind) is dict and isinstance(value, dict):
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
-    raise ValueError(f"{where} is {value!r}, not a {getattr(kind, '__name__', kind)}")
+    raise ValueError(f"{where} is {shown(value)}, not a {getattr(kind, '__name__', kind)}")
 
 
 def _chosen(kinds: list[Any], value: Any) -> Any:
@@ -104,12 +119,12 @@ def _chosen(kinds: list[Any], value: Any) -> Any:
 
 def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is {value!r}, not an object")
+        raise ValueError(f"{where} is {shown(value)}, not an object")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = set(value) - set(fields)
     if unknown:
-        raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))}")
+        raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))[:200]}")
     required = {
         name
         for name, f in fields.items()
@@ -117,4 +132,4 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     }
     if required - set(value):
         raise ValueError(f"{where} lacks {', '.join(sorted(required - set(value)))}")
-    return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in value})
+    return kind(**{name: build(hints[name], value[name], f"{where}.{name}") for name in value})

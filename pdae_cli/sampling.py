@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -48,6 +49,8 @@ class Sampling:
             )
         if not 1 <= self.inference_steps <= 1000:
             raise UsageError(f"inference steps must be 1 to 1000, not {self.inference_steps}")
+        if not math.isfinite(self.guidance):
+            raise UsageError(f"guidance must be a finite number, not {self.guidance}")
         if not 0 <= self.corrections <= 20:
             raise UsageError(f"corrections must be 0 to 20, not {self.corrections}")
         if self.corrections and SOLVERS[self.solver].kind != "ode":

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import ModelConfig, ScheduleConfig
 from ..errors import ModelError
 from ..networks.blocks import UNetConfig
+from ..tensors import check, load
 from . import names
 from .foreign import Found, Part, Settings, impossible, read_settings
+from .native import guarded
 from .source import Source
 from .transfer import Tensors
 
@@ -99,10 +99,7 @@ def _scheduler(source: Source, folder: Path) -> Settings:
 def _tensors(source: Source, path: Path) -> dict[str, Tensor]:
     if path.suffix == ".bin":
         return source.content(path)
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ModelError(f"{path} can't be read: {error}") from error
+    return guarded(path, lambda: load(path, check(path)))
 
 
 def _current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class Found:
 
     def model(self, name: str) -> Model:
         """The model, float32 on the CPU. Raises ModelError unless every tensor finds its place."""
-        with init_empty_weights():
+        with init_empty_weights(include_buffers=True):
             networks = build_networks(self.config)
             latent = LatentDPM(self.latent[0]) if self.latent else None
         for part in self.parts:

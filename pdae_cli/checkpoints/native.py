@@ -1,7 +1,8 @@
 """Our model folder: config.json, model.safetensors, attributes.safetensors, latent_dpm.safetensors.
 
-A network is built without memory, its names and shapes are compared with the file's header, and
-only then are tensors read: a file can't make us allocate more than it holds.
+config.json records the weights' SHA-256 and the others are sealed (see tensors.py), so that damage
+is found before use. A network is built without memory, its names and shapes are compared with the
+file's header, and only then are tensors read: a file can't make us allocate more than it holds.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..attributes import Attributes
-from ..config import ModelConfig, from_json, to_json
+from .. import tensors as safe
+from ..attributes import Attributes, simplified
+from ..config import ModelConfig, build, from_json, to_json
 from ..engine import Model
 from ..errors import ModelError
 from ..files import replacing, sha256, write_bytes
@@ -34,6 +36,8 @@ WEIGHTS = "model.safetensors"
 ATTRIBUTES = "attributes.safetensors"
 LATENT_DPM = "latent_dpm.safetensors"
 MAX_CONFIG_BYTES = 4 << 20
+WEIGHTS_DIGEST = "weights_sha256"  # in the config's file; older ones lack it
+MAX_ATTRIBUTE_NAME = 200
 
 T = TypeVar("T")
 
@@ -53,20 +57,27 @@ def read_model(folder: Path, name: str) -> Model:
             f"{folder} is not a model of pdae; if it is a pre-trained model of another program, "
             f"`pdae convert {folder} -o MODEL` makes it one"
         )
-    config = guarded(folder / CONFIG, lambda: _read_config(folder / CONFIG))
-    weights = folder / WEIGHTS
+    path, weights = folder / CONFIG, folder / WEIGHTS
+    config, recorded = guarded(path, lambda: _read_config(path))
+    digest = guarded(weights, lambda: _checked_digest(weights, recorded))
     parts: Any = dict(
         guarded(weights, lambda: fill(lambda: build_networks(config), weights)).named_children()
     )
-    return Model(
-        config=config,
-        dpm=parts["dpm"],
-        gradient_estimator=parts.get("gradient"),
-        encoder_network=parts.get("encoder"),
-        attributes=_optional(folder / ATTRIBUTES, read_attributes),
-        latent_dpm=_optional(folder / LATENT_DPM, read_latent_dpm),
-        name=name,
-        digest=sha256(weights),
+    z_dim = None if config.encoder is None else config.encoder.z_dim
+    attributes = _optional(folder / ATTRIBUTES, lambda file: read_attributes(file, z_dim))
+    latent_dpm = _optional(folder / LATENT_DPM, lambda file: read_latent_dpm(file, z_dim))
+    return guarded(
+        path,
+        lambda: Model(
+            config=config,
+            dpm=parts["dpm"],
+            gradient_estimator=parts.get("gradient"),
+            encoder_network=parts.get("encoder"),
+            attributes=attributes,
+            latent_dpm=latent_dpm,
+            name=name,
+            digest=digest,
+        ),
     )
 
 
@@ -83,10 +94,25 @@ def build_networks(config: ModelConfig) -> nn.ModuleDict:
     return nn.ModuleDict(parts)
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _read_config(path: Path) -> tuple[ModelConfig, str]:
+    """The config, and the SHA-256 of its weights if it records one."""
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB")
-    return from_json(json.loads(path.read_text()))
+    facts = safe.strict_json(path.read_text())
+    recorded = facts.pop(WEIGHTS_DIGEST, "")
+    return from_json(facts), recorded
+
+
+def _checked_digest(weights: Path, recorded: str) -> str:
+    """The weights' SHA-256. Raises ValueError for others than the config records."""
+    safe.check(weights)
+    found = sha256(weights)
+    if recorded and found != recorded:
+        raise ValueError(
+            f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded)[1:13]}; it was "
+            "damaged or edited"
+        )
+    return found
 
 
 def _optional(path: Path, read: Callable[[Path], T]) -> T | None:
@@ -101,31 +127,25 @@ def guarded(path: Path, read: Callable[[], T]) -> T:
         raise ModelError(f"the model is incomplete: {path} is missing") from error
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} can't be read: {reason}") from error
+        raise ModelError(f"{path} can't be read: {reason}; get the model again") from error
 
 
-def fill(build: Callable[[], nn.Module], path: Path) -> Any:
-    """A network with the file's tensors, as float32. Names and shapes must match exactly."""
-    with init_empty_weights():
-        network = build()
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    with safe_open(path, "pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise ValueError(
-                    f"tensor {name} has shape {found.get(name)}, its config says {wanted.get(name)}"
-                )
-        tensors = {name: file.get_tensor(name).float() for name in wanted}
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"tensor {name} holds numbers that aren't finite")
+def fill(make: Callable[[], nn.Module], path: Path) -> Any:
+    """A network with the file's tensors, as float32. Names and shapes must match exactly.
+
+    Raises TensorsError.
+    """
+    with init_empty_weights(include_buffers=True):
+        network = make()
+    header = safe.check(path)
+    header.require({name: tuple(one.shape) for name, one in network.state_dict().items()})
+    tensors = {name: one.float() for name, one in safe.load(path, header).items()}
     network.load_state_dict(tensors, assign=True)
     return network
 
 
 def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
-    """Write config and weights atomically, the weights as `dtype`."""
+    """Write config and weights (as `dtype`), each atomically, one right after the other."""
     tensors: dict[str, Tensor] = {}
     parts = {
         "dpm": model.dpm,
@@ -135,10 +155,10 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
     for prefix, part in parts.items():
         if part is not None:
             tensors |= {f"{prefix}.{k}": stored(v, dtype) for k, v in part.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    text = json.dumps(to_json(model.config), indent=1)
-    write_bytes(folder / CONFIG, text.encode() + b"\n")
+    with replacing(folder / CONFIG) as config, replacing(folder / WEIGHTS) as weights:
+        save_file(tensors, weights, metadata={"format": "pt"})
+        facts = to_json(model.config) | {WEIGHTS_DIGEST: sha256(weights)}
+        config.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -148,19 +168,30 @@ def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def write_attributes(folder: Path, attributes: Attributes) -> None:
     """Write attributes.safetensors atomically."""
     facts = {"names": attributes.names, "facts": attributes.facts}
-    with replacing(folder / ATTRIBUTES) as temporary:
-        tensors = {"weight": attributes.weight.contiguous(), "bias": attributes.bias.contiguous()}
-        save_file(tensors, temporary, metadata={"pdae": json.dumps(facts)})
+    tensors = {"weight": attributes.weight.contiguous(), "bias": attributes.bias.contiguous()}
+    write_bytes(folder / ATTRIBUTES, safe.sealed(tensors, {"pdae": json.dumps(facts)}))
 
 
-def read_attributes(path: Path) -> Attributes:
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["pdae"])
-        weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-    names = facts["names"]
-    if weight.ndim != 2 or weight.shape[0] != len(names) or bias.shape != (len(names),):
-        raise ValueError("names, weight and bias don't match")
-    return Attributes(names, weight.float(), bias.float(), facts["facts"])
+def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
+    """Attributes of z with `z_dim` dimensions (None: any). Raises ValueError, OSError."""
+    header = safe.check(path, keys=("pdae",))
+    content = header.facts()
+    names, facts = content.get("names"), content.get("facts", {})
+    if not isinstance(names, list) or not all(map(_is_attribute_name, names)):
+        raise ValueError("its names aren't a list of printable texts")
+    if len({simplified(name) for name in names}) < len(names):
+        raise ValueError("its names aren't different")
+    if not isinstance(facts, dict) or not facts.keys() <= set(names):
+        raise ValueError("its facts aren't of its names")
+    found = header.tensors.get("weight")
+    z_dim = found.shape[-1] if z_dim is None and found and found.shape else z_dim
+    header.require({"weight": (len(names), z_dim or 0), "bias": (len(names),)})
+    tensors = safe.load(path, header)
+    return Attributes(names, tensors["weight"].float(), tensors["bias"].float(), facts)
+
+
+def _is_attribute_name(name: object) -> bool:
+    return isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_ATTRIBUTE_NAME
 
 
 def write_latent_dpm(
@@ -175,12 +206,14 @@ def write_latent_dpm(
         "pdae": json.dumps(dataclasses.asdict(network.cfg)),
         "training": json.dumps(training),
     }
-    with replacing(folder / LATENT_DPM) as temporary:
-        save_file(tensors, temporary, metadata=facts)
+    write_bytes(folder / LATENT_DPM, safe.sealed(tensors, facts))
 
 
-def read_latent_dpm(path: Path) -> LatentDPM:
-    with safe_open(path, "pt") as file:
-        cfg = LatentConfig(**json.loads(file.metadata()["pdae"]))
+def read_latent_dpm(path: Path, z_dim: int | None = None) -> LatentDPM:
+    """A latent DPM of z with `z_dim` dimensions (None: any). Raises ValueError, OSError."""
+    header = safe.check(path, keys=("pdae", "training"))
+    cfg = build(LatentConfig, header.facts(), "latent DPM")
+    if z_dim is not None and cfg.z_dim != z_dim:
+        raise ValueError(f"it is of z with {cfg.z_dim} dimensions, the model's has {z_dim}")
     network: LatentDPM = fill(lambda: LatentDPM(cfg), path)
     return network

@@ -33,6 +33,7 @@ from torch import Tensor
 
 # Absolute, unlike elsewhere: the child runs this file alone, without the rest of its package.
 from pdae_cli.errors import ModelError
+from pdae_cli.tensors import check
 
 if sys.platform != "win32":
     import resource
@@ -157,6 +158,7 @@ def _collect(path: Path, folder: Path) -> dict[str, Any]:
         answer = json.loads((folder / ANSWER).read_bytes())
         if "refused" in answer:
             raise ModelError(f"{path} {_one_line(answer['refused'])}")
+        check(folder / TENSORS)
         content: dict[str, Any] = _rebuilt(answer, load_file(folder / TENSORS, backend="pread"))
         return content
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:

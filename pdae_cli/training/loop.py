@@ -188,8 +188,8 @@ class Run:
         """Continue from the folder's state, if there is one; return the step to start at."""
         if not self.state_path.exists():
             return 0
-        facts = read_facts(self.state_path)
-        before, now = json.loads(facts["options"]), asdict(self.options)
+        step, before = read_facts(self.state_path)
+        now = asdict(self.options)
         changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
         if changed:
             said = ", ".join(f"{k} {before.get(k)} → {now[k]}" for k in changed)
@@ -198,8 +198,8 @@ class Run:
                 "use those again, or start in another folder with --init-from"
             )
         load_state(self.state_path, self.parameters, self.ema, self.optimizer)
-        trim_log(self.log_path, int(facts["step"]))
-        return int(facts["step"])
+        trim_log(self.log_path, step)
+        return step
 
     def train(self, report: Callable[[dict[str, object]], None]) -> None:
         """Train up to `options.images`, saving on interruption; `report` gets each log line."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import replacing
+from ..tensors import TensorsError, check, load
 
 Named = dict[str, nn.Parameter]
 
@@ -67,24 +69,26 @@ def save_state(
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=facts)
 
 
-def read_facts(path: Path) -> dict[str, str]:
-    """The metadata of a run's state. Raises InputError for a file that isn't one."""
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a training state: {error}; start a new run") from error
+def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
+    """The step and the options of a run's state. Raises InputError for a file that isn't one."""
+    with _explained(path):
+        header = check(path, keys=("step", "options"))
+        if not re.fullmatch("[0-9]{1,12}", header.metadata.get("step", "")):
+            raise TensorsError("its metadata lack the step")
+        return int(header.metadata["step"]), header.facts("options")
 
 
 @torch.no_grad()
 def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
-    """Restore what `save_state` wrote. Raises InputError where names or shapes don't match."""
-    tensors = load_file(path)
+    """Restore what `save_state` wrote. Raises InputError where names, shapes or numbers are off."""
+    kinds = ("weight", "ema", "exp_avg", "exp_avg_sq")
+    wanted = {f"{kind}/{name}": tuple(p.shape) for name, p in parameters.items() for kind in kinds}
+    with _explained(path):
+        header = check(path)
+        header.require(wanted | {f"step/{name}": () for name in parameters})
+        tensors = load(path, header)
     for name, parameter in parameters.items():
-        weight = tensors.get(f"weight/{name}")
-        if weight is None or weight.shape != parameter.shape:
-            raise InputError(f"{path}: {name} is missing or has another shape; start a new run")
-        parameter.copy_(weight)
+        parameter.copy_(tensors[f"weight/{name}"])
         ema.shadow[name].copy_(tensors[f"ema/{name}"])
         # Fused Adam wants all of it on the parameter's device and in its memory layout.
         optimizer.state[parameter] = {
@@ -92,6 +96,14 @@ def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.O
             "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg/{name}"]),
             "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq/{name}"]),
         }
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (TensorsError, OSError) as error:
+        raise InputError(f"{path}: not this run's state: {error}; start a new run") from error
 
 
 def append_log(path: Path, record: dict[str, object]) -> None:
