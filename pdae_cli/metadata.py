@@ -116,9 +116,8 @@ def _carried_over(keep: Image.Exif | bytes) -> Image.Exif:
     """The part of a source's EXIF that is true of a picture made from it: upright, in sRGB, without
     thumbnail and MakerNote."""
     try:
-        source = keep if isinstance(keep, Image.Exif) else Image.Exif()
-        if isinstance(keep, bytes):
-            source.load(keep)
+        source = Image.Exif()
+        source.load(keep if isinstance(keep, bytes) else keep.tobytes())
         kept = Image.Exif()
         for tag in DESCRIPTIVE:
             if tag in source:
