@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ def info(
     Example: pdae info faces64
     """
     path = Path(what)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113, Path.is_file raises on names that are too long
         record = _codes(path) if path.suffix.lower() == ".safetensors" else _picture(path)
     else:
         record = _model(what)

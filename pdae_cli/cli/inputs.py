@@ -90,9 +90,9 @@ def _expanded(name: str, recursive: bool) -> list[Item]:
     path = Path(name)
     if name == "-":
         return [Item("-", Path("stdin"), _stdin, "-")]
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises on names that are too long
         return _folder(path, recursive)
-    if path.suffix.lower() == ".zip" and path.is_file():
+    if path.suffix.lower() == ".zip" and os.path.isfile(path):  # noqa: PTH113
         return _zip(path)
     return [_file(name, _mirrored(path) if recursive else Path(path.stem))]
 

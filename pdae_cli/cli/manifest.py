@@ -198,4 +198,4 @@ class Manifest:
         unlock(self._claims, self._place(output))
 
     def _place(self, output: Path) -> int:
-        return int.from_bytes(hashlib.sha256(self._key(output).encode()).digest()[:6], "big")
+        return int.from_bytes(hashlib.sha256(os.fsencode(self._key(output))).digest()[:6], "big")
