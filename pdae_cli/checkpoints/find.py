@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from ..engine import Model
@@ -33,7 +34,7 @@ def model_folder(name: str, announce: Announce = silent) -> Path:
 
     Raises ModelError where there is no such model. `announce` is told of large downloads.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises on names that are too long
         return Path(name)
     bundled = bundled_models()
     if name in bundled:
