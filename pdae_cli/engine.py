@@ -32,7 +32,7 @@ from .networks.unet import UNet
 from .noise import generator, normal
 from .sampling import Sampling
 from .schedule import Schedule
-from .trajectory import Inverted, Trajectory, solve_latent
+from .trajectory import Inverted, Trajectory, check_finite, solve_latent
 
 
 @dataclass
@@ -183,6 +183,7 @@ class Model:
         def work(rows: slice) -> Codes:
             x = x_0[rows].to(self.device)
             z = self.encoder(x)
+            check_finite(z=z)
             found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
             return Codes(
                 z=z.cpu(),

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from . import parity, solvers
+from .errors import InputError
 from .grids import Node, decode_grid
 from .noise import clone, normal
 from .sampling import Sampling
@@ -29,6 +30,41 @@ class Inverted:
     converged: Tensor | None = None  # (N,) bool: whether corrections, where asked for, went well
 
 
+class Watched:
+    """A `predict` that knows whether its answers were finite. Asking it costs a small kernel; only
+    `check`, at the end, waits for the device."""
+
+    def __init__(self, predict: solvers.Predict) -> None:
+        self.predict = predict
+        self.asked: list[int] = []  # the timestep of each evaluation
+        self.finite: list[Tensor] = []  # () bool
+
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        eps = self.predict(x, t)
+        self.asked.append(t)
+        self.finite.append(eps.isfinite().all())
+        return eps
+
+    def check(self, **results: Tensor | None) -> None:
+        """Raise InputError that names where NaN or infinities first came up, if they did."""
+        finite = torch.stack(self.finite).tolist()
+        if not all(finite):
+            first = finite.index(False)
+            raise _not_finite(f"eps at evaluation {first + 1}, timestep {self.asked[first]},")
+        check_finite(**results)
+
+
+def check_finite(**tensors: Tensor | None) -> None:
+    """Raise InputError that names a tensor with NaN or infinities."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.isfinite().all():
+            raise _not_finite(name)
+
+
+def _not_finite(what: str) -> InputError:
+    return InputError(f"{what} has numbers that aren't finite; use --dtype float32")
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """How states go from noise to picture and back, whatever predicts their noise."""
@@ -43,7 +79,16 @@ class Trajectory:
         return solvers.SOLVERS[self.sampling.solver]
 
     def to_noise(self, predict: solvers.Predict, x_0: Tensor) -> Inverted:
-        """x_T of pictures. Where the solver only goes the other way, the default one finds it."""
+        """x_T of pictures. Where the solver only goes the other way, the default one finds it.
+
+        Raises InputError where numbers stop being finite.
+        """
+        watched = Watched(predict)
+        found = self._to_noise(watched, x_0)
+        watched.check(x_T=found.x_T, eps_T=found.eps_T)
+        return found
+
+    def _to_noise(self, predict: solvers.Predict, x_0: Tensor) -> Inverted:
         if self.sampling.parity is not None:
             return Inverted(self._follow(predict, x_0, encode=True))
         grid = self.grid()
@@ -66,7 +111,19 @@ class Trajectory:
         eps_T: Tensor | None = None,
     ) -> Tensor:
         """Pictures of x_T, and of eps_T where the solver has it; the generators, one a row, are
-        for a stochastic solver's noise."""
+        for a stochastic solver's noise. Raises InputError where numbers stop being finite."""
+        watched = Watched(predict)
+        x_0 = self._to_picture(watched, x_T, generators, eps_T)
+        watched.check(x_0=x_0)
+        return x_0
+
+    def _to_picture(
+        self,
+        predict: solvers.Predict,
+        x_T: Tensor,
+        generators: Sequence[Generator],
+        eps_T: Tensor | None,
+    ) -> Tensor:
         if self.sampling.parity is not None:
             return self._follow(predict, x_T, encode=False)
         if self.solver.kind == "pair":
@@ -129,7 +186,17 @@ class Trajectory:
 
 
 def solve_latent(predict: solvers.Predict, z_T: Tensor, sampling: Sampling) -> Tensor:
-    """Normalised z (N, D) that a latent DPM makes of noise z_T."""
+    """Normalised z (N, D) that a latent DPM makes of noise z_T.
+
+    Raises InputError where numbers stop being finite.
+    """
+    watched = Watched(predict)
+    z = _solve_latent(watched, z_T, sampling)
+    watched.check(z=z)
+    return z
+
+
+def _solve_latent(predict: solvers.Predict, z_T: Tensor, sampling: Sampling) -> Tensor:
     count = sampling.inference_steps
     if sampling.parity is None:
         grid = decode_grid(LATENT_SCHEDULE, max(count, LATENT_STEPS), "uniform")
