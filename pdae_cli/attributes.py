@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UsageError
-from .metrics import auroc
+from .metrics import auroc, balanced_accuracy
 
 # With ten times less, a classifier tells a little better, but by directions in which z hardly
 # varies: moving along them changes little in the picture. With five times more it moves along
 # whatever goes with the attribute.
 DECAY = 1e-2
+MAX_NAME = 200  # characters
+LEFT = 1e-3  # of a direction: less of it than this is rounding
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """A scale in standard deviations of the attribute's score over the codes it was learnt from."""
+
+    count: float
+
+
+Scale = float | Deviations
 
 
 @dataclass
@@ -27,7 +40,7 @@ class Attributes:
     names: list[str]
     weight: Tensor  # (A, D) float32
     bias: Tensor  # (A,) float32
-    facts: dict[str, Any] = field(default_factory=dict)  # name → how it was fitted, held-out AUROC
+    facts: dict[str, Any] = field(default_factory=dict)  # name → how it was learnt, how it does
 
     def index(self, name: str) -> int:
         """The row of a name, without regard to case, spaces, hyphens and underscores."""
@@ -43,10 +56,58 @@ class Attributes:
         """Logits (N, A) of normalised z (N, D)."""
         return z @ self.weight.T + self.bias
 
-    def move(self, z: Tensor, name: str, scale: float, length: int | None = None) -> Tensor:
-        """z + s sqrt(length) w/|w| on normalised z (PDAE sec. 4.5); `length` is dim z."""
-        weight = self.weight[self.index(name)]
-        return z + scale * math.sqrt(length or z.shape[1]) * weight / weight.norm()
+    def spread(self, name: str) -> tuple[float, float] | None:
+        """Mean and standard deviation of the score over the codes it was learnt from, if known."""
+        facts = self.facts.get(self.names[self.index(name)]) or {}
+        known = [facts.get(key) for key in ("score_mean", "score_sd")]
+        values = [float(one) for one in known if isinstance(one, int | float)]
+        if len(values) < 2 or not all(map(math.isfinite, values)) or values[1] <= 0:
+            return None
+        return values[0], values[1]
+
+    def direction(self, name: str, keep: Sequence[str] = ()) -> Tensor:
+        """w/|w| (D,) float64 without its part along the weights of the attributes to keep, so that
+        moving along it leaves their scores as they are. Raises UsageError where nothing is left."""
+        weight = self.weight[self.index(name)].double()
+        unit = weight / weight.norm()
+        if not keep:
+            return unit
+        kept = F.normalize(self.weight[[self.index(one) for one in keep]].double(), dim=1)
+        _, lengths, axes = torch.linalg.svd(kept, full_matrices=False)
+        axes = axes[lengths > 1e-6]  # those kept may depend on each other
+        left = unit - (axes @ unit) @ axes
+        if left.norm() < LEFT:
+            raise UsageError(f"{name} can't move while {', '.join(keep)} stays: it moves with it")
+        return left
+
+    def move(
+        self,
+        z: Tensor,
+        name: str,
+        scale: Scale,
+        length: int | None = None,
+        keep: Sequence[str] = (),
+    ) -> Tensor:
+        """Normalised z (N, D) moved along an attribute, but not along what would change those in
+        `keep`.
+
+        By a number s: z + s sqrt(length) w/|w| (PDAE sec. 4.5); `length` is dim z. By Deviations:
+        as far as changes the attribute's score by so many of its standard deviations. Raises
+        UsageError where those aren't known, or `keep` leaves nothing to move along.
+        """
+        direction = self.direction(name, keep)
+        if isinstance(scale, Deviations):
+            spread = self.spread(name)
+            if spread is None:
+                raise UsageError(
+                    f"how much the score of {name} varies isn't known; give a scale without sd, or "
+                    "learn it again with `pdae attributes fit`"
+                )
+            gain = (self.weight[self.index(name)].double() @ direction).item()
+            step = scale.count * spread[1] / gain
+        else:
+            step = scale * math.sqrt(length or z.shape[1])
+        return z + (step * direction).to(z.dtype)
 
     def merged(self, other: Attributes) -> Attributes:
         """These and the other's, which replace those of the same name."""
@@ -59,6 +120,14 @@ class Attributes:
             facts={self.names[i]: self.facts.get(self.names[i]) for i in keep} | other.facts,
         )
 
+    def renamed(self, old: str, new: str) -> Attributes:
+        """These with a new name for one. Raises UsageError for a name that another has."""
+        row = self.index(old)
+        check_names([*self.names[:row], new, *self.names[row + 1 :]])
+        names = [*self.names[:row], new, *self.names[row + 1 :]]
+        facts = {one: self.facts.get(was) for one, was in zip(names, self.names, strict=True)}
+        return Attributes(names, self.weight, self.bias, facts)
+
     def without(self, names: list[str]) -> Attributes:
         """These but the named ones."""
         drop = {self.index(name) for name in names}
@@ -70,6 +139,15 @@ class Attributes:
 
 def simplified(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise UsageError for names that options can't tell: alike, empty, with = or unprintable."""
+    for name in names:
+        if not simplified(name) or "=" in name or not name.isprintable() or len(name) > MAX_NAME:
+            raise UsageError(f"{name!r} can't be an attribute's name: letters and digits, and no =")
+        if sum(simplified(name) == simplified(other) for other in names) > 1:
+            raise UsageError(f"two attributes can't both be {name!r}; `pdae attributes rename` one")
 
 
 def fit(
@@ -87,7 +165,16 @@ def fit(
     e.g. the pictures' sources. Within each attribute every (group, label) cell weighs the same, so
     that neither an uneven label nor a group that goes with it bends the direction. `decay` times
     |w|^2 is added to the loss; None: DECAY.
+
+    The facts of each say how many pictures it was learnt from and how it does on those held out:
+    `auroc` and `balanced_accuracy`, None where they hold one kind only; and how its score varies
+    over the training pictures. Raises UsageError for an attribute that all or none of them have.
     """
+    check_names(names)
+    for row, name in enumerate(names):
+        for value, kind in ((1, "with"), (0, "without")):
+            if not (labels[:, row] == value).any():
+                raise UsageError(f"{name}: no picture {kind} it to learn from")
     weights = cell_weights(labels, groups)
     weight = torch.zeros(len(names), z.shape[1], requires_grad=True)
     bias = torch.zeros(len(names), requires_grad=True)
@@ -108,7 +195,7 @@ def fit(
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     fitted = Attributes(names, weight.detach(), bias.detach())
-    scores = fitted.scores(z_held_out)
+    scores, over_training = fitted.scores(z_held_out), fitted.scores(z)
     for row, name in enumerate(names):
         known = labels_held_out[:, row] >= 0
         truth = labels_held_out[known, row]
@@ -116,9 +203,59 @@ def fit(
             "train_with": int((labels[:, row] == 1).sum()),
             "train_without": int((labels[:, row] == 0).sum()),
             "held_out": int(known.sum()),
-            "auroc": auroc(scores[known, row], truth),
+            "held_out_with": int((truth == 1).sum()),
+            "auroc": _known(auroc(scores[known, row], truth)),
+            "balanced_accuracy": _known(balanced_accuracy(scores[known, row], truth)),
+            **variation(over_training[:, row]),
         }
     return fitted
+
+
+def _known(value: float) -> float | None:
+    """None for NaN, which JSON has no word for."""
+    return None if math.isnan(value) else value
+
+
+def variation(scores: Tensor) -> dict[str, float]:
+    """The facts about how scores (N,) of an attribute vary: what Deviations are counted in."""
+    scores = scores.double()
+    return {"score_mean": scores.mean().item(), "score_sd": scores.std(correction=0).item()}
+
+
+def correlations(attributes: Attributes, z: Tensor) -> Tensor:
+    """How the attributes' scores go together over normalised z (N, D): (A, A) float64, Pearson's.
+
+    0 where a score doesn't vary.
+    """
+    scores = attributes.scores(z).double()
+    scores = F.normalize(scores - scores.mean(dim=0), dim=0)
+    return scores.T @ scores
+
+
+def principal(z: Tensor, count: int, prefix: str = "pca") -> Attributes:
+    """The `count` directions in which normalised z (N, D) varies most, as attributes pca_1 …
+
+    Their scores have mean 0 and standard deviation 1 over z; their weights are orthogonal, each
+    with its largest number positive. Facts: `explained`, the share of z's variance. Raises
+    UsageError where z varies in fewer.
+    """
+    z = z.double()
+    centre = z.mean(dim=0)
+    variances, axes = torch.linalg.eigh(torch.cov(z.T, correction=0))
+    variances, axes = variances.flip(0).clamp(min=0), axes.T.flip(0)
+    varied = int((variances > 1e-9 * variances[0]).sum()) if variances[0] > 0 else 0
+    if varied < count:
+        raise UsageError(f"these {len(z)} codes vary in {varied} directions only; -k says {count}")
+    largest = axes.abs().argmax(dim=1, keepdim=True)
+    axes = axes * axes.gather(1, largest).sign()
+    weight = axes[:count] / variances[:count, None].sqrt()
+    names = [f"{prefix}_{number}" for number in range(1, count + 1)]
+    shares = (variances / variances.sum()).tolist()
+    facts = {
+        name: {"codes": len(z), "explained": share, "score_mean": 0.0, "score_sd": 1.0}
+        for name, share in zip(names, shares[:count], strict=True)
+    }
+    return Attributes(names, weight.float(), -(weight @ centre).float(), facts)
 
 
 def cell_weights(labels: Tensor, groups: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from torch import Generator, Tensor, nn
 
 from . import parity, solvers
-from .attributes import Attributes
+from .attributes import Attributes, Scale
 from .codes import Codes, between, stack
 from .computing import PRECISIONS, T, check_compiler, computing, in_batches
 from .config import ModelConfig
@@ -336,17 +336,18 @@ class Model:
         attributes: Attributes = self._needs(self.attributes, "attributes")
         return attributes.scores(self.normalise(codes.z))
 
-    def manipulate(self, codes: Codes, changes: Sequence[tuple[str, float]]) -> Codes:
-        """Codes whose z is moved along attributes: pairs of name and scale (PDAE sec. 4.5).
-
-        x_T stays the picture's own.
+    def manipulate(
+        self, codes: Codes, changes: Sequence[tuple[str, Scale]], keep: Sequence[str] = ()
+    ) -> Codes:
+        """Codes whose z is moved along attributes: pairs of name and scale (PDAE sec. 4.5), but not
+        along what would change the scores of those in `keep`. x_T stays the picture's own.
         """
         self.check(codes)
         attributes: Attributes = self._needs(self.attributes, "attributes")
         z = self.normalise(codes.z)
         theirs = codes.sampling.get("parity") in ("pdae", "diffae")
         for name, scale in changes:
-            z = attributes.move(z, name, scale, parity.ATTRIBUTE_LENGTH if theirs else None)
+            z = attributes.move(z, name, scale, parity.ATTRIBUTE_LENGTH if theirs else None, keep)
         return replace(codes, z=self.denormalise(z), eps_T=None)
 
     # --- Samples ---------------------------------------------------------------------------------

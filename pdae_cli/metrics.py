@@ -67,3 +67,12 @@ def auroc(scores: Tensor, truth: Tensor) -> float:
     ranks = (last - (counts - 1) / 2)[inverse]  # average rank of tied scores, from 1
     rank_sum = ranks[truth == 1].double().sum().item()
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def balanced_accuracy(scores: Tensor, truth: Tensor) -> float:
+    """The mean of two shares: of positives with a score above 0, of negatives with one below.
+
+    scores: (N,); truth: (N,) of 1 and 0. NaN where one of the classes is missing.
+    """
+    positives, negatives = scores[truth == 1] > 0, scores[truth != 1] <= 0
+    return (positives.float().mean() + negatives.float().mean()).item() / 2

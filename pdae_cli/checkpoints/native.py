@@ -183,6 +183,8 @@ def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
         raise ValueError("its names aren't different")
     if not isinstance(facts, dict) or not facts.keys() <= set(names):
         raise ValueError("its facts aren't of its names")
+    if not all(one is None or isinstance(one, dict) for one in facts.values()):
+        raise ValueError("its facts aren't objects")
     found = header.tensors.get("weight")
     z_dim = found.shape[-1] if z_dim is None and found and found.shape else z_dim
     header.require({"weight": (len(names), z_dim or 0), "bias": (len(names),)})
