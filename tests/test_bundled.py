@@ -193,6 +193,12 @@ def test_the_models_figures_on_held_out_faces(faces64: pdae_cli.Model) -> None:
         column = faces64.attributes.index(name)
         found = metrics.auroc(scores[known, column], truth[known, labels.attributes.index(name)])
         assert found == pytest.approx(fact["auroc"], abs=0.005), name
+        found = metrics.balanced_accuracy(
+            scores[known, column], truth[known, labels.attributes.index(name)]
+        )
+        assert found == pytest.approx(fact["balanced_accuracy"], abs=0.01), name
+        spread = scores[:, column].std().item()  # of other faces than those it was measured on
+        assert spread == pytest.approx(fact["score_sd"], rel=0.2), name
 
 
 def test_the_card_states_its_figures() -> None:
