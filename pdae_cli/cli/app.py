@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__
 from ..errors import OutOfMemory, PdaeError
-from . import attributes, evaluate, train
+from . import attributes, codes, evaluate, train
 from .convert import convert
 from .decode import decode
 from .encode import encode
@@ -25,6 +25,7 @@ from .interpolate import interpolate
 from .manipulate import manipulate
 from .output import Output
 from .reconstruct import reconstruct
+from .redo import redo
 from .sample import sample
 
 EPILOG = (
@@ -33,7 +34,7 @@ EPILOG = (
 )
 
 COMMANDS = (
-    encode, decode, reconstruct, interpolate, manipulate, sample, convert, export, info
+    encode, decode, reconstruct, interpolate, manipulate, sample, convert, export, info, redo
 )  # fmt: skip
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app = typer.Typer(
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(attributes.app, name="attributes")
+app.add_typer(codes.app, name="codes")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(train.app, name="train")
 

@@ -128,7 +128,7 @@ class Runner:
         if self.destination and self.destination.folder:
             part = f"-{self.number}" if self.shares > 1 else ""
             self.manifest = Manifest(Path(self.destination.target), self.job, part)
-        load = load or pictures_and_codes(self.model, self.options.fit)
+        load = load or pictures_and_codes(self.model, self.options)
         total = len(items) if isinstance(items, list) else None
         try:
             with self.out.progress(self.command, total, self.nfe) as bar:
@@ -207,6 +207,8 @@ class Runner:
             if isinstance(loaded, InputError):
                 self.fail(item.label, loaded)
                 loaded = []
+            for note in {one.note for one in loaded if one.note}:
+                self.out.say(note)
             wanted = [one for one in loaded if self._wanted(one)]
             if not wanted and item not in self._later:
                 bar.advance(1)
@@ -248,7 +250,8 @@ class Runner:
                 self._later.append(loaded.item)
                 return False
             self._seen.add(path)
-            if self.manifest.refresh():
+            if not state.done:  # another process may have made it since this was read
+                self.manifest.refresh()
                 state = self._find(loaded.place, loaded.source)
         if self._may_write(path, loaded.label, state):
             return True

@@ -59,7 +59,6 @@ def decode(
         made = []
         for row, source in enumerate(batch):
             facts = {
-                "codes": codes.fingerprint(row),
                 "sampling": codes.sampling | options.changes(),
                 "random_noise": random_noise,
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,7 +50,7 @@ def interpolate(
     destination = Destination.parse(output, ".png")
     runner = Runner(options, "interpolate", destination)
     runner.nfe = runner.model.evaluations(options.sampling())[1] * (2 if mode != "latent" else 1)
-    load = pictures_and_codes(runner.model, options.fit)
+    load = pictures_and_codes(runner.model, options)
     try:
         ends = [one for item in items for one in load(item, lambda place, source: State())]
         if len(ends) != 2:
@@ -87,7 +87,7 @@ def interpolate(
     runner.run(frame_items, process, None if destination.folder else gather, load)
 
 
-def _one_file(frames: Tensor, suffix: str, what: dict[str, object], duration: int) -> bytes:
+def _one_file(frames: Tensor, suffix: str, what: dict[str, Any] | None, duration: int) -> bytes:
     """An animation, or a strip."""
     from ..images import encode_frames, encode_picture, tile
 

@@ -7,7 +7,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,12 @@ from .inputs import Item
 from .manifest import State
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from ..codes import Codes
     from ..engine import Model
+    from .options import BatchOptions
 
 READERS = 2  # threads that read and decode pictures
 
@@ -36,6 +38,9 @@ class Loaded:
     state: State = field(default_factory=State)  # of its output
     picture: Tensor | None = None
     codes: Codes | None = None
+    alpha: Tensor | None = None  # uint8 (1, H, W), of the output
+    exif: Image.Exif | None = None  # to be carried over
+    note: str = ""  # something that the user should know
 
 
 Find = Callable[[Path, str], State]  # of the output for a place, made of this source
@@ -52,33 +57,68 @@ def numbered(source: str = "") -> Load:
     return load
 
 
-def pictures_and_codes(model: Model, fit: str) -> Load:
-    """How to read an item as what the model takes: a picture, or each row of a codes file."""
+def pictures_and_codes(model: Model, options: BatchOptions) -> Load:
+    """How to read an item as what the model takes: a picture, each of its frames, or each row of a
+    codes file."""
 
     def load(item: Item, find: Find) -> Iterator[Loaded]:
         data = item.read()
         source = hashlib.sha256(data).hexdigest()
         if data[8:9] == b"{" or item.is_codes:
             return _codes(item, data, source, model, find)
-        return _picture(item, data, source, model, fit, find)
+        return _pictures(item, data, source, model, options, find)
 
     return load
 
 
-def _picture(
-    item: Item, data: bytes, source: str, model: Model, fit: str, find: Find
+def _pictures(
+    item: Item, data: bytes, source: str, model: Model, options: BatchOptions, find: Find
 ) -> Iterator[Loaded]:
-    from ..images import digest, open_picture, prepare, to_float
+    from ..images import has_more_frames, open_frames, open_picture
 
     state = find(item.place, source)
     if state.done:
         yield Loaded(item, item.label, item.place, source, state=state)
         return
+    first = open_picture(data, item.label)
+    if not has_more_frames(first):
+        yield _picture(item, "", first, source, model, options, state)
+    elif options.frames == "first":
+        note = f"{item.label}: the first of its frames alone; --frames all takes each"
+        yield replace(_picture(item, "", first, source, model, options, state), note=note)
+    else:
+        for number, frame in enumerate(open_frames(data, item.label)):
+            suffix = f"-{number:04d}"
+            state = find(item.place.with_name(item.place.name + suffix), source)
+            yield _picture(item, suffix, frame, source, model, options, state)
+
+
+def _picture(
+    item: Item,
+    suffix: str,
+    image: Image.Image,
+    source: str,
+    model: Model,
+    options: BatchOptions,
+    state: State,
+) -> Loaded:
+    """A decoded picture in the model's frame; `suffix` tells its frames apart."""
+    from ..images import alpha_of, digest, prepare, to_float
+    from ..metadata import exif_of
+
     unet = model.config.unet
-    image = open_picture(data, item.label)
-    pixels = prepare(image, unet.image_size, unet.channels, fit)
-    picture = to_float(pixels)[None]
-    yield Loaded(item, item.label, item.place, source, digest(pixels), state, picture)
+    pixels = prepare(image, unet.image_size, unet.channels, options.fit)
+    return Loaded(
+        item,
+        item.label + suffix,
+        item.place.with_name(item.place.name + suffix),
+        source,
+        digest(pixels),
+        state,
+        to_float(pixels)[None],
+        alpha=alpha_of(image, unet.image_size, options.fit) if options.keep_alpha else None,
+        exif=exif_of(image) if options.keep_exif else None,
+    )
 
 
 def _codes(item: Item, data: bytes, source: str, model: Model, find: Find) -> Iterator[Loaded]:
@@ -112,12 +152,16 @@ def loaded_ahead(
     pool = ThreadPoolExecutor(READERS)
     try:
         waiting: deque[tuple[Item, Future[list[Loaded] | InputError]]] = deque()
-        for item in items:
-            waiting.append((item, pool.submit(loaded, item)))
-            if len(waiting) > ahead:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(loaded, item)))
+                if len(waiting) > ahead:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+        finally:
+            # Also what came before a stream broke off.
+            while waiting:
                 first, future = waiting.popleft()
                 yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
     finally:
         pool.shutdown(cancel_futures=True)

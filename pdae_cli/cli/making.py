@@ -92,18 +92,29 @@ def picture_file(
 ) -> bytes:
     """A float picture (C, H, W) as a file that says how it was made; `sources`: of what, where that
     isn't `one` itself."""
-    from ..images import encode_picture, to_pixels
+    from ..images import encode_picture, to_pixels, with_alpha
 
     assert runner.destination is not None
+    pixels = to_pixels(picture)
+    if one.alpha is not None:  # as often as pictures stand side by side
+        beside = pixels.shape[2] // one.alpha.shape[2]
+        pixels = with_alpha(pixels, one.alpha.repeat(1, 1, beside))
+    if one.codes is not None:
+        facts = {"codes": one.codes.fingerprint(0), **facts}
     facts = {"place": one.place.as_posix(), **facts}
     made_of = [one] if sources is None else sources
     return encode_picture(
-        to_pixels(picture), runner.destination.suffix, recipe(runner, made_of, facts)
+        pixels, runner.destination.suffix, recipe(runner, made_of, facts), one.exif
     )
 
 
-def recipe(runner: Runner, sources: Sequence[Loaded], facts: dict[str, Any]) -> dict[str, Any]:
-    """What a written picture says of itself: enough to make it again from the same input."""
+def recipe(
+    runner: Runner, sources: Sequence[Loaded], facts: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What a written picture says of itself: enough to make it again from the same input. None
+    where the user wants it to say nothing."""
+    if runner.options.no_metadata:
+        return None
     return {
         "version": __version__,
         "command": runner.command,

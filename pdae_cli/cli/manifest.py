@@ -42,7 +42,7 @@ class Job:
     @property
     def digest(self) -> str:
         """SHA-256 of all three; options that weren't given don't count."""
-        told = {k: v for k, v in self.options.items() if v not in (None, False, (), [])}
+        told = {k: v for k, v in self.options.items() if _given(v)}
         text = json.dumps([self.command, self.model, told], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -59,11 +59,16 @@ class Job:
         return "; ".join(changed) or "other options"
 
 
+def _given(value: Any) -> bool:
+    """Whether an option has a value; 0 is one."""
+    return not (value is None or value is False or value in ((), []))
+
+
 def _shown(value: Any) -> str:
     """An option's value as one types it."""
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "not given"
-    return "not given" if value in (None, False) else str(value)
+    if not _given(value):
+        return "not given"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def options_that_matter(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -96,9 +101,13 @@ class Manifest:
             self._claims = (folder / FOLDER / "claims").open("a+b")
         except OSError as error:
             raise unwritable(folder, error) from error
-        self.refresh()
-        if job.digest not in self._jobs:
-            self._append([{"job": job.digest, **vars(job)}])
+        try:
+            self.refresh()
+            if job.digest not in self._jobs:
+                self._append([{"job": job.digest, **vars(job)}])
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of all claims."""
@@ -106,9 +115,8 @@ class Manifest:
 
     # --- What is known ----------------------------------------------------------------------
 
-    def refresh(self) -> bool:
-        """Read what was appended since the last time, by any process; whether there was any."""
-        before = dict(self._read)
+    def refresh(self) -> None:
+        """Read what was appended since the last time, by any process."""
         for path in sorted((self.folder / FOLDER).glob("manifest*.jsonl")):
             begin = self._read.get(path, 0)
             if path.stat().st_size == begin:
@@ -120,7 +128,6 @@ class Manifest:
             self._read[path] = begin + whole
             for line in data[:whole].splitlines():
                 self._learn(line)
-        return self._read != before
 
     def _learn(self, line: bytes) -> None:
         try:

@@ -140,7 +140,6 @@ def edited(
     made = []
     for row, (source, report) in enumerate(zip(batch, reports, strict=True)):
         facts = {
-            "codes": original.fingerprint(row),
             "attributes": report,
             "sampling": original.sampling,
         }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "faces64"
 FITS = ("crop", "pad", "stretch")
+FRAMES = ("first", "all")
 
 Inputs = Annotated[
     list[str] | None,
@@ -167,6 +168,16 @@ class BatchOptions(SamplingOptions):
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out what exists already.")
     ] = False
+    frames: Annotated[str, typer.Option(help="Of animated pictures: first, or all.")] = "first"
+    keep_alpha: Annotated[
+        bool, typer.Option("--keep-alpha", help="Give outputs their input's transparency.")
+    ] = False
+    keep_exif: Annotated[
+        bool, typer.Option("--keep-exif", help="Copy the input's EXIF: camera, place, time.")
+    ] = False
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Don't write into pictures how they were made.")
+    ] = False
     num_processes: Annotated[
         int, typer.Option(min=1, help="Share the inputs out among so many processes.")
     ] = 1
@@ -177,6 +188,8 @@ class BatchOptions(SamplingOptions):
     def __post_init__(self) -> None:
         if self.fit not in FITS:
             raise UsageError(f"unknown --fit {self.fit!r}; known: {', '.join(FITS)}")
+        if self.frames not in FRAMES:
+            raise UsageError(f"unknown --frames {self.frames!r}; known: {', '.join(FRAMES)}")
         if self.overwrite and self.skip_existing:
             raise UsageError("--overwrite and --skip-existing exclude each other")
 

@@ -39,7 +39,7 @@ class Output:
         """One result: the record as a JSON line, or the text."""
         if self.json:
             print(json.dumps(plain(record), allow_nan=False), flush=True)
-        elif not self.quiet:
+        elif text and not self.quiet:
             print(printable(text), flush=True)
 
     def say(self, text: str) -> None:

@@ -83,7 +83,6 @@ def reconstruct(
             if compare:
                 picture = torch.cat([originals[row], picture], dim=2)
             facts = {
-                "codes": codes.fingerprint(row),
                 "sampling": codes.sampling,
                 "random_noise": random_noise,
             }
