@@ -22,9 +22,9 @@ from typing import Any, BinaryIO, NoReturn
 import safetensors.torch
 from torch import Tensor
 
-# Room for MAX_TENSORS of the longest names. Where the tensors themselves are larger the header may
-# be as large as they: z alone of 100,000 pictures comes with more names than that.
-MAX_HEADER = 16 << 20
+# Three times what MAX_TENSORS of usual names need; parsed, it can take 20 times as much memory.
+# Where there are more bytes of tensors, there may be as many: codes of 100,000 pictures name each.
+MAX_HEADER = 4 << 20
 LARGEST_HEADER = 100_000_000  # the library's own limit
 MAX_METADATA = 1 << 20  # characters, where the caller doesn't expect a name a row
 MAX_TENSORS = 10_000
@@ -91,13 +91,15 @@ def check(
     """
     with _opened(source) as file:
         text, size = _header_text(file)
+    if text.count(b'"data_offsets"') > MAX_TENSORS:  # before the time that parsing takes
+        raise TensorsError(f"it has more than {MAX_TENSORS} tensors")
     try:
         header = strict_json(text.decode())
     except UnicodeDecodeError as error:
         raise TensorsError("its header isn't UTF-8") from error
     metadata = _checked_metadata(header.pop(METADATA, {}), keys, most_metadata)
     if len(header) > MAX_TENSORS:
-        raise TensorsError(f"it claims {len(header)} tensors; {MAX_TENSORS} can be")
+        raise TensorsError(f"it has more than {MAX_TENSORS} tensors")
     tensors = {name: _spec(name, value) for name, value in header.items()}
     _check_layout(tensors, size)
     return Header(tensors, metadata)

@@ -24,12 +24,14 @@ class EncoderConfig:
     z_dim: int
 
     def __post_init__(self) -> None:
-        halvings = math.log2(self.image_size / FINAL_SIZE)
+        halvings = math.log2(max(self.image_size, 1) / FINAL_SIZE)
         if halvings != len(self.widths):
             raise ValueError(
                 f"{len(self.widths)} stride-2 convolutions don't bring "
                 f"{self.image_size} pixels to {FINAL_SIZE}"
             )
+        if min(self.z_dim, *self.widths) < 1:
+            raise ValueError(f"an encoder of widths {self.widths} and z of {self.z_dim} dimensions")
 
     @classmethod
     def for_size(cls, image_size: int, channels: int = 3, z_dim: int = 512) -> EncoderConfig:

@@ -23,6 +23,8 @@ class LatentConfig:
     def __post_init__(self) -> None:
         if not 2 <= self.layers <= 256:
             raise ValueError(f"{self.layers} layers; 2 to 256 can be built")
+        if min(self.z_dim, self.width) < 1:
+            raise ValueError(f"z of {self.z_dim} dimensions and a width of {self.width}")
 
 
 class LatentLayer(nn.Module):

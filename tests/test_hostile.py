@@ -1,0 +1,287 @@
+"""Hostile safetensors: each is refused with one line before anything in it is used."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import Command
+from hostile import FORMAT, raw, z
+from torch import Tensor
+
+from pdae_cli import tensors as safe
+from pdae_cli.checkpoints import load
+from pdae_cli.checkpoints.native import guarded, read_attributes, read_latent_dpm
+from pdae_cli.codes import Codes, read_codes, to_bytes, write_codes
+from pdae_cli.errors import InputError, ModelError, PdaeError
+from pdae_cli.training.state import read_facts
+
+FACTS: dict[str, Any] = {
+    "format": "pdae-codes-2",
+    "model": "tiny",
+    "digest": "ab" * 32,
+    "sampling": {"inference_steps": 5, "solver": "ddim"},
+    "sources": ["a.png", "b.png"],
+    "digests": ["01" * 32, "23" * 32],
+    "converged": [],
+}
+TENSORS = {"z": torch.ones(2, 6), "x_T": torch.ones(2, 3, 4, 4)}
+
+
+def refused(read: Callable[[], object], kind: type[PdaeError], name: str) -> str:
+    """The one line that it is refused with."""
+    with pytest.raises(kind) as caught:
+        read()
+    line = str(caught.value)
+    assert line.isprintable() and name in line and len(line) < 1000, line
+    return line
+
+
+class TestFormat:
+    @pytest.mark.parametrize("data", FORMAT.values(), ids=FORMAT.keys())
+    def test_every_reader_refuses(self, data: bytes, tiny_folder: Path, tmp_path: Path) -> None:
+        """As codes (in memory, and on disk), training state, weights, attributes, latent DPM."""
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(data)
+        refused(lambda: read_codes(path, "it"), InputError, "it: not a codes file")
+        refused(lambda: read_codes(io.BytesIO(data), "it"), InputError, "it: not a codes file")
+        refused(lambda: read_facts(path), InputError, path.name)
+        shutil.copytree(tiny_folder, tmp_path / "m")
+        shutil.copyfile(path, tmp_path / "m" / "model.safetensors")
+        refused(lambda: load(str(tmp_path / "m")), ModelError, "model.safetensors")
+        for read in (read_attributes, read_latent_dpm):
+            refused(lambda read=read: guarded(path, lambda: read(path)), ModelError, path.name)  # type: ignore[misc]
+
+    def test_there_are_as_many_as_were_promised(self) -> None:
+        assert len(FORMAT) + len(WRONG_FACTS) + len(WRONG_TENSORS) >= 60
+
+    def test_the_same_without_the_damage_is_read(self) -> None:
+        header = safe.check(raw(z()))
+        assert safe.load(raw(z()), header)["z"].tolist() == [[0.0, 0.0]]
+
+    @pytest.mark.parametrize(
+        "name", ["100,000 tensors", "20 MB of metadata", "a million lists", "deep"]
+    )
+    def test_no_more_memory_than_a_few_times_the_file(self, name: str) -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(safe.TensorsError):
+                safe.check(FORMAT[name])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 100 << 20
+
+    def test_a_fifo_isnt_waited_for(self, tmp_path: Path) -> None:
+        os = pytest.importorskip("os")
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("no FIFOs here")
+        os.mkfifo(tmp_path / "x.safetensors")
+        with pytest.raises(safe.TensorsError, match="regular"):
+            safe.check(tmp_path / "x.safetensors")
+
+
+def deep(text: str = "[") -> str:
+    return text * 100_000
+
+
+# What a fact of the codes' metadata is changed to, and words of the answer.
+WRONG_FACTS: dict[str, tuple[dict[str, Any], str]] = {
+    "another format": ({"format": "pdae-codes-9"}, "'pdae-codes-9', this version reads"),
+    "format is a list": ({"format": ["pdae-codes-2"]}, "this version reads"),
+    "format turns the terminal": ({"format": "\x1b[31mred"}, "this version reads"),
+    "unknown fact": ({"extra": 1}, "no more"),
+    "model is a number": ({"model": 7}, "not a name"),
+    "model of a million letters": ({"model": "m" * 10**6}, "not a name"),
+    "digest isn't hexadecimal": ({"digest": "x" * 64}, "no SHA-256"),
+    "digest is a number": ({"digest": 7}, "no SHA-256"),
+    "digest too long": ({"digest": "a" * 65}, "no SHA-256"),
+    "sources are a text": ({"sources": "ab"}, "sources aren't a list"),
+    "one source too few": ({"sources": ["a.png"]}, "sources aren't a list of 2"),
+    "100,000 sources": ({"sources": ["a"] * 10**5}, "sources aren't a list of 2"),
+    "sources are numbers": ({"sources": [1, 2]}, "sources aren't texts"),
+    "a source of a million letters": ({"sources": ["a" * 10**6, "b"]}, "sources aren't texts"),
+    "digests missing": ({"digests": []}, "digests aren't a list"),
+    "digests aren't hexadecimal": ({"digests": ["../../x", "25 %"]}, "no SHA-256"),
+    "digests in upper case": ({"digests": ["AB" * 32, "CD" * 32]}, "no SHA-256"),
+    "converged is null": ({"converged": None}, "converged"),
+    "converged of one": ({"converged": [True]}, "converged"),
+    "converged of numbers": ({"converged": [1, 0]}, "true and false"),
+    "sampling is a list": ({"sampling": [1]}, "sampling is"),
+    "unknown setting": ({"sampling": {"magic": 1}}, "unknown fields: magic"),
+    "steps as text": ({"sampling": {"inference_steps": "20"}}, "inference_steps is '20'"),
+    "steps true": ({"sampling": {"inference_steps": True}}, "inference_steps is True"),
+    "steps with a fraction": ({"sampling": {"inference_steps": 20.5}}, "is 20.5"),
+    "a billion steps": ({"sampling": {"inference_steps": 10**9}}, "1 to 1000"),
+    "negative steps": ({"sampling": {"inference_steps": -1}}, "1 to 1000"),
+    "a billion corrections": ({"sampling": {"corrections": 10**9}}, "0 to 20"),
+    "unknown solver": ({"sampling": {"solver": "__import__"}}, "unknown solver"),
+    "solver is a list": ({"sampling": {"solver": ["ddim"]}}, "solver is"),
+    "unknown spacing": ({"sampling": {"spacing": "\x1b]0;x\x07"}}, "unknown spacing"),
+    "unknown parity": ({"sampling": {"parity": "other"}}, "unknown parity"),
+    "guidance as text": ({"sampling": {"guidance": "1"}}, "guidance is '1'"),
+    "infinite guidance": ({"sampling": {"guidance": float("inf")}}, "Infinity"),
+    "guided from a text": ({"sampling": {"guide_from": "999"}}, "guide_from is '999'"),
+    "settings that contradict": (
+        {"sampling": {"solver": "ddim", "parity": "pdae"}},
+        "leave solver",
+    ),
+}
+WRONG_TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
+    "NaN in z": ({"z": torch.full((2, 6), torch.nan)}, "z' holds numbers that aren't finite"),
+    "infinity in x_T": ({"x_T": torch.full((2, 3, 4, 4), torch.inf)}, "aren't finite"),
+    "z of doubles": ({"z": torch.ones(2, 6, dtype=torch.float64)}, "float32"),
+    "z of integers": ({"z": torch.ones(2, 6, dtype=torch.int32)}, "float32"),
+    "z of one dimension": ({"z": torch.ones(12)}, "not (N, D)"),
+    "no pictures": ({"z": torch.ones(0, 6)}, "not (N, D)"),
+    "z without dimensions": ({"z": torch.ones(2, 0)}, "not (N, D)"),
+    "x_T of other pictures": ({"x_T": torch.ones(3, 3, 4, 4)}, "not (2, C, H, W)"),
+    "x_T flat": ({"x_T": torch.ones(2, 48)}, "not (2, C, H, W)"),
+    "eps_T unlike x_T": ({"eps_T": torch.ones(2, 3, 8, 8)}, "eps_T isn't like x_T"),
+    "another tensor": ({"weight": torch.ones(1)}, "aren't z, x_T and eps_T"),
+}
+WRONG_JSON = {
+    "not JSON": ("format", "no JSON"),
+    "a list": ("[]", "is a list"),
+    "a number": ("1", "is a int"),
+    "deep lists": (deep(), "too deep"),
+    "deep objects": (deep('{"a":'), "too deep"),
+    "NaN": ('{"format": NaN}', "the number NaN"),
+    "1e999 as guidance": (
+        json.dumps(FACTS | {"sampling": {"guidance": 7}}).replace("7", "1e999", 1),
+        "guidance must be a finite",
+    ),
+    "a key twice": ('{"format": "pdae-codes-2", "format": "pdae-codes-2"}', "twice"),
+    "a number of 5,000 digits": ('{"format": ' + "9" * 5000 + "}", "no JSON"),
+}
+
+
+def codes_file(facts: str, tensors: dict[str, Tensor] = TENSORS) -> io.BytesIO:
+    """A codes file with a true seal, so that only what it says is wrong."""
+    return io.BytesIO(safe.sealed(tensors, {"pdae": facts}))
+
+
+class TestCodes:
+    def test_the_same_without_the_change_is_read(self) -> None:
+        assert len(read_codes(codes_file(json.dumps(FACTS)), "it")) == 2
+
+    @pytest.mark.parametrize(("change", "words"), WRONG_FACTS.values(), ids=WRONG_FACTS.keys())
+    def test_facts(self, change: dict[str, Any], words: str) -> None:
+        source = codes_file(json.dumps(FACTS | change))
+        assert words in refused(lambda: read_codes(source, "it"), InputError, "it: ")
+
+    @pytest.mark.parametrize("missing", FACTS)
+    def test_missing_facts(self, missing: str) -> None:
+        source = codes_file(json.dumps({k: v for k, v in FACTS.items() if k != missing}))
+        refused(lambda: read_codes(source, "it"), InputError, "it: ")
+
+    @pytest.mark.parametrize(("change", "words"), WRONG_TENSORS.values(), ids=WRONG_TENSORS.keys())
+    def test_tensors(self, change: dict[str, Tensor], words: str) -> None:
+        source = codes_file(json.dumps(FACTS), TENSORS | change)
+        assert words in refused(lambda: read_codes(source, "it"), InputError, "it: ")
+
+    @pytest.mark.parametrize(("facts", "words"), WRONG_JSON.values(), ids=WRONG_JSON.keys())
+    def test_json(self, facts: str, words: str) -> None:
+        source = codes_file(facts)
+        assert words in refused(lambda: read_codes(source, "it"), InputError, "it: ")
+
+    @pytest.mark.parametrize("metadata", [{}, {"other": "{}"}, {"pdae": "{}", "format": "pt"}])
+    def test_metadata_of_other_programs(self, metadata: dict[str, str]) -> None:
+        source = io.BytesIO(safe.sealed(TENSORS, metadata))
+        refused(lambda: read_codes(source, "it"), InputError, "it: not a codes file of pdae")
+
+    @pytest.mark.parametrize(
+        ("data", "words"),
+        [
+            (FORMAT["tensor twice"], "'z' twice"),
+            (FORMAT["name with an escape"], r"'z\x1b[2J'"),
+            (codes_file(deep()).getvalue(), "too deep"),
+            (codes_file(json.dumps(FACTS | {"digest": 7})).getvalue(), "no SHA-256"),
+            (codes_file(json.dumps(FACTS | {"model": "\x1b[2J"})).getvalue(), r"\x1b[2J"),
+            (
+                codes_file(json.dumps(FACTS)).getvalue(),
+                "another model (tiny, weights abababababab)",
+            ),
+        ],
+        ids=["twice", "escape", "deep", "digest", "model's name", "another model"],
+    )
+    def test_commands(self, pdae: Command, tmp_path: Path, data: bytes, words: str) -> None:
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(data)
+        result = pdae("decode", path, "-o", tmp_path / "out.png")
+        assert (result.code, result.out) == (3, b"")
+        assert words in result.err and "\x1b" not in result.err and "Traceback" not in result.err
+        assert not (tmp_path / "out.png").exists()
+
+    def test_codes_of_another_model_show_both_digests(
+        self, pdae: Command, tiny_folder: Path, tmp_path: Path
+    ) -> None:
+        ours = load(str(tiny_folder)).digest
+        codes = Codes(torch.ones(1, 6), sources=("a",), digests=("b",), digest="c" * 64)
+        write_codes(tmp_path / "x.safetensors", codes)
+        result = pdae("decode", tmp_path / "x.safetensors", "-o", tmp_path / "out.png")
+        assert result.code == 3 and "c" * 12 in result.err and ours[:12] in result.err
+
+
+class TestSeals:
+    """R9, R10: damage and edits are noticed before use, by the SHA-256 of the whole file."""
+
+    CODES = Codes(
+        torch.arange(12.0).reshape(2, 6),
+        torch.ones(2, 3, 4, 4),
+        sources=("a.png", "é.png"),
+        digests=("0" * 64, "00"),
+        digest="0" * 64,
+    )
+
+    def test_every_byte_of_the_header_matters(self) -> None:
+        data = to_bytes(self.CODES)
+        header = 8 + int.from_bytes(data[:8], "little")
+        chance = random.Random(0)
+        for place in range(header):
+            for flip in {1, 0x20, 0x80, chance.randrange(1, 256)}:
+                damaged = bytearray(data)
+                damaged[place] ^= flip
+                refused(lambda d=damaged: read_codes(io.BytesIO(bytes(d)), "it"), InputError, "it")  # type: ignore[misc]
+
+    def test_every_byte_of_the_tensors_matters(self) -> None:
+        data = to_bytes(self.CODES)
+        for place in range(8 + int.from_bytes(data[:8], "little"), len(data)):
+            damaged = bytearray(data)
+            damaged[place] ^= 1
+            line = refused(
+                lambda d=damaged: read_codes(io.BytesIO(bytes(d)), "it"),  # type: ignore[misc]
+                InputError,
+                "it",
+            )
+            assert "it was damaged or edited" in line
+
+    def test_edited_metadata_show_both_digests(self) -> None:
+        data = to_bytes(self.CODES)
+        seal = safe.check(data).metadata["sha256"]
+        edited = data.replace(b"a.png", b"b.png")
+        line = refused(lambda: read_codes(io.BytesIO(edited), "it"), InputError, "it")
+        assert seal[:12] in line and line.count("SHA-256") == 1 and "edited" in line
+
+    def test_the_same_codes_make_the_same_bytes(self) -> None:
+        assert to_bytes(self.CODES) == to_bytes(self.CODES)
+        two = {"b": "2", "a": "1"}
+        assert safe.sealed(TENSORS, two) == safe.sealed(TENSORS, dict(reversed(two.items())))
+
+    def test_the_library_reads_sealed_files(self) -> None:
+        tensors = safetensors.torch.load(to_bytes(self.CODES))
+        assert torch.equal(tensors["z"], self.CODES.z)
+
+    def test_files_without_a_seal_are_read(self) -> None:
+        """As older versions wrote them."""
+        data = safetensors.torch.save(TENSORS, metadata={"pdae": json.dumps(FACTS)})
+        assert torch.equal(read_codes(io.BytesIO(data), "it").z, TENSORS["z"])
