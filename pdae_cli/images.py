@@ -147,13 +147,16 @@ def normalised(image: Image.Image) -> Image.Image:
     """
     turn = TURNS.get(exif_tag(image, ExifTags.Base.Orientation))
     profile = image.info.get("icc_profile")
-    image = _to_eight_bits(image)
-    if not (profile and image.mode == "CMYK"):
-        image = _to_plain_mode(image)
-    image = _to_srgb(image, profile)
-    image = image.copy() if turn is None else image.transpose(turn)
-    image.info = {}
-    return image
+    plain = _to_eight_bits(image)
+    if not (profile and plain.mode == "CMYK"):
+        plain = _to_plain_mode(plain)
+    plain = _to_srgb(plain, profile)
+    if turn is not None:
+        plain = plain.transpose(turn)
+    elif plain is image:
+        plain = image.copy()
+    plain.info = {}
+    return plain
 
 
 def prepare(image: Image.Image, size: int, channels: int = 3, fit: str = "crop") -> Tensor:
@@ -162,7 +165,7 @@ def prepare(image: Image.Image, size: int, channels: int = 3, fit: str = "crop")
     It is `normalised`; alpha is composited on white. `fit`: `crop` the middle square, `pad` with
     black, or `stretch`.
     """
-    image = _on_white(normalised(image)).convert("L" if channels == 1 else "RGB")
+    image = _converted(_on_white(normalised(image)), "L" if channels == 1 else "RGB")
     return _to_tensor(_fitted(image, size, fit))
 
 
@@ -189,8 +192,9 @@ def _on_white(image: Image.Image) -> Image.Image:
     """Mode L, LA, RGB or RGBA without its alpha."""
     if "A" not in image.mode:
         return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    ground = Image.new(image.mode.removesuffix("A"), image.size, "white")
+    ground.paste(image, mask=image)
+    return ground
 
 
 def _fitted(image: Image.Image, size: int, fit: str) -> Image.Image:
@@ -208,21 +212,32 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """DEEP_MODES → L, some rows at a time: a large picture's floats would take much memory."""
     if image.mode not in DEEP_MODES:
         return image
-    values = torch.frombuffer(bytearray(image.convert("F").tobytes()), dtype=torch.float32)
-    values = values.nan_to_num() * 255 if image.mode == "F" else values / 257
-    pixels = values.round().clamp(0, 255).to(torch.uint8)
-    return Image.frombytes("L", image.size, pixels.numpy().tobytes())
+    result = Image.new("L", image.size)
+    rows = max(1, (1 << 20) // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("F")
+        values = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.float32)
+        values = values.nan_to_num() * 255 if image.mode == "F" else values / 257
+        pixels = values.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
+        result.paste(Image.frombytes("L", strip.size, pixels), (0, top))
+    return result
 
 
 def _to_plain_mode(image: Image.Image) -> Image.Image:
     """Any 8-bit mode → L, LA, RGB or RGBA."""
-    if image.mode == "LA":
+    if image.mode in ("LA", "RGBA"):
         return image
     if image.has_transparency_data:
         return image.convert("RGBA")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return _converted(image, "L" if image.mode in ("1", "L") else "RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Pillow's `convert`, which copies even what is in this mode."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -230,7 +245,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if not profile:
         return image
     alpha = image.getchannel("A") if "A" in image.mode else None
-    colours = image.convert(image.mode.removesuffix("A"))
+    colours = _converted(image, image.mode.removesuffix("A"))
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         target = ImageCms.createProfile("sRGB")
