@@ -165,8 +165,8 @@ def prepare(image: Image.Image, size: int, channels: int = 3, fit: str = "crop")
     It is `normalised`; alpha is composited on white. `fit`: `crop` the middle square, `pad` with
     black, or `stretch`.
     """
-    image = _converted(_on_white(normalised(image)), "L" if channels == 1 else "RGB")
-    return _to_tensor(_fitted(image, size, fit))
+    image = _converted(on_white(normalised(image)), "L" if channels == 1 else "RGB")
+    return to_tensor(_fitted(image, size, fit))
 
 
 def alpha_of(image: Image.Image, size: int, fit: str = "crop") -> Tensor | None:
@@ -177,7 +177,7 @@ def alpha_of(image: Image.Image, size: int, fit: str = "crop") -> Tensor | None:
     if not image.has_transparency_data:
         return None
     image = normalised(image)
-    return _to_tensor(_fitted(image.getchannel("A"), size, fit)) if "A" in image.mode else None
+    return to_tensor(_fitted(image.getchannel("A"), size, fit)) if "A" in image.mode else None
 
 
 def with_alpha(pixels: Tensor, alpha: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def with_alpha(pixels: Tensor, alpha: Tensor) -> Tensor:
     return torch.cat([colours.round().clamp(0, 255).to(torch.uint8), alpha])
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
     """Mode L, LA, RGB or RGBA without its alpha."""
     if "A" not in image.mode:
         return image
@@ -205,7 +205,7 @@ def _fitted(image: Image.Image, size: int, fit: str) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     """An 8-bit picture → uint8 (C, H, W)."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.reshape(image.height, image.width, -1).permute(2, 0, 1).contiguous()
@@ -340,7 +340,7 @@ def encode_frames(
     format = WRITABLE[suffix]
     images = [to_image(frame) for frame in frames]
     if format not in WITH_ALPHA:
-        images = [_on_white(image) for image in images]
+        images = [on_white(image) for image in images]
     width, height = images[0].size
     if max(width, height) > LONGEST.get(format, width + height):
         raise InputError(
