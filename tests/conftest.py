@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from PIL import Image
@@ -137,6 +139,13 @@ class Result:
 
 
 Command = Callable[..., Result]
+SCHEMA = json.loads((ROOT / "pdae_cli" / "cli" / "record.schema.json").read_text())
+
+
+def check_records(out: bytes) -> None:
+    """Every line of --json is as the shipped schema says."""
+    for line in out.decode().splitlines():
+        jsonschema.validate(json.loads(line), SCHEMA)
 
 
 @pytest.fixture
@@ -159,6 +168,8 @@ def pdae(
             code = stop.code if isinstance(stop.code, int) else 0
         sys.stdout.flush()
         captured = capfdbinary.readouterr()
+        if "--json" in args and captured.out:
+            check_records(captured.out)
         return Result(code, captured.out, captured.err.decode())
 
     return run

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..codes import Codes
     from ..engine import Model
     from .options import BatchOptions
+    from .photos import Framed
 
 READERS = 2  # threads that read and decode pictures
 
@@ -41,6 +42,7 @@ class Loaded:
     alpha: Tensor | None = None  # uint8 (1, H, W), of the output
     exif: Image.Exif | None = None  # to be carried over
     note: str = ""  # something that the user should know
+    framed: Framed | None = None  # where in a photo the picture is
 
 
 Find = Callable[[Path, str], State]  # of the output for a place, made of this source
@@ -152,16 +154,18 @@ def loaded_ahead(
     pool = ThreadPoolExecutor(READERS)
     try:
         waiting: deque[tuple[Item, Future[list[Loaded] | InputError]]] = deque()
+        broken = None
         try:
             for item in items:
                 waiting.append((item, pool.submit(loaded, item)))
                 if len(waiting) > ahead:
                     first, future = waiting.popleft()
                     yield first, future.result()
-        finally:
-            # Also what came before a stream broke off.
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
+        except InputError as error:  # a stream breaks off; what came before is good
+            broken = error
+        for first, future in waiting:
+            yield first, future.result()
+        if broken is not None:
+            raise broken
     finally:
         pool.shutdown(cancel_futures=True)

@@ -22,14 +22,13 @@ from .options import (
     OutputPath,
     Recursive,
     Stream,
-    scales,
     takes,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..codes import Codes
+    from ..attributes import Scale
     from ..engine import Model
 
 
@@ -43,7 +42,14 @@ def manipulate(
     ] = None,
     scale: Annotated[
         list[str] | None,
-        typer.Option(help="How far, one for each --attr; a list like -0.3,0,0.3 makes a row."),
+        typer.Option(
+            help="How far, one for each --attr; 1.5sd: in standard deviations of the score; a list "
+            "like -0.3,0,0.3 makes a row."
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Attribute whose score is to stay as it is; repeatable."),
     ] = None,
     list_attributes: Annotated[
         bool, typer.Option("--list", help="Print the model's attributes.")
@@ -62,6 +68,8 @@ def manipulate(
     """Edit pictures: more or less of an attribute. Codes in, codes out, unless -o names a picture.
 
     Example: pdae manipulate face.png --attr smiling --scale 0.3 -o smile.png
+
+    Example: pdae manipulate face.png --attr young=-1.5sd --keep eyeglasses -o older.png
     """
     if list_attributes:
         print_attributes(options)
@@ -74,20 +82,23 @@ def manipulate(
     if destination.suffix == CODES_SUFFIX and len(steps) > 1:
         raise UsageError("a list of scales makes a row of pictures; codes take one scale")
     runner = Runner(options, "manipulate", destination)
-    for name, _ in steps[0]:
-        attribute(runner, name)
+    kept = [attribute(runner, name) for name in keep or []]
+    check(runner, steps, kept)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
-        return edited(runner, batch, steps)
+        return edited(runner, batch, steps, kept)
 
     runner.run(items, process)
 
 
-def edits(attributes: list[str], scales_given: list[str]) -> list[list[tuple[str, float]]]:
+Steps = list[list[tuple[str, "Scale"]]]  # the edits of each picture in a row
+
+
+def edits(attributes: list[str], scales_given: list[str]) -> Steps:
     """The edits of each picture in the row: [[(name, scale), …], …]. Raises UsageError."""
     if not attributes:
         raise UsageError("name at least one --attr; --list prints them")
-    pairs: list[tuple[str, list[float]]] = []
+    pairs: list[tuple[str, list[Scale]]] = []
     waiting = list(scales_given)
     for given in attributes:
         name, equals, value = given.partition("=")
@@ -105,6 +116,38 @@ def edits(attributes: list[str], scales_given: list[str]) -> list[list[tuple[str
     ]
 
 
+def scales(text: str) -> list[Scale]:
+    """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]; "0,1.5sd" → [Deviations(0.0), Deviations(1.5)]."""
+    import math
+
+    from ..attributes import Deviations
+
+    parts = [part.strip() for part in text.split(",")]
+    counted = [part.endswith("sd") for part in parts]
+    try:
+        values = [float(part.removesuffix("sd")) for part in parts]
+    except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise UsageError(f"--scale {text!r} isn't a number, 1.5sd, or a list like -0.3,0,0.3")
+    if any(counted):
+        if any(value and not sd for value, sd in zip(values, counted, strict=True)):
+            raise UsageError(f"--scale {text!r}: write sd behind all of them or none")
+        return [Deviations(value) for value in values]
+    return list(values)
+
+
+def check(runner: Runner, steps: Steps, kept: list[str]) -> None:
+    """Raise UsageError, ModelError for edits that this model can't do, before anything is read."""
+    import torch
+
+    for name, scale in [pair for step in steps for pair in step]:
+        attribute(runner, name)
+        known = runner.model.attributes
+        assert known is not None
+        known.move(torch.zeros(1, known.weight.shape[1]), name, scale, keep=kept)
+
+
 def _suffix(format: str | None, items: Iterable[Item]) -> str:
     """The files' suffix where -o doesn't say: pictures stay pictures, codes stay codes."""
     if format is not None:
@@ -117,9 +160,7 @@ def _suffix(format: str | None, items: Iterable[Item]) -> str:
     return CODES_SUFFIX if codes else picture_suffix("png")
 
 
-def edited(
-    runner: Runner, batch: list[Loaded], steps: list[list[tuple[str, float]]]
-) -> Sequence[Made]:
+def edited(runner: Runner, batch: list[Loaded], steps: Steps, kept: list[str]) -> Sequence[Made]:
     """Each picture of a batch with every step's edits, as a row."""
     import torch
 
@@ -128,8 +169,8 @@ def edited(
     assert runner.destination is not None
     model, names = runner.model, [attribute(runner, name) for name, _ in steps[0]]
     original = codes_of(runner, batch)
-    moved = [model.manipulate(original, step) for step in steps]
-    reports = _reports(model, names, steps, original, moved)
+    moved = [model.manipulate(original, step, kept) for step in steps]
+    before, after = model.scores(original), [model.scores(codes) for codes in moved]
     rows: list[Tensor] = []
     if runner.destination.suffix != CODES_SUFFIX:
         changes = runner.options.changes()
@@ -138,46 +179,47 @@ def edited(
         ]
         rows = list(torch.cat(pictures, dim=3))
     made = []
-    for row, (source, report) in enumerate(zip(batch, reports, strict=True)):
-        facts = {
-            "attributes": report,
-            "sampling": original.sampling,
+    for row, source in enumerate(batch):
+        here = before[row], [scores[row] for scores in after]
+        report = {
+            name: _scale(column, steps) | _scores(model, name, *here)
+            for column, name in enumerate(names)
         }
+        record: dict[str, Any] = {"attributes": report}
+        if kept:
+            record["kept"] = {name: _scores(model, name, *here) for name in kept}
         if rows:
-            data = picture_file(runner, source, rows[row], facts)
+            data = picture_file(runner, source, rows[row], {"sampling": original.sampling})
         else:
             data = to_bytes(moved[0][row : row + 1])
-        text = "  ".join(
-            f"{name} {one['before']:+.2f} → {_shown(one['after'])}" for name, one in report.items()
-        )
-        record = {"attributes": report, "model": model.name, "seed": runner.options.seed}
-        made.append(Made(source, data, record, f"  {text}"))
+        record |= {"model": model.name, "seed": runner.options.seed}
+        text = [f"{name} {_shown(one)}" for name, one in report.items()]
+        text += [f"kept {name} {_shown(one)}" for name, one in record.get("kept", {}).items()]
+        made.append(Made(source, data, record, "  " + "  ".join(text)))
     return made
 
 
-def _reports(
-    model: Model,
-    names: list[str],
-    steps: list[list[tuple[str, float]]],
-    original: Codes,
-    moved: list[Codes],
-) -> list[dict[str, dict[str, Any]]]:
-    """For each picture: the scale of each edited attribute, and its score before and after."""
+def _scale(column: int, steps: Steps) -> dict[str, Any]:
+    """How far an attribute is moved, as a record has it."""
+    from ..attributes import Deviations
+
+    given = [step[column][1] for step in steps]
+    counts = [one.count if isinstance(one, Deviations) else one for one in given]
+    unit = {"unit": "sd"} if isinstance(given[0], Deviations) else {}
+    return {"scale": _one_or_all(counts), **unit}
+
+
+def _scores(model: Model, name: str, before: Tensor, after: list[Tensor]) -> dict[str, Any]:
+    """A picture's score before and after; where it is known how the score varies, also in its
+    standard deviations from its mean."""
     assert model.attributes is not None
-    columns = [model.attributes.names.index(name) for name in names]
-    before = model.scores(original)[:, columns].tolist()
-    after = [model.scores(codes)[:, columns].tolist() for codes in moved]
-    return [
-        {
-            name: {
-                "scale": _one_or_all([step[column][1] for step in steps]),
-                "before": before[row][column],
-                "after": _one_or_all([scores[row][column] for scores in after]),
-            }
-            for column, name in enumerate(names)
-        }
-        for row in range(len(original))
-    ]
+    column, spread = model.attributes.index(name), model.attributes.spread(name)
+    values = [scores[column].item() for scores in (before, *after)]
+    report = {"before": values[0], "after": _one_or_all(values[1:])}
+    if spread is not None:
+        values = [(value - spread[0]) / spread[1] for value in values]
+        report |= {"before_sd": values[0], "after_sd": _one_or_all(values[1:])}
+    return report
 
 
 def _one_or_all(values: list[float]) -> float | list[float]:
@@ -185,7 +227,13 @@ def _one_or_all(values: list[float]) -> float | list[float]:
     return values[0] if len(values) == 1 else values
 
 
-def _shown(scores: float | list[float]) -> str:
-    return ", ".join(
-        f"{score:+.2f}" for score in (scores if isinstance(scores, list) else [scores])
-    )
+def _shown(report: dict[str, Any]) -> str:
+    """Scores for people."""
+    text = _way(report["before"], report["after"])
+    sd = "before_sd" in report
+    return f"{text} ({_way(report['before_sd'], report['after_sd'])} sd)" if sd else text
+
+
+def _way(before: float, after: float | list[float]) -> str:
+    ends = after if isinstance(after, list) else [after]
+    return f"{before:+.2f} → {', '.join(f'{one:+.2f}' for one in ends)}"

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+SCHEMA = 1  # version of the records, see record.schema.json
+
 
 def printable(text: str) -> str:
     """Text without control characters, so that a file's name can't steer the terminal."""
@@ -38,7 +40,7 @@ class Output:
     def result(self, record: dict[str, Any], text: str) -> None:
         """One result: the record as a JSON line, or the text."""
         if self.json:
-            print(json.dumps(plain(record), allow_nan=False), flush=True)
+            print(json.dumps({"schema": SCHEMA, **plain(record)}, allow_nan=False), flush=True)
         elif text and not self.quiet:
             print(printable(text), flush=True)
 
