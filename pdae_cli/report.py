@@ -1,0 +1,309 @@
+"""A page that says what a command made of its inputs: one HTML file that needs nothing else.
+
+It loads nothing and runs no script but its own, by its Content-Security-Policy, and is read in full
+without scripts. Names and values are anybody's: each is escaped, and none stands in a script, a
+style or an address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import json
+import statistics
+import sys
+from base64 import b64encode
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import resources
+from typing import Any, TypeGuard
+
+from PIL import Image
+from torch import Tensor
+
+from .images import to_image
+from .text import printable
+
+EXACT = 128  # longest side of pictures that are shown as they are, in PNG
+LONGEST = 256  # of others, made smaller, in WebP
+PICTURE_BYTES = 64 << 20  # of all pictures of a page; rows after that have none
+LISTED = 5  # inputs of one failure that are seen at once
+NEVER_SHARED = ("input", "output")  # columns, even where all rows say the same
+MISSING = "—"
+LARGEST = sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input's record, dicts in it flattened, and thumbnails by their titles."""
+
+    record: dict[str, Any]
+    pictures: dict[str, bytes]
+
+    @property
+    def name(self) -> str:
+        return _text(self.record.get("input", ""))
+
+
+@dataclass
+class Report:
+    """What is told of one run: records as commands emit them, with pictures."""
+
+    title: str
+    facts: Mapping[str, str] = field(default_factory=dict)  # of the run as a whole
+    rows: list[Row] = field(default_factory=list)
+    without: int = 0  # rows whose pictures had no room
+    _bytes: int = 0
+
+    def add(self, record: Mapping[str, Any], pictures: Mapping[str, Tensor] | None = None) -> None:
+        """One input: its record (JSON-able; any fields) and uint8 pictures (C, H, W) by titles.
+
+        Pictures are kept as thumbnails until PICTURE_BYTES are full; the page says of how many
+        rows they are left out.
+        """
+        thumbnails = {}
+        if pictures and self._bytes < PICTURE_BYTES:
+            thumbnails = {title: thumbnail(one) for title, one in pictures.items()}
+            self._bytes += sum(map(len, thumbnails.values()))
+        self.without += bool(pictures) and not thumbnails
+        self.rows.append(Row(dict(_flat(record)), thumbnails))
+
+    def page(self, generated_at: datetime | None = None) -> str:
+        """The page, as text that UTF-8 can say."""
+        failed = [row for row in self.rows if row.record.get("status") == "failed"]
+        others = [row for row in self.rows if row.record.get("status") != "failed"]
+        shared = _shared(others)
+        style, script = _asset("report.css"), _asset("report.js")
+        policy = (
+            f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
+            f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+        )
+        return "\n".join(
+            [
+                '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+                f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+                '<meta name="viewport" content="width=device-width, initial-scale=1">',
+                f"<title>{_safe(self.title)}</title>",
+                f"<style>{style}</style>\n</head>\n<body>\n<main>\n<h1>{_safe(self.title)}</h1>",
+                f"<p>{_counts(self.rows)}</p>",
+                _failures(failed),
+                _figures(others, shared),
+                _results(others, shared),
+                f"</main>\n<footer>\n{_facts({**self.facts, **shared})}",
+                self._notes(generated_at),
+                f"</footer>\n<script>{script}</script>\n</body>\n</html>\n",
+            ]
+        )
+
+    def _notes(self, generated_at: datetime | None) -> str:
+        notes = []
+        if self.without:
+            notes.append(
+                f"Pictures take {PICTURE_BYTES >> 20} MiB; {self.without} more rows have none."
+            )
+        if generated_at is not None:
+            time = generated_at.isoformat(timespec="seconds")
+            notes.append(f'Made <time datetime="{time}">{time}</time>.')
+        return "".join(f"<p>{note}</p>" for note in notes)
+
+
+def thumbnail(picture: Tensor) -> bytes:
+    """A uint8 picture (C, H, W) for a page: PNG, exact, up to EXACT pixels a side, else WebP of
+    at most LONGEST."""
+    image, buffer = to_image(picture), io.BytesIO()
+    if max(image.size) <= EXACT:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        image.save(buffer, "WEBP", quality=85)
+    return buffer.getvalue()
+
+
+# --- Sections ----------------------------------------------------------------------------------
+
+
+def _counts(rows: list[Row]) -> str:
+    counts = Counter(_text(row.record.get("status", "done")) for row in rows)
+    parts = ", ".join(f"{count:,} {_safe(status)}" for status, count in counts.most_common())
+    return f"{_plural(len(rows), 'result')}{': ' if parts else ''}{parts}."
+
+
+def _failures(rows: list[Row]) -> str:
+    """Failures by cause, the most frequent first."""
+    causes = defaultdict(list)
+    for row in rows:
+        cause = _text(row.record.get("error", "unknown")).removeprefix(f"{row.name}: ")
+        causes[cause].append(row.name)
+    if not causes:
+        return ""
+    body = []
+    for cause, names in sorted(causes.items(), key=lambda one: -len(one[1])):
+        listed = "<ul>" + "".join(f"<li>{_safe(name)}</li>" for name in names) + "</ul>"
+        if len(names) > LISTED:
+            summary = _plural(len(names), "input")
+            listed = f"<details><summary>{summary}</summary>{listed}</details>"
+        body.append([_head_cell(cause), _cell(len(names)), f"<td>{listed}</td>"])
+    heads = [_head("cause"), _head("times", number=True), _head("inputs", sorts=False)]
+    return f'<h2 class="bad">{_plural(len(rows), "failure")}</h2>{_table("Failures", heads, body)}'
+
+
+def _figures(rows: list[Row], shared: Mapping[str, str]) -> str:
+    """Mean, median and range of each numeric column that varies."""
+    body = []
+    for name in _numeric(rows):
+        if name in shared:
+            continue
+        values = (row.record.get(name) for row in rows)
+        told = [value for value in values if _is_number(value) and abs(value) <= LARGEST]
+        if told:
+            figures = (statistics.fmean(told), statistics.median(told), min(told), max(told))
+            body.append([_head_cell(name), *map(_cell, (len(told), *figures))])
+    if not body or len(rows) < 2:
+        return ""
+    heads = [_head(one, number=one != "figure", sorts=False)
+             for one in ("figure", "count", "mean", "median", "lowest", "highest")]  # fmt: skip
+    return f"<h2>Figures</h2>{_table('Figures', heads, body)}"
+
+
+def _results(rows: list[Row], shared: Mapping[str, str]) -> str:
+    if not rows:
+        return ""
+    titles = list(dict.fromkeys(title for row in rows for title in row.pictures))
+    names = [name for name in _names(rows) if name not in shared and name != "input"]
+    numeric = set(_numeric(rows))
+    heads = [_head("input"), *(_head(title, sorts=False) for title in titles)]
+    heads += [_head(name, number=name in numeric) for name in names]
+    body = [
+        [
+            _head_cell(row.name),
+            *(_picture(row, title) for title in titles),
+            *(_cell(row.record.get(name), name in numeric) for name in names),
+        ]
+        for row in rows
+    ]
+    return f"<h2>Results</h2>{_table('Results', heads, body)}"
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    told = "".join(f"<dt>{_safe(k)}</dt><dd>{_safe(v)}</dd>" for k, v in facts.items())
+    return f"<dl>{told}</dl>" if told else ""
+
+
+# --- Cells -------------------------------------------------------------------------------------
+
+
+def _table(label: str, heads: Iterable[str], body: Iterable[list[str]]) -> str:
+    rows = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
+    return (
+        f'<div class="wide" role="region" aria-label="{label}" tabindex="0"><table>\n'
+        f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _head(name: str, number: bool = False, sorts: bool = True) -> str:
+    kind = ' class="number"' if number else ""
+    own = f' data-name="{_safe(name)}"' if sorts else ""
+    return f'<th scope="col"{kind}{own}>{_safe(name)}</th>'
+
+
+def _head_cell(name: str) -> str:
+    return f'<th scope="row" data-value="{_safe(name)}">{_safe(name)}</th>'
+
+
+def _cell(value: Any, number: bool = True) -> str:
+    text = _text(value)
+    exact = "" if value is None else repr(value) if _is_number(value) else text
+    kind = ' class="number"' if number else ""
+    sorts = exact.replace("inf", "Infinity").replace("nan", "") if _is_number(value) else exact
+    return f'<td{kind} data-value="{_safe(sorts)}">{_safe(text)}</td>'
+
+
+def _picture(row: Row, title: str) -> str:
+    data = row.pictures.get(title)
+    if data is None:
+        return f'<td class="picture">{MISSING}</td>'
+    kind = "png" if data.startswith(b"\x89PNG") else "webp"
+    source = f"data:image/{kind};base64,{b64encode(data).decode()}"
+    alt = _safe(f"{title}: {row.name}")
+    return f'<td class="picture"><img alt="{alt}" decoding="async" src="{source}"></td>'
+
+
+def _text(value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return MISSING
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("inf", "∞")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _safe(text: str) -> str:
+    """For an element's content or a quoted attribute: no markup, no control characters."""
+    return html.escape(printable(text))
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+# --- Columns -----------------------------------------------------------------------------------
+
+
+def _flat(record: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    """The fields of a record; those of a dict in it as "outer inner"."""
+    for key, value in record.items():
+        name = f"{above} {key}" if above else str(key)
+        if isinstance(value, dict):
+            yield from _flat(value, name)
+        else:
+            yield name, value
+
+
+def _names(rows: Iterable[Row]) -> list[str]:
+    """Every field of any record, as they come, the output last."""
+    names = dict.fromkeys(name for row in rows for name in row.record)
+    return sorted(names, key=lambda name: name == "output")
+
+
+def _numeric(rows: list[Row]) -> list[str]:
+    """Fields with numbers and nothing else."""
+    values = {name: [row.record.get(name) for row in rows] for name in _names(rows)}
+    return [
+        name
+        for name, column in values.items()
+        if all(value is None or _is_number(value) for value in column)
+        and any(value is not None for value in column)
+    ]
+
+
+def _shared(rows: list[Row]) -> dict[str, str]:
+    """Fields that all of several records have alike: said once, not in each row."""
+    if len(rows) < 2:
+        return {}
+    return {
+        name: _text(rows[0].record.get(name))
+        for name in _names(rows)
+        if name not in NEVER_SHARED
+        and all(row.record.get(name) == rows[0].record.get(name) for row in rows)
+    }
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# --- The page's own style and script -----------------------------------------------------------
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8").strip()
+
+
+def _hash(content: str) -> str:
+    """The one script or style that the page's policy lets in."""
+    return f"'sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
