@@ -16,6 +16,7 @@ import typer
 from .. import __version__
 from ..errors import OutOfMemory, PdaeError
 from . import attributes, codes, evaluate, train
+from .align import align
 from .convert import convert
 from .decode import decode
 from .encode import encode
@@ -34,7 +35,7 @@ EPILOG = (
 )
 
 COMMANDS = (
-    encode, decode, reconstruct, interpolate, manipulate, sample, convert, export, info, redo
+    encode, decode, reconstruct, interpolate, manipulate, sample, align, convert, export, info, redo
 )  # fmt: skip
 
 app = typer.Typer(

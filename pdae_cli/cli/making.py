@@ -92,13 +92,26 @@ def picture_file(
 ) -> bytes:
     """A float picture (C, H, W) as a file that says how it was made; `sources`: of what, where that
     isn't `one` itself."""
-    from ..images import encode_picture, to_pixels, with_alpha
+    from ..images import to_pixels, with_alpha
 
-    assert runner.destination is not None
     pixels = to_pixels(picture)
     if one.alpha is not None:  # as often as pictures stand side by side
         beside = pixels.shape[2] // one.alpha.shape[2]
         pixels = with_alpha(pixels, one.alpha.repeat(1, 1, beside))
+    return pixels_file(runner, one, pixels, facts, sources)
+
+
+def pixels_file(
+    runner: Runner,
+    one: Loaded,
+    pixels: Tensor,
+    facts: dict[str, Any],
+    sources: Sequence[Loaded] | None = None,
+) -> bytes:
+    """A uint8 picture (C, H, W), with alpha or without, as such a file."""
+    from ..images import encode_picture
+
+    assert runner.destination is not None
     if one.codes is not None:
         facts = {"codes": one.codes.fingerprint(0), **facts}
     facts = {"place": one.place.as_posix(), **facts}

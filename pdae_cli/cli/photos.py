@@ -1,0 +1,195 @@
+"""Full-size photos of faces: which square of one a model sees, and an edit of it put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from .batch import Runner
+from .inputs import Item
+from .loading import Find, Load, Loaded, pictures_and_codes
+from .options import BatchOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from ..align import Likeness
+    from ..codes import Codes
+    from ..engine import Model
+    from ..frames import Frame
+
+Align = Annotated[
+    bool, typer.Option("--align", help="Find the face and bring it into the model's frame first.")
+]
+LandmarksFile = Annotated[
+    str | None, typer.Option("--landmarks", help="Align by this JSON file of eyes and mouths.")
+]
+PasteBack = Annotated[
+    bool, typer.Option("--paste-back", help="Put the edited square back into the full-size photo.")
+]
+Framing = Callable[["Image.Image", str], tuple["Frame", str]]  # photo, label → frame, how found
+
+
+@dataclass(frozen=True)
+class Framed:
+    """The square of a photo that a model sees."""
+
+    photo: Callable[[], Image.Image]  # decodes it: many are read ahead, and large ones don't fit
+    frame: Frame
+    found: str  # how
+
+
+def framing(options: BatchOptions, size: int, align: bool, landmarks: str | None) -> Framing:
+    """How a command finds the model's square, of `size` pixels, in a photo: by landmarks from a
+    file, by detectors, or by --fit. Raises UsageError, and InputError for the file."""
+    if landmarks is not None:
+        return _by_file(options, size, Path(landmarks))
+    return _by_detectors(size) if align else _by_fit(options, size)
+
+
+def _by_file(options: BatchOptions, size: int, path: Path) -> Framing:
+    from ..files import sha256
+    from ..landmarks import named, read_landmarks
+
+    known = read_landmarks(path)
+    options.given["landmarks_sha256"] = sha256(path)  # other landmarks make other pictures
+
+    def frame(photo: Image.Image, label: str) -> tuple[Frame, str]:
+        return named(known, label).frame(size), "landmarks"
+
+    return frame
+
+
+def _by_detectors(size: int) -> Framing:
+    from ..faces import FaceFinder
+
+    finder, one_at_a_time = FaceFinder(), Lock()
+
+    def frame(photo: Image.Image, label: str) -> tuple[Frame, str]:
+        with one_at_a_time:
+            landmarks = finder(photo)
+        return landmarks.frame(size), landmarks.source
+
+    return frame
+
+
+def _by_fit(options: BatchOptions, size: int) -> Framing:
+    from ..frames import Frame
+
+    def frame(photo: Image.Image, label: str) -> tuple[Frame, str]:
+        return Frame.fitted(*photo.size, size, options.fit), "fit"
+
+    return frame
+
+
+def framed_pictures(model: Model, options: BatchOptions, framing: Framing) -> Load:
+    """Like `pictures_and_codes`, but pictures are the squares of photos that `framing` says."""
+    plain = pictures_and_codes(model, options)
+
+    def load(item: Item, find: Find) -> Iterator[Loaded]:
+        data = item.read()
+        for number, one in enumerate(plain(replace(item, read=lambda: data), find)):
+            if one.picture is None:
+                yield one
+                continue
+            photo = _photo(data, one.label, number if options.frames == "all" else None)
+            try:
+                yield _in_frame(model, options, one, photo, framing)
+            except InputError as error:
+                raise InputError(f"{one.label}: {error}") from error
+
+    return load
+
+
+def _photo(data: bytes, name: str, number: int | None) -> Callable[[], Image.Image]:
+    """What decodes a photo, or one of its frames, upright and in 8 bits of RGB or RGBA."""
+
+    def photo() -> Image.Image:
+        from ..images import normalised, open_frames, open_picture
+
+        if number is None:
+            image = normalised(open_picture(data, name))
+        else:
+            image = normalised(next(islice(open_frames(data, name), number, None)))
+        return image.convert("RGBA" if "A" in image.mode else "RGB")
+
+    return photo
+
+
+def _in_frame(
+    model: Model,
+    options: BatchOptions,
+    one: Loaded,
+    photo: Callable[[], Image.Image],
+    framing: Framing,
+) -> Loaded:
+    from ..frames import take
+    from ..images import digest, on_white, prepare, to_float
+
+    unet, whole = model.config.unet, photo()
+    frame, found = framing(on_white(whole), one.label)
+    pixels = prepare(take(on_white(whole), frame), unet.image_size, unet.channels)
+    alpha = None
+    if options.keep_alpha and whole.mode == "RGBA":
+        alpha = prepare(take(whole.getchannel("A"), frame), unet.image_size, channels=1)
+    return replace(
+        one,
+        digest=digest(pixels),
+        picture=to_float(pixels)[None],
+        alpha=alpha,
+        framed=Framed(photo, frame, found),
+        note=one.note or (f"{one.label}: {found}" if found.endswith("no eyes seen") else ""),
+    )
+
+
+def pasted(one: Loaded, edited: Tensor) -> Tensor:
+    """The photo with its edited square (C, H, W), float in [-1, 1]: uint8 (3 or 4, height, width).
+
+    Raises InputError where there is no photo.
+    """
+    from ..frames import paste_back
+    from ..images import to_tensor
+
+    if one.framed is None or one.picture is None:
+        raise InputError(f"{one.label}: --paste-back needs the photo, not its codes")
+    photo = one.framed.photo()
+    return to_tensor(paste_back(photo, one.picture[0], edited, one.framed.frame))
+
+
+class Watch:
+    """Warns of pictures that don't look as if they lay in the model's frame."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    @cached_property
+    def _likeness(self) -> Likeness | None:
+        from ..align import Likeness
+
+        return Likeness.of(self._runner.model)
+
+    def distances(self, batch: list[Loaded], codes: Codes) -> list[float] | None:
+        """How far each picture's code is from those of training, in standard deviations; None for
+        a batch of codes, or where the model can't tell."""
+        from ..align import LIMIT
+
+        if batch[0].picture is None or self._likeness is None:
+            return None
+        distances = self._likeness.distances(codes.z)
+        for one, distance in zip(batch, distances, strict=True):
+            if distance > LIMIT:
+                hint = "" if one.framed else "; --align brings a photo's face into the frame"
+                self._runner.out.warn(
+                    f"{one.label}: doesn't look as if it lay in the model's frame (its code is "
+                    f"{distance:.1f} standard deviations off){hint}"
+                )
+        return distances
