@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from .errors import OutOfMemory, UsageError
 
@@ -67,3 +68,8 @@ def in_batches(
             size = (rows.stop - first) // 2
             smaller(size)
     return results
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Batches as one, on the CPU."""
+    return torch.cat([part.cpu() for part in parts])

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from . import parity, solvers
 from .attributes import Attributes, Scale
 from .codes import Codes, between, stack
-from .computing import PRECISIONS, T, check_compiler, computing, in_batches
+from .computing import PRECISIONS, T, check_compiler, computing, in_batches, joined
 from .config import ModelConfig
 from .errors import InputError, ModelError, UsageError
 from .heads import Heads
@@ -234,7 +234,7 @@ class Model:
                 None if eps_T is None else eps_T[rows].to(self.device),
             )
 
-        return _joined(self.by_batches(work, len(codes)))
+        return joined(self.by_batches(work, len(codes)))
 
     def check(self, codes: Codes) -> None:
         """Raise InputError unless this model can decode the codes."""
@@ -315,7 +315,7 @@ class Model:
             x = x_T[rows].to(self.device)
             return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
-        return _joined(self.by_batches(work, len(middle)))
+        return joined(self.by_batches(work, len(middle)))
 
     def normalise(self, z: Tensor) -> Tensor:
         """z to zero mean and unit variance over the training set, per dimension."""
@@ -382,7 +382,7 @@ class Model:
             predict = self.guided(sampling, *zs)
             return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
-        return _joined(self.by_batches(work, len(numbers))), z
+        return joined(self.by_batches(work, len(numbers))), z
 
     def sample_z(self, generators: Sequence[Generator], sampling: Sampling | None = None) -> Tensor:
         """z (N, D) from the latent DPM by DDIM, one row a generator."""
@@ -398,8 +398,3 @@ class Model:
                 return network(z, torch.full((len(z),), t, device=z.device)).float()
 
         return self.denormalise(solve_latent(predict, z_T.to(self.device), sampling).cpu())
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Batches as one, on the CPU."""
-    return torch.cat([part.cpu() for part in parts])

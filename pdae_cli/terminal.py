@@ -51,7 +51,7 @@ def half_blocks(picture: Tensor, width: int) -> Text:
     text = Text(no_wrap=True, end="")
     for begin in range(0, len(colours), 2 * columns):
         above, below = colours[begin : begin + columns], colours[begin + columns :]
-        for upper, lower in zip(above, below, strict=False):
+        for upper, lower in zip(above, below, strict=True):
             text.append(UPPER_HALF, Style(color=upper, bgcolor=lower))
         text.append("\n")
     return text

@@ -159,8 +159,7 @@ def _collect(path: Path, folder: Path) -> dict[str, Any]:
         if "refused" in answer:
             raise ModelError(f"{path} {_one_line(answer['refused'])}")
         check(folder / TENSORS)
-        content: dict[str, Any] = _rebuilt(answer, load_file(folder / TENSORS, backend="pread"))
-        return content
+        return dict(_rebuilt(answer, load_file(folder / TENSORS, backend="pread")))
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"{path} can't be read: the process that read it gave a damaged answer "
@@ -181,8 +180,7 @@ def _rebuilt(node: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _one_line(text: str, limit: int = 300) -> str:
     """Text from a file or a library, fit for a message: no control characters, not long."""
-    plain = "".join(c if c.isprintable() else " " for c in text[: 4 * limit])
-    line = " ".join(plain.split())
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * limit]).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 

@@ -50,7 +50,8 @@ def convert(
     import torch
 
     conversion = read_foreign(open_source(source, config, out.say), family)
-    write_converted(conversion, output, getattr(torch, weights_dtype))
+    dtypes = dict(zip(DTYPES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
+    write_converted(conversion, output, dtypes[weights_dtype])
     _report(conversion, output, out)
 
 

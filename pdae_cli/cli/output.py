@@ -35,7 +35,7 @@ class Output:
 
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def result(self, record: dict[str, Any], text: str) -> None:
         """One result: the record as a JSON line, or the text."""
