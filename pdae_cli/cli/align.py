@@ -14,7 +14,7 @@ from .inputs import collect
 from .loading import Loaded
 from .making import pixels_file
 from .options import BatchOptions, FilesFrom, Format, Inputs, Null, OutputPath, Recursive, takes
-from .photos import LandmarksFile, framed_pictures, framing
+from .photos import LandmarksFile, squares_of_photos
 
 
 @takes(BatchOptions)
@@ -38,12 +38,11 @@ def align(
     """
     items = collect(inputs, files_from, recursive, null=null)
     runner = Runner(options, "align", Destination.parse(output, picture_suffix(format)))
-    frame = framing(options, runner.model.config.unet.image_size, True, landmarks)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
         return [cut_out(runner, one, size) for one in batch]
 
-    runner.run(items, process, load=framed_pictures(runner.model, options, frame))
+    runner.run(items, process, load=squares_of_photos(runner, True, landmarks))
 
 
 def cut_out(runner: Runner, one: Loaded, size: int) -> Made:

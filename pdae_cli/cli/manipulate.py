@@ -13,7 +13,7 @@ from .batch import Made, Runner
 from .destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
 from .inputs import Item, collect
 from .loading import Loaded
-from .making import attribute, codes_of, generators, picture_file
+from .making import attribute, codes_of, generators, picture_file, pixels_file
 from .options import (
     BatchOptions,
     FilesFrom,
@@ -24,6 +24,7 @@ from .options import (
     Stream,
     takes,
 )
+from .photos import Align, LandmarksFile, PasteBack, Watch, pasted, squares_of_photos
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +61,9 @@ def manipulate(
             help="png, jpg, webp, or codes, where -o has no suffix; default: as the input."
         ),
     ] = None,
+    align: Align = False,
+    landmarks: LandmarksFile = None,
+    paste_back: PasteBack = False,
     files_from: FilesFrom = None,
     null: Null = False,
     recursive: Recursive = False,
@@ -70,6 +74,8 @@ def manipulate(
     Example: pdae manipulate face.png --attr smiling --scale 0.3 -o smile.png
 
     Example: pdae manipulate face.png --attr young=-1.5sd --keep eyeglasses -o older.png
+
+    Example: pdae manipulate photo.jpg --align --paste-back --attr smiling=0.3 -o photo-smiling.jpg
     """
     if list_attributes:
         print_attributes(options)
@@ -81,14 +87,20 @@ def manipulate(
     )
     if destination.suffix == CODES_SUFFIX and len(steps) > 1:
         raise UsageError("a list of scales makes a row of pictures; codes take one scale")
+    if destination.suffix == CODES_SUFFIX and paste_back:
+        raise UsageError("--paste-back makes pictures, not codes; give -o a picture's suffix")
     runner = Runner(options, "manipulate", destination)
     kept = [attribute(runner, name) for name in keep or []]
     check(runner, steps, kept)
 
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        return edited(runner, batch, steps, kept)
+    load, watch = None, Watch(runner)
+    if align or landmarks or paste_back:
+        load = squares_of_photos(runner, align, landmarks)
 
-    runner.run(items, process)
+    def process(batch: list[Loaded]) -> Sequence[Made]:
+        return edited(runner, batch, steps, kept, watch, paste_back)
+
+    runner.run(items, process, load=load)
 
 
 Steps = list[list[tuple[str, "Scale"]]]  # the edits of each picture in a row
@@ -160,24 +172,29 @@ def _suffix(format: str | None, items: Iterable[Item]) -> str:
     return CODES_SUFFIX if codes else picture_suffix("png")
 
 
-def edited(runner: Runner, batch: list[Loaded], steps: Steps, kept: list[str]) -> Sequence[Made]:
+def edited(
+    runner: Runner,
+    batch: list[Loaded],
+    steps: Steps,
+    kept: list[str],
+    watch: Watch,
+    paste_back: bool,
+) -> Sequence[Made]:
     """Each picture of a batch with every step's edits, as a row."""
-    import torch
-
     from ..codes import to_bytes
 
     assert runner.destination is not None
     model, names = runner.model, [attribute(runner, name) for name, _ in steps[0]]
     original = codes_of(runner, batch)
+    distances = watch.distances(batch, original)
     moved = [model.manipulate(original, step, kept) for step in steps]
     before, after = model.scores(original), [model.scores(codes) for codes in moved]
-    rows: list[Tensor] = []
+    pictures: list[Tensor] = []
     if runner.destination.suffix != CODES_SUFFIX:
         changes = runner.options.changes()
         pictures = [
             model.decode(codes, generators=generators(runner, batch), **changes) for codes in moved
         ]
-        rows = list(torch.cat(pictures, dim=3))
     made = []
     for row, source in enumerate(batch):
         here = before[row], [scores[row] for scores in after]
@@ -188,8 +205,16 @@ def edited(runner: Runner, batch: list[Loaded], steps: Steps, kept: list[str]) -
         record: dict[str, Any] = {"attributes": report}
         if kept:
             record["kept"] = {name: _scores(model, name, *here) for name in kept}
-        if rows:
-            data = picture_file(runner, source, rows[row], {"sampling": original.sampling})
+        if source.framed is not None:
+            record["frame"] = source.framed.frame.to_json()
+            record["found"] = source.framed.found
+        if distances is not None:
+            record["distance"] = distances[row]
+        if pictures:
+            facts = {name: record[name] for name in ("frame",) if name in record}
+            facts["sampling"] = original.sampling
+            side_by_side = [each[row] for each in pictures]
+            data = _row(runner, source, side_by_side, facts, paste_back)
         else:
             data = to_bytes(moved[0][row : row + 1])
         record |= {"model": model.name, "seed": runner.options.seed}
@@ -197,6 +222,22 @@ def edited(runner: Runner, batch: list[Loaded], steps: Steps, kept: list[str]) -
         text += [f"kept {name} {_shown(one)}" for name, one in record.get("kept", {}).items()]
         made.append(Made(source, data, record, "  " + "  ".join(text)))
     return made
+
+
+def _row(
+    runner: Runner,
+    source: Loaded,
+    pictures: list[Tensor],
+    facts: dict[str, Any],
+    paste_back: bool,
+) -> bytes:
+    """A file of a picture's edits side by side, each in its photo where that is wanted."""
+    import torch
+
+    if not paste_back:
+        return picture_file(runner, source, torch.cat(pictures, dim=2), facts)
+    photos = [pasted(source, picture) for picture in pictures]
+    return pixels_file(runner, source, torch.cat(photos, dim=2), facts)
 
 
 def _scale(column: int, steps: Steps) -> dict[str, Any]:

@@ -36,6 +36,7 @@ LandmarksFile = Annotated[
 PasteBack = Annotated[
     bool, typer.Option("--paste-back", help="Put the edited square back into the full-size photo.")
 ]
+WHOLE = "whole photo"
 Framing = Callable[["Image.Image", str], tuple["Frame", str]]  # photo, label → frame, how found
 
 
@@ -48,20 +49,35 @@ class Framed:
     found: str  # how
 
 
-def framing(options: BatchOptions, size: int, align: bool, landmarks: str | None) -> Framing:
-    """How a command finds the model's square, of `size` pixels, in a photo: by landmarks from a
-    file, by detectors, or by --fit. Raises UsageError, and InputError for the file."""
+def squares_of_photos(runner: Runner, align: bool, landmarks: str | None) -> Load:
+    """Like `pictures_and_codes`, but a picture is a square of its photo: by landmarks from a file,
+    by detectors, or by --fit. Raises UsageError, and InputError for the file of landmarks."""
+    model, options = runner.model, runner.options
+    size = model.config.unet.image_size
     if landmarks is not None:
-        return _by_file(options, size, Path(landmarks))
-    return _by_detectors(size) if align else _by_fit(options, size)
+        framing = _by_file(runner, size, Path(landmarks))
+    else:
+        framing = _by_detectors(size) if align else _by_fit(options, size)
+    plain = pictures_and_codes(model, options)
+
+    def load(item: Item, find: Find) -> Iterator[Loaded]:
+        data = item.read()
+        for number, one in enumerate(plain(replace(item, read=lambda: data), find)):
+            if one.picture is None:
+                yield one
+                continue
+            photo = _photo(data, one.label, number if options.frames == "all" else None)
+            yield _in_frame(model, options, one, photo, framing)
+
+    return load
 
 
-def _by_file(options: BatchOptions, size: int, path: Path) -> Framing:
+def _by_file(runner: Runner, size: int, path: Path) -> Framing:
     from ..files import sha256
     from ..landmarks import named, read_landmarks
 
     known = read_landmarks(path)
-    options.given["landmarks_sha256"] = sha256(path)  # other landmarks make other pictures
+    runner.job.options["landmarks_sha256"] = sha256(path)  # other landmarks make other pictures
 
     def frame(photo: Image.Image, label: str) -> tuple[Frame, str]:
         return named(known, label).frame(size), "landmarks"
@@ -86,28 +102,9 @@ def _by_fit(options: BatchOptions, size: int) -> Framing:
     from ..frames import Frame
 
     def frame(photo: Image.Image, label: str) -> tuple[Frame, str]:
-        return Frame.fitted(*photo.size, size, options.fit), "fit"
+        return Frame.fitted(*photo.size, size, options.fit), WHOLE
 
     return frame
-
-
-def framed_pictures(model: Model, options: BatchOptions, framing: Framing) -> Load:
-    """Like `pictures_and_codes`, but pictures are the squares of photos that `framing` says."""
-    plain = pictures_and_codes(model, options)
-
-    def load(item: Item, find: Find) -> Iterator[Loaded]:
-        data = item.read()
-        for number, one in enumerate(plain(replace(item, read=lambda: data), find)):
-            if one.picture is None:
-                yield one
-                continue
-            photo = _photo(data, one.label, number if options.frames == "all" else None)
-            try:
-                yield _in_frame(model, options, one, photo, framing)
-            except InputError as error:
-                raise InputError(f"{one.label}: {error}") from error
-
-    return load
 
 
 def _photo(data: bytes, name: str, number: int | None) -> Callable[[], Image.Image]:
@@ -187,7 +184,8 @@ class Watch:
         distances = self._likeness.distances(codes.z)
         for one, distance in zip(batch, distances, strict=True):
             if distance > LIMIT:
-                hint = "" if one.framed else "; --align brings a photo's face into the frame"
+                aligned = one.framed is not None and one.framed.found != WHOLE
+                hint = "" if aligned else "; --align brings a photo's face into the frame"
                 self._runner.out.warn(
                     f"{one.label}: doesn't look as if it lay in the model's frame (its code is "
                     f"{distance:.1f} standard deviations off){hint}"
