@@ -192,7 +192,7 @@ class TestNearest:
             assert len(records) == 6 and result.code == 0
             for row, record in enumerate(records[::2]):
                 assert record["rank"] == 1 and record["distance"] == 0
-                assert record["query"] == record["source"] == f"0-{row}.png"
+                assert record["input"] == record["source"] == f"0-{row}.png"
                 assert (record["file"], record["row"]) == (str(files["many"]), row)
         text = pdae("codes", "nearest", files["a"], *library, "-k", 1).text
         assert text == "1-0.png  0.0000  1-0.png\n"

@@ -206,8 +206,8 @@ def nearest(
     for source, *near in zip(wanted.sources, distances.tolist(), found.tolist(), strict=True):
         for rank, (distance, column) in enumerate(zip(*near, strict=True), 1):
             name, row, there = rows[column]
-            record = {"query": source, "rank": rank, "distance": distance, "source": there}
-            record |= {"status": "done", "file": name, "row": row}
+            record = {"status": "done", "input": source, "output": None, "rank": rank}
+            record |= {"distance": distance, "source": there, "file": name, "row": row}
             out.result(record, f"{source}  {distance:.4f}  {there}")
 
 
