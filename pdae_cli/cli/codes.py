@@ -140,8 +140,7 @@ def mix(
 
     Example: pdae codes mix a.safetensors=0.5 b.safetensors=0.5 -o between.safetensors
 
-    Example: pdae codes mix face.safetensors with.safetensors=0.8 without.safetensors=-0.8
-    --noise first -o more.safetensors
+    Example: pdae codes mix face.safetensors hats.safetensors=1 bare.safetensors=-1 --noise first
     """
     from ..arithmetic import combine
     from ..codes import to_bytes
