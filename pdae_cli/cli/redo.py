@@ -14,7 +14,7 @@ from ..errors import InputError, ModelError
 from .manifest import FOLDER, options_that_matter
 from .output import Output
 
-COMMANDS = ("decode", "reconstruct", "interpolate", "manipulate", "sample")
+COMMANDS = ("decode", "reconstruct", "interpolate", "manipulate", "sample", "align")
 
 
 def redo(
