@@ -219,6 +219,14 @@ class TestExport:
         with np.load(tmp_path / "c.npz") as archive:
             assert np.array_equal(archive["x_T"], codes.x_T.numpy())
 
+    def test_tables_of_z_dont_ask_how_x_T_was_made(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        write_codes(files["b"], codes_of(1, seed=2, x_T=None, sampling={"inference_steps": 9}))
+        for suffix, code in (("csv", 0), ("npy", 0), ("npz", 3)):
+            out = tmp_path / f"c.{suffix}"
+            assert pdae("codes", "export", files["a"], files["b"], "-o", out).code == code
+
     def test_stdout(self, pdae: Command, files: dict[str, Path]) -> None:
         assert pdae("codes", "export", files["a"]).text.startswith("source,z0,")
         numbers = pdae("codes", "export", "-", "--format", "npy", stdin=files["a"].read_bytes())

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import tensors as safe
-from ..attributes import Attributes, simplified
+from ..attributes import MAX_NAME, Attributes, simplified
 from ..config import ModelConfig, build, from_json, to_json
 from ..engine import Model
 from ..errors import ModelError
@@ -37,7 +37,6 @@ ATTRIBUTES = "attributes.safetensors"
 LATENT_DPM = "latent_dpm.safetensors"
 MAX_CONFIG_BYTES = 4 << 20
 WEIGHTS_DIGEST = "weights_sha256"  # in the config's file; older ones lack it
-MAX_ATTRIBUTE_NAME = 200
 
 T = TypeVar("T")
 
@@ -193,7 +192,7 @@ def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
 
 
 def _is_attribute_name(name: object) -> bool:
-    return isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_ATTRIBUTE_NAME
+    return isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME
 
 
 def write_latent_dpm(

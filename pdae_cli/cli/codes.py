@@ -230,6 +230,8 @@ def export(
         raise UsageError(f"unknown --format {format!r}; known: csv, npy, npz")
     destination = Destination.parse(output, f".{format}", set(writers))
     read = _read(inputs)
+    if destination.suffix != ".npz":  # of z alone: x_T may be there or not, made in whatever way
+        read = [(name, replace(one, x_T=None, eps_T=None)) for name, one in read]
     codes = stack([one for _, one in read], [name for name, _ in read])
     record = {"input": [name for name, _ in read], **_facts(codes)}
     data = writers[destination.suffix](codes)
