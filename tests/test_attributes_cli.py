@@ -158,12 +158,28 @@ class TestFit:
             for one in scores.values()
         )
 
-    def test_what_people_read(self, pdae: Command, mine: Path, photos: Path) -> None:
-        rows = ["file,split,Warm"]
+    def label(self, photos: Path, more: str = "") -> None:
+        rows = [f"file,split,Warm{more and ',Constant'}"]
         for number in range(20):
             kind = "without" if number % 2 else "with"
-            rows.append(f"{kind}/{number}.png,{'val' if number > 7 else 'train'},{1 - number % 2}")
+            part = "val" if number > 7 else "train"
+            rows.append(f"{kind}/{number}.png,{part},{1 - number % 2}{more}")
         (photos / "labels.csv").write_text("\n".join(rows))
+
+    def test_labels_that_tell_nothing_are_left_out(
+        self, pdae: Command, mine: Path, photos: Path
+    ) -> None:
+        self.label(photos, ",1")
+        result = pdae("attributes", "fit", photos, "--json", model=mine)
+        assert [one["attribute"] for one in records(result.text)] == ["Warm"]
+        assert "have it: Constant" in result.err
+        (photos / "labels.csv").write_text(
+            "file,Constant\n" + "\n".join(f"with/{n}.png,1" for n in range(0, 20, 2))
+        )
+        assert pdae("attributes", "fit", photos, model=mine).code == 2
+
+    def test_what_people_read(self, pdae: Command, mine: Path, photos: Path) -> None:
+        self.label(photos)
         result = pdae("attributes", "fit", photos, model=mine)
         assert result.code == 0 and "warning" not in result.err
         for words in ("Warm  AUROC", "balanced accuracy", "on 12 held out", "; goes with "):

@@ -80,19 +80,21 @@ def _from_table(
     if table is None:
         raise UsageError(f"{data} has no labels.csv; pass --labels CSV")
     train, held_out = split(_pictures(model, data), table)
-    z, z_held_out = (_normalised(model, part, out) for part in (train, held_out))
+    truth, truth_held_out = table.matrix(train.names), table.matrix(held_out.names)
+    whole = [bool((column == 1).any() and (column == 0).any()) for column in truth.T]
+    if not all(whole):
+        names = [name for name, one in zip(table.attributes, whole, strict=True) if not one]
+        out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(names)}")
+    names = [name for name, one in zip(table.attributes, whole, strict=True) if one]
+    if not names:
+        raise UsageError(f"{data}: no label tells the pictures apart")
     groups = None
     if table.groups:
         sources = sorted(set(table.groups.values()))
         groups = torch.tensor([sources.index(table.groups[name]) for name in train.names])
+    z, z_held_out = (_normalised(model, part, out) for part in (train, held_out))
     fitted = fit_attributes(
-        table.attributes,
-        z,
-        table.matrix(train.names),
-        z_held_out,
-        table.matrix(held_out.names),
-        groups,
-        decay,
+        names, z, truth[:, whole], z_held_out, truth_held_out[:, whole], groups, decay
     )
     return fitted, torch.cat([z, z_held_out])
 
