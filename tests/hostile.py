@@ -28,6 +28,7 @@ def twice(key: str, value: object, other: object) -> str:
 
 
 MANY = {f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}
+SPELLED = json.dumps(dict(list(MANY.items())[:10_001])).replace("data_o", "data\\u005fo")
 PART = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 FORMAT = {
@@ -99,6 +100,7 @@ FORMAT = {
     "data left over": raw(z(), bytes(12)),
     "data cut": raw(z(), bytes(7)),
     "100,000 tensors": raw(MANY, b""),
+    "10,001 tensors, spelled otherwise": raw(SPELLED, b""),
     "name of 100,000 letters": raw(z("n" * 100_000)),
     "name with an escape": raw(z("z\x1b[2J")),
     "name with a newline": raw(z("z\nerror: all is well")),
@@ -111,6 +113,7 @@ FORMAT = {
     "metadata is null": raw({"__metadata__": None} | z()),
     "metadata of numbers": raw({"__metadata__": {"pdae": 1}} | z()),
     "nested metadata": raw({"__metadata__": {"pdae": {"a": "b"}}} | z()),
+    "2 MB of metadata": raw({"__metadata__": {"a": "x" * 2_000_000}} | z()),
     "20 MB of metadata": raw({"__metadata__": {"pdae": "x" * 20_000_000}} | z()),
     "numbers that aren't finite": raw(z(), b"\0\0\xc0\x7f\0\0\x80\x7f"),
     "false seal": raw({"__metadata__": {"sha256": "0" * 64}} | z()),
