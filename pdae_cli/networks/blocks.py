@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import Conv2d, Linear
+
 # How feature maps are halved and doubled: inside a residual block (ADM), or by convolutions of
 # their own, padded on all sides, or right and below only (the first DDPM and its descendants).
 RESAMPLING = ("residual", "convolution", "convolution_right")
@@ -209,15 +211,15 @@ class ResBlock(nn.Module):
         self.resample, self.width = resample, c_out
         self.scale_shift = cfg.time_conditioning == "scale_shift"
         self.norm_in = Norm(cfg, c_in)
-        self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time = nn.Linear(cfg.embedding_channels, 2 * c_out if self.scale_shift else c_out)
-        self.z: nn.Linear | None = None
+        self.conv_in = Conv2d(c_in, c_out, 3, padding=1)
+        self.time = Linear(cfg.embedding_channels, 2 * c_out if self.scale_shift else c_out)
+        self.z: Linear | None = None
         if conditioning is not None:
-            self.z = nn.Linear(conditioning.channels, (2 if conditioning.shift else 1) * c_out)
+            self.z = Linear(conditioning.channels, (2 if conditioning.shift else 1) * c_out)
         self.norm_out = Norm(cfg, c_out)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.conv_out = zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
-        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.conv_out = zeroed(Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
 
     def by_time(self, time: Tensor) -> Modulation:
         """What the time embedding (N, E) does: GN(h) (1 + t_s) + t_b, or GN(h + t)."""
@@ -251,8 +253,8 @@ class Attention(nn.Module):
             raise ValueError(f"{channels} channels don't divide into {heads} attention heads")
         self.heads = heads
         self.norm = norm
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
+        self.qkv = Linear(channels, 3 * channels)
+        self.out = zeroed(Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
@@ -279,7 +281,7 @@ class ConvResample(nn.Module):
         super().__init__()
         self.resample, self.symmetric = resample, symmetric
         stride, padding = (2, int(symmetric)) if resample == "down" else (1, 1)
-        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=padding)
+        self.conv = Conv2d(channels, channels, 3, stride=stride, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.resample == "up":

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Attention
+from .layers import Conv2d, Linear
 
 FINAL_SIZE = 4  # the feature map that is flattened
 GROUPS = 32
@@ -54,13 +55,13 @@ class Encoder(nn.Module):
         c, size = cfg.channels, cfg.image_size
         for level, width in enumerate(cfg.widths):
             size //= 2
-            self.convs.append(nn.Conv2d(c, width, 3, stride=2, padding=1))
+            self.convs.append(Conv2d(c, width, 3, stride=2, padding=1))
             self.norms.append(nn.GroupNorm(GROUPS, width))
             if size == cfg.attention_size:
                 self.attention = Attention(width, cfg.heads, nn.GroupNorm(GROUPS, width))
                 self.attention_level = level
             c = width
-        self.out = nn.Linear(c * FINAL_SIZE**2, cfg.z_dim)
+        self.out = Linear(c * FINAL_SIZE**2, cfg.z_dim)
 
     def forward(self, x_0: Tensor) -> Tensor:
         h = x_0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .blocks import Conditioning, Modulation, UNetConfig
+from .layers import Linear
 from .unet import OutputHalf
 
 
@@ -16,7 +17,7 @@ class GradientEstimator(nn.Module):
 
     def __init__(self, cfg: UNetConfig, z_dim: int) -> None:
         super().__init__()
-        self.z = nn.Linear(z_dim, cfg.embedding_channels)
+        self.z = Linear(z_dim, cfg.embedding_channels)
         conditioning = Conditioning(cfg.embedding_channels, shift=True)
         self.output = OutputHalf(cfg, cfg.channels, conditioning)
 

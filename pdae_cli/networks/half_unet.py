@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Attention, Norm, attention_block, resized
+from .layers import Conv2d, Linear
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class TimelessBlock(nn.Module):
         super().__init__()
         self.halve = halve
         self.norm_in = Norm(cfg, c_in)
-        self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.conv_in = Conv2d(c_in, c_out, 3, padding=1)
+        self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.silu(self.norm_in(x))
@@ -75,7 +76,7 @@ class HalfUNet(nn.Module):
         super().__init__()
         self.cfg = cfg
         c, size = cfg.widths[0], cfg.image_size
-        self.conv = nn.Conv2d(cfg.channels, c, 3, padding=1)
+        self.conv = Conv2d(cfg.channels, c, 3, padding=1)
         self.layers = nn.ModuleList()
         for level, width in enumerate(cfg.widths):
             for _ in range(cfg.blocks):
@@ -92,7 +93,7 @@ class HalfUNet(nn.Module):
             ]
         )
         self.norm = Norm(cfg, c)
-        self.out = nn.Linear(c, cfg.z_dim)
+        self.out = Linear(c, cfg.z_dim)
 
     def forward(self, x_0: Tensor) -> Tensor:
         h = self.conv(x_0)

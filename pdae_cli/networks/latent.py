@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import timestep_embedding
+from .layers import Linear
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class LatentLayer(nn.Module):
 
     def __init__(self, cfg: LatentConfig, c_in: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(c_in, cfg.width)
-        self.time = nn.Linear(cfg.embedding_channels, cfg.width)
+        self.linear = Linear(c_in, cfg.width)
+        self.time = Linear(cfg.embedding_channels, cfg.width)
         self.norm = nn.LayerNorm(cfg.width)
         self.dropout = nn.Dropout(cfg.dropout)
 
@@ -49,13 +50,13 @@ class LatentDPM(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.time = nn.Sequential(
-            nn.Linear(cfg.time_channels, cfg.embedding_channels),
+            Linear(cfg.time_channels, cfg.embedding_channels),
             nn.SiLU(),
-            nn.Linear(cfg.embedding_channels, cfg.embedding_channels),
+            Linear(cfg.embedding_channels, cfg.embedding_channels),
         )
         widths = [cfg.z_dim] + [cfg.width + cfg.z_dim] * (cfg.layers - 1)
         self.layers = nn.ModuleList([LatentLayer(cfg, width) for width in widths])
-        self.out = nn.Linear(cfg.width + cfg.z_dim, cfg.z_dim)
+        self.out = Linear(cfg.width + cfg.z_dim, cfg.z_dim)
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
         time = self.time(timestep_embedding(t, self.cfg.time_channels))

@@ -23,6 +23,7 @@ from .blocks import (
     timestep_embedding,
     zeroed,
 )
+from .layers import Conv2d, Linear
 
 
 class Half(nn.Module):
@@ -69,7 +70,7 @@ class InputHalf(Half):
         self.patch = cfg.patch
         conditioning = own_conditioning(cfg)
         c = cfg.widths[0]
-        self.conv = nn.Conv2d(cfg.patch_channels, c, 3, padding=1)
+        self.conv = Conv2d(cfg.patch_channels, c, 3, padding=1)
         self.layers = nn.ModuleList()
         for level, (width, size) in enumerate(zip(cfg.widths, cfg.sizes, strict=True)):
             for _ in range(cfg.blocks):
@@ -133,7 +134,7 @@ class OutputHalf(Half):
                 up = Layer(resampling_block(cfg, c, "up", conditioning))
                 self.upsamplers[str(len(self.layers) - 1)] = up
         self.norm = Norm(cfg, c)
-        self.conv = zeroed(nn.Conv2d(c, c_out * cfg.patch**2, 3, padding=1))
+        self.conv = zeroed(Conv2d(c, c_out * cfg.patch**2, 3, padding=1))
 
     def path(self) -> Iterator[nn.Module]:
         yield from self.middle
@@ -167,9 +168,9 @@ class UNet(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.time = nn.Sequential(
-            nn.Linear(cfg.base_channels, cfg.embedding_channels),
+            Linear(cfg.base_channels, cfg.embedding_channels),
             nn.SiLU(),
-            nn.Linear(cfg.embedding_channels, cfg.embedding_channels),
+            Linear(cfg.embedding_channels, cfg.embedding_channels),
         )
         self.input = InputHalf(cfg)
         c_out = cfg.channels * (2 if cfg.learn_sigma else 1)
