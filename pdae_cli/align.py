@@ -12,8 +12,7 @@ from .engine import Model
 from .noise import generator, normal
 from .trajectory import LATENT_SCHEDULE
 
-# Among t = 20 … 400, the timestep of the latent DPM at which shifted, scaled and turned faces stood
-# out most from 66 aligned ones.
+# Of t = 20 … 400 the one at which shifted, scaled and turned faces stood out most.
 TIMESTEP = 100
 NOISES = 8  # each also with the opposite sign
 OWN = 64  # codes that the latent DPM makes, to compare with
@@ -26,11 +25,8 @@ class Likeness:
     spread, denoises them, and its error is told in standard deviations above the mean of codes that
     it makes itself.
 
-    With `faces64`, beyond LIMIT was 1 of 66 held-out aligned faces; of variants of some of them,
-    shifted by 0.3 of the side 13 of 15, by 0.15 5 of 15, turned by 45 degrees 8 of 10, by 20 1 of
-    15, upside down 10 of 10, 1.5 times as large 4 of 15, 0.65 times 10 of 15; of 19 pictures of
-    other things 7. So it finds most pictures that are far off, and few that are a little. The plain
-    mean of z^2 tells less: its largest of aligned faces was above nearly all but those far off.
+    Beyond LIMIT are most pictures whose faces lie far off and few of those a little off
+    (docs/photos.md has the figures). The plain mean of z^2 tells less.
     """
 
     model: Model

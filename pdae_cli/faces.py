@@ -10,7 +10,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -23,7 +23,7 @@ from .landmarks import Landmarks
 FACES = "frontalface_alt2"
 EYES = ("eye", "eye_tree_eyeglasses", "lefteye_2splits", "righteye_2splits")
 TURNS = (0, -30, 30)  # degrees, of the whole photo
-FINER_TURNS = range(-40, 41, 8)  # of what was found
+FINER_TURNS = range(-64, 65, 8)  # of what was found
 SEEN = 4  # of the finer turns, at least
 # In pixels: the photo's copy that is searched, a face in it at least, a face in closer looks.
 SEARCHED, SMALLEST, FINER, CLOSE = 640, 36, 100, 256
@@ -42,10 +42,15 @@ class Face:
     side: float
     tilt: float
 
-    def view(self, pixels: int, room: float = 1.0, turn: float = 0.0) -> Frame:
-        """The box, grown by `room`, upright or turned, as a square of `pixels`."""
+    def is_like(self, other: Face) -> bool:
+        """Whether another box is around the same face, whatever its tilt."""
+        near = math.dist(self.middle, other.middle) < 0.2 * self.side
+        return near and 0.75 < other.side / self.side < 1.33
+
+    def view(self, pixels: int, room: float = 1.0) -> Frame:
+        """The box, grown by `room`, turned upright, as a square of `pixels`."""
         scale = pixels / (room * self.side)
-        alpha = scale * cmath.exp(-1j * math.radians(self.tilt + turn))
+        alpha = scale * cmath.exp(-1j * math.radians(self.tilt))
         beta = pixels / 2 * (1 + 1j) - alpha * complex(*self.middle)
         matrix = (alpha.real, -alpha.imag, beta.real, alpha.imag, alpha.real, beta.imag)
         return Frame(matrix, pixels)
@@ -84,7 +89,9 @@ class FaceFinder:
         seen = [
             face
             for turn in TURNS
-            for face in self._faces(photo, whole.view(SEARCHED, turn=turn), turn, 1.1, 4, SMALLEST)
+            for face in self._faces(
+                photo, replace(whole, tilt=turn).view(SEARCHED), turn, 1.1, 4, SMALLEST
+            )
         ]
         blind = None
         for face in sorted(seen, key=lambda face: -face.side):
@@ -106,12 +113,11 @@ class FaceFinder:
 
     def _looked_at(self, photo: Image.Image, face: Face) -> Face | None:
         """The face as the finer turns see it, or None where too few do."""
-        found = []
+        seen = []
         for turn in FINER_TURNS:
-            view = face.view(round(1.7 * FINER), room=1.7, turn=turn)
-            here = self._faces(photo, view, face.tilt + turn, 1.05, 2, round(0.7 * FINER))
-            found += [max(here, key=lambda one: one.side, default=None)]
-        seen = [one for one in found if one is not None]
+            view = replace(face, tilt=turn).view(round(1.7 * FINER), room=1.7)
+            here = self._faces(photo, view, turn, 1.05, 2, round(0.7 * FINER))
+            seen += [one for one in here if face.is_like(one)][:1]
         if len(seen) < SEEN:
             return None
         x, y = (mean(values) for values in zip(*(one.middle for one in seen), strict=True))

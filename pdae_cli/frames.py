@@ -145,7 +145,7 @@ def take(photo: Image.Image, frame: Frame) -> Image.Image:
     if inside and frame.matrix[1] == 0 == frame.matrix[3]:
         box = (*corners[0], *corners[2])
         return photo.resize((frame.size, frame.size), Image.Resampling.LANCZOS, box)
-    photo, frame = _reduced(photo, frame)
+    photo, frame = _reduced(*_near(photo, frame))
     left, top, right, bottom = _bounds(frame.corners(), margin=2)
     part = _cut(photo, (left, top, right, bottom), frame.outside)
     fine = frame.seen(1, 1, left, top).resized(OVERSAMPLED * frame.size)
@@ -192,6 +192,15 @@ def _bounds(points: list[Point], margin: int = 0) -> Box:
 def _within(box: Box, photo: Image.Image) -> Box:
     left, top, right, bottom = box
     return max(left, 0), max(top, 0), min(right, photo.width), min(bottom, photo.height)
+
+
+def _near(photo: Image.Image, frame: Frame) -> tuple[Image.Image, Frame]:
+    """The part of a photo that counts for a frame: with what a reduction filters it with."""
+    margin = math.ceil(4 / min(1.0, OVERSAMPLED * frame.scale))
+    box = _within(_bounds(frame.corners(), margin), photo)
+    if box[0] >= box[2] or box[1] >= box[3]:
+        return photo, frame  # beside the photo
+    return photo.crop(box), frame.seen(1, 1, *box[:2])
 
 
 def _reduced(photo: Image.Image, frame: Frame) -> tuple[Image.Image, Frame]:
