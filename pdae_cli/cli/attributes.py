@@ -159,7 +159,10 @@ def _normalised(model: Model, pictures: Pictures, out: Output) -> Tensor:
 @app.command("list")
 @takes(ModelOptions)
 def list_(options: ModelOptions) -> None:
-    """Print the model's attributes, with their AUROC on held-out pictures."""
+    """Print the model's attributes, with their AUROC on held-out pictures.
+
+    Example: pdae attributes list -m faces64
+    """
     print_attributes(options)
 
 
