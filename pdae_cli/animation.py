@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .errors import InputError, UsageError
 
+DURATION = 100  # milliseconds a frame
+FASTEST_GIF = 50  # frames a second; faster ones are shown as 10
 CRF = 16  # of x264: what nobody sees is lost
 # A film that doesn't say which YCbCr it is in is shown in another by every player.
 COLOURS = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "iec61966-2-1",
@@ -41,32 +43,51 @@ def there_and_back(frames: Sequence[Tensor]) -> list[Tensor]:
     return [*frames, *frames[-2:0:-1]]
 
 
-def rate_of(milliseconds: int) -> Fraction:
-    """Frames a second, where each stands so long."""
-    return Fraction(1000, milliseconds)
+def rate_of(fps: float | None = None, milliseconds: int | None = None) -> Fraction:
+    """Frames a second, told as such or by how long each stands; DURATION where neither is told.
+
+    Raises UsageError for both.
+    """
+    if fps is not None and milliseconds is not None:
+        raise UsageError("--fps and --duration say the same; give one")
+    if fps is not None:
+        return Fraction(fps).limit_denominator(1001)
+    return Fraction(1000, milliseconds or DURATION)
 
 
-def milliseconds_of(rate: Fraction) -> int:
-    """How long a frame stands, to the millisecond, as GIF and WebP are told."""
-    return round(1000 / rate)
+def milliseconds_of(rate: Fraction, suffix: str) -> int:
+    """How long a frame stands, as an animation with this suffix is told: to the millisecond, in a
+    GIF to ten. Raises UsageError for what a GIF's viewers slow down."""
+    if suffix != ".gif":
+        return round(1000 / rate)
+    if rate > FASTEST_GIF:
+        raise UsageError(
+            f"a GIF shows {FASTEST_GIF} frames a second at most; choose fewer, or .webp or .mp4"
+        )
+    return 10 * round(100 / rate)
+
+
+def needed(ffmpeg: str | None) -> str:
+    """The path of the program ffmpeg. Raises UsageError where there is none."""
+    if ffmpeg is None:
+        raise UsageError(
+            "films (.mp4) need the program ffmpeg, which isn't on PATH; install it "
+            "(https://ffmpeg.org, or your system's package), or write .gif or .webp"
+        )
+    return ffmpeg
 
 
 def encode_mp4(
     frames: Sequence[Tensor],
     rate: Fraction,
     recipe: dict[str, Any] | None,
-    ffmpeg: str | None,
+    ffmpeg: str,
 ) -> bytes:
     """An MP4 (H.264, 4:2:0) of the frames, `rate` a second; odd sides repeat their last pixels.
 
-    The recipe becomes the film's comment, as JSON. ffmpeg: the program's path, None where there is
-    none. Raises UsageError without it, InputError where it fails.
+    The recipe becomes the film's comment, as JSON. ffmpeg: the program's path. Raises InputError
+    where it fails.
     """
-    if ffmpeg is None:
-        raise UsageError(
-            "films (.mp4) need the program ffmpeg, which isn't on PATH; install it "
-            "(https://ffmpeg.org, or your system's package), or write .gif or .webp"
-        )
     frames = [_even(one) for one in frames]
     height, width = frames[0].shape[1:]
     comment = [] if recipe is None else ["-metadata", f"comment={json.dumps(recipe)}"]

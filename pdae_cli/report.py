@@ -24,6 +24,7 @@ from typing import Any, TypeGuard
 from PIL import Image
 from torch import Tensor
 
+from . import __version__
 from .images import to_image
 from .text import printable
 
@@ -53,7 +54,7 @@ class Report:
     """What is told of one run: records as commands emit them, with pictures."""
 
     title: str
-    facts: Mapping[str, str] = field(default_factory=dict)  # of the run as a whole
+    facts: dict[str, str] = field(default_factory=dict)  # of the run as a whole
     rows: list[Row] = field(default_factory=list)
     without: int = 0  # rows whose pictures had no room
     _bytes: int = 0
@@ -86,6 +87,7 @@ class Report:
                 '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
                 f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
                 '<meta name="viewport" content="width=device-width, initial-scale=1">',
+                f'<meta name="generator" content="pdae {__version__}">',
                 f"<title>{_safe(self.title)}</title>",
                 f"<style>{style}</style>\n</head>\n<body>\n<main>\n<h1>{_safe(self.title)}</h1>",
                 f"<p>{_counts(self.rows)}</p>",

@@ -20,6 +20,7 @@ LINE = 16  # from one line of letters to the next
 GAP = 8
 WIDTH = 128  # narrower pictures are enlarged: to be seen, and so that captions have room
 INK, PALE = 32, 112  # of captions and of titles, as shades of grey
+SPELLED = {"→": "->", "\N{MULTIPLICATION SIGN}": "x"}  # which the font lacks
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -112,7 +113,7 @@ def _drawn(character: str, font: Font) -> str:
     for one in (character, unicodedata.normalize("NFKD", character)[0]):
         if one.isprintable() and (one.isspace() or _has(font, one)):
             return one
-    return character.encode("unicode_escape").decode()
+    return SPELLED.get(character) or character.encode("unicode_escape").decode()
 
 
 def _has(font: Font, character: str) -> bool:

@@ -50,8 +50,8 @@ def half_blocks(picture: Tensor, width: int) -> Text:
     colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in _triples(image.tobytes())]
     text = Text(no_wrap=True, end="")
     for begin in range(0, len(colours), 2 * columns):
-        above, below = colours[begin : begin + columns], colours[begin + columns :]
-        for upper, lower in zip(above, below, strict=True):
+        pair = colours[begin : begin + 2 * columns]
+        for upper, lower in zip(pair[:columns], pair[columns:], strict=True):
             text.append(UPPER_HALF, Style(color=upper, bgcolor=lower))
         text.append("\n")
     return text

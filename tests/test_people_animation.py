@@ -19,6 +19,7 @@ from pdae_cli.animation import (
     eased,
     encode_mp4,
     milliseconds_of,
+    needed,
     rate_of,
     shares,
     there_and_back,
@@ -27,6 +28,7 @@ from pdae_cli.errors import InputError, UsageError
 
 FFMPEG, FFPROBE = shutil.which("ffmpeg"), shutil.which("ffprobe")
 needs_ffmpeg = pytest.mark.skipif(not (FFMPEG and FFPROBE), reason="ffmpeg isn't on PATH")
+RATE = Fraction(25)
 RED, GREEN, BLUE = (220, 40, 30), (30, 200, 60), (20, 60, 230)
 
 
@@ -58,10 +60,24 @@ class TestOrder:
         again = zip(looped, looped[1:] + looped[:1], strict=True)
         assert count < 2 or all(abs(a - b) == 1 for a, b in again)
 
-    @pytest.mark.parametrize("rate", [1, 10, 24, 25, Fraction(30000, 1001), 60])
-    def test_pace_to_the_nearest_millisecond(self, rate: Fraction) -> None:
-        assert abs(milliseconds_of(Fraction(rate)) - 1000 / rate) <= 0.5
-        assert milliseconds_of(rate_of(40)) == 40 and rate_of(40) == 25
+
+class TestPace:
+    @pytest.mark.parametrize("rate", [1, 10, 24, 25, Fraction(30000, 1001), 50])
+    def test_a_frame_stands_as_long_as_the_format_can_say(self, rate: Fraction) -> None:
+        assert abs(milliseconds_of(Fraction(rate), ".webp") - 1000 / rate) <= 0.5
+        told = milliseconds_of(Fraction(rate), ".gif")
+        assert told % 10 == 0 and abs(told - 1000 / rate) <= 5
+
+    def test_either_way_of_telling_it(self) -> None:
+        assert rate_of() == 10 and rate_of(milliseconds=40) == rate_of(fps=25) == 25
+        assert rate_of(fps=29.97) == Fraction(2997, 100) and rate_of(fps=0.1) == Fraction(1, 10)
+        with pytest.raises(UsageError, match="give one"):
+            rate_of(fps=25, milliseconds=40)
+
+    def test_what_viewers_of_gifs_would_slow_down_is_refused(self) -> None:
+        assert milliseconds_of(Fraction(60), ".webp") == 17
+        with pytest.raises(UsageError, match=r"50 frames.*\.webp or \.mp4"):
+            milliseconds_of(Fraction(60), ".gif")
 
 
 def probed(film: bytes, folder: Path) -> dict[str, Any]:
@@ -94,9 +110,7 @@ class TestFilms:
 
     def test_colours_come_back(self, tmp_path: Path) -> None:
         path = tmp_path / "film.mp4"
-        path.write_bytes(
-            encode_mp4([frame(c) for c in (RED, GREEN, BLUE)], rate_of(100), {}, FFMPEG)
-        )
+        path.write_bytes(encode_mp4([frame(c) for c in (RED, GREEN, BLUE)], RATE, {}, FFMPEG))
         assert FFMPEG is not None
         raw = subprocess.run(
             [FFMPEG, "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
@@ -107,18 +121,18 @@ class TestFilms:
             assert told.tolist() == pytest.approx(colour, abs=4)
 
     def test_grey_is_grey(self, tmp_path: Path) -> None:
-        film = encode_mp4([torch.full((1, 32, 32), 99, dtype=torch.uint8)], rate_of(40), {}, FFMPEG)
+        film = encode_mp4([torch.full((1, 32, 32), 99, dtype=torch.uint8)], RATE, {}, FFMPEG)
         assert probed(film, tmp_path)["nb_read_frames"] == "1"
 
     def test_the_recipe_is_the_comment(self, tmp_path: Path) -> None:
         recipe = {"command": "interpolate", "sources": [{"name": "=;#\\\n'\"é.png"}]}
-        told = probed(encode_mp4([frame(RED)], rate_of(40), recipe, FFMPEG), tmp_path)["comment"]
+        told = probed(encode_mp4([frame(RED)], RATE, recipe, FFMPEG), tmp_path)["comment"]
         assert json.loads(told) == recipe
-        film = encode_mp4([frame(RED)], rate_of(40), None, FFMPEG)
+        film = encode_mp4([frame(RED)], RATE, None, FFMPEG)
         assert probed(film, tmp_path)["comment"] is None
 
     def test_the_index_comes_first_so_that_players_start_at_once(self) -> None:
-        film = encode_mp4([frame(RED)], rate_of(40), {}, FFMPEG)
+        film = encode_mp4([frame(RED)], RATE, {}, FFMPEG)
         assert film.index(b"moov") < film.index(b"mdat")
 
 
@@ -133,7 +147,7 @@ def program(folder: Path, code: str) -> str:
 class TestFailures:
     def test_without_the_program_the_line_says_what_to_do(self) -> None:
         with pytest.raises(UsageError, match=r"ffmpeg.*install.*\.gif or \.webp") as failed:
-            encode_mp4([frame(RED)], rate_of(40), {}, None)
+            needed(None)
         assert "\n" not in str(failed.value)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="scripts aren't programs there")
@@ -145,14 +159,14 @@ class TestFailures:
             tmp_path, "import sys; sys.exit('\\nUnknown encoder \\'libx264\\'\\nmore')"
         )
         with pytest.raises(InputError, match="Unknown encoder 'libx264'") as failed:
-            encode_mp4([frame(RED, 128, 128)] * frames, rate_of(40), {}, ffmpeg)
+            encode_mp4([frame(RED, 128, 128)] * frames, RATE, {}, ffmpeg)
         assert "\n" not in str(failed.value) and "more" not in str(failed.value)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="scripts aren't programs there")
     def test_a_silent_failure_has_its_exit_code(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="exit code 7"):
-            encode_mp4([frame(RED)], rate_of(40), {}, program(tmp_path, "raise SystemExit(7)"))
+            encode_mp4([frame(RED)], RATE, {}, program(tmp_path, "raise SystemExit(7)"))
 
     def test_what_isnt_a_program(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="can't be run"):
-            encode_mp4([frame(RED)], rate_of(40), {}, str(tmp_path / "none"))
+            encode_mp4([frame(RED)], RATE, {}, str(tmp_path / "none"))

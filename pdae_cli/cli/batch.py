@@ -25,8 +25,11 @@ from .loading import Load, Loaded, loaded_ahead, pictures_and_codes
 from .manifest import Job, Manifest, State, options_that_matter
 from .options import BatchOptions
 from .output import Output, ProgressLine
+from .viewing import Viewer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..engine import Model
 
 STATUSES = ("done", "unchanged", "skipped", "failed")
@@ -41,6 +44,7 @@ class Made:
     data: bytes | None
     record: dict[str, Any]
     text: str = ""  # the record for people
+    picture: Tensor | None = None  # uint8 (C, H, W): the result alone, where no file holds it so
 
 
 Process = Callable[[list[Loaded]], Sequence[Made]]
@@ -71,6 +75,7 @@ class Runner:
             raise UsageError("won't write binary data to a terminal; redirect it or use -o FILE")
         self.number, self.shares = self._share()
         self.out = Output(self.options.json, self.options.quiet or stdout)
+        self.viewer = Viewer(self.options, self.command, self.out, self.destination)
         self.model = self._load()
         self.job = Job(self.command, self.model.digest, options_that_matter(self.options.given))
         self.manifest: Manifest | None = None
@@ -88,6 +93,8 @@ class Runner:
             inputs = [*(options.given.get("inputs") or []), options.given.get("files_from")]
             if "-" in inputs or (self.destination is not None and not self.destination.folder):
                 raise UsageError("several processes need a folder as -o, and no standard input")
+            if options.report or options.sheet:
+                raise UsageError("--report and --sheet need one process; run it again as one")
         if options.num_processes > 1:
             raise typer.Exit(processes.run_shares(sys.argv[1:], options.num_processes))
         return number, shares
@@ -128,7 +135,7 @@ class Runner:
         if self.destination and self.destination.folder:
             part = f"-{self.number}" if self.shares > 1 else ""
             self.manifest = Manifest(Path(self.destination.target), self.job, part)
-        load = load or pictures_and_codes(self.model, self.options)
+        load = self.viewer.load = load or pictures_and_codes(self.model, self.options)
         total = len(items) if isinstance(items, list) else None
         try:
             with self.out.progress(self.command, total, self.nfe) as bar:
@@ -253,24 +260,29 @@ class Runner:
             if not state.done:  # another process may have made it since this was read
                 self.manifest.refresh()
                 state = self._find(loaded.place, loaded.source)
-        if self._may_write(path, loaded.label, state):
+        if self._may_write(path, loaded.label, state, loaded):
             return True
         if self.manifest is not None:
             self.manifest.release(path)
         return False
 
-    def _may_write(self, path: Path, label: str, state: State) -> bool:
+    def _may_write(
+        self, path: Path, label: str, state: State, source: Loaded | None = None
+    ) -> bool:
         if self.options.overwrite:
             return True
         if state.done:
             self.counts["unchanged"] += 1
-            record = {**(state.record or {}), "status": "unchanged", "input": label}
-            self.out.result(record | {"output": str(path)}, "")
+            facts = {"status": "unchanged", "input": label, "output": str(path)}
+            record = facts | (state.record or {}) | facts
+            self.out.result(record, "")
+            self.viewer.see(record, "", source, path)
             return False
         if self.options.skip_existing and path.exists():
             self.counts["skipped"] += 1
             record = {"input": label, "output": str(path), "status": "skipped"}
             self.out.result(record, f"{label} skipped: {path} exists")
+            self.viewer.see(record)
             return False
         if state.foreign:
             self.fail(label, InputError(f"{path} exists; pass --overwrite or --skip-existing"))
@@ -343,7 +355,9 @@ class Runner:
         label = made.source.label
         record = {"status": "done", "input": label, "output": output, **made.record}
         text = f"{label} → {output}{made.text}" if output else f"{label}{made.text}"
+        result = made.data if made.picture is None else made.picture
         self.out.result(record, text)
+        self.viewer.see(record, made.text, made.source, result)
 
     def fail(self, label: str, error: Exception) -> None:
         """Report one failed input."""
@@ -352,9 +366,11 @@ class Runner:
         self.causes[message.removeprefix(f"{label}: ")] += 1
         if label not in message:
             message = f"{label}: {message}"
+        record = {"input": label, "status": "failed", "error": message}
         if self.options.json:
-            self.out.result({"input": label, "status": "failed", "error": message}, "")
+            self.out.result(record, "")
         self.out.error(message)
+        self.viewer.see(record)
 
     def finish(self) -> None:
         """Say how it went, failures by cause; exit 3 if there are any."""
@@ -366,6 +382,7 @@ class Runner:
         if self.counts["failed"] > len(self.causes):
             for cause, count in self.causes.most_common(20):
                 self.out.say(f"{count} times: {cause}")
+        self.viewer.finish(self.model, self.job)
         if self.shares > 1 and processes.launched()[1] > 1:
             processes.wait_for_others()
         if self.counts["failed"]:

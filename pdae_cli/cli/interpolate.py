@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InputError, UsageError
 from .batch import Made, Runner
-from .destination import Destination
+from .destination import PICTURE_SUFFIXES, Destination
 from .inputs import Item, collect
 from .loading import Loaded, numbered, pictures_and_codes
 from .making import codes_of, picture_file, recipe
@@ -19,6 +20,8 @@ from .options import BatchOptions, OutputPath, takes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ANIMATIONS = (".gif", ".webp", ".mp4")
 
 
 @takes(BatchOptions)
@@ -32,22 +35,34 @@ def interpolate(
         str, typer.Option(help="latent, or trajectory: mix the gradients in each step.")
     ] = "latent",
     duration: Annotated[
-        int, typer.Option(min=10, max=65535, help="Milliseconds a frame of an animation.")
-    ] = 100,
+        int | None, typer.Option(min=10, max=65535, help="Milliseconds a frame; default: 100.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.1, max=100, help="Or so many frames a second.")
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="An animation there and back.")] = False,
+    ease: Annotated[bool, typer.Option("--ease", help="Slower at both ends.")] = False,
 ) -> None:
-    """Make the pictures between two: a strip (.png), an animation (.gif, .webp), or a folder.
+    """Make the pictures between two: a strip (.png), an animation (.gif, .webp, .mp4), or a folder.
 
     Example: pdae interpolate a.png b.png --steps 10 -o strip.png
     """
     import torch
 
+    from ..animation import encode_mp4, milliseconds_of, needed, rate_of, shares, there_and_back
     from ..codes import stack
-    from ..images import to_pixels
+    from ..images import encode_frames, encode_picture, tile, to_pixels
 
     if mode not in ("latent", "trajectory"):
         raise UsageError(f"unknown --mode {mode!r}; known: latent, trajectory")
     items = list(collect([a, b]))
-    destination = Destination.parse(output, ".png")
+    destination = Destination.parse(output, ".png", PICTURE_SUFFIXES | {".mp4"})
+    rate = rate_of(fps=fps, milliseconds=duration)
+    moves = not destination.folder and destination.suffix in ANIMATIONS
+    if not moves and (fps or duration or loop):
+        raise UsageError(f"--fps, --duration and --loop are for {', '.join(ANIMATIONS)}")
+    pause = milliseconds_of(rate, destination.suffix)
+    ffmpeg = needed(shutil.which("ffmpeg")) if destination.suffix == ".mp4" else None
     runner = Runner(options, "interpolate", destination)
     runner.nfe = runner.model.evaluations(options.sampling())[1] * (2 if mode != "latent" else 1)
     load = pictures_and_codes(runner.model, options)
@@ -64,10 +79,11 @@ def interpolate(
     facts = {"mode": mode, "sampling": codes.sampling}
     record = {"input": [a, b], "steps": steps, "model": runner.model.name, "seed": options.seed}
     frames: list[Tensor] = []
+    way = shares(steps, ease)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
-        shares = [int(one.place.name) / (steps - 1) for one in batch]
-        pictures = runner.model.interpolate(codes, shares, mode=mode, **options.changes())
+        wanted = [way[int(one.place.name)] for one in batch]
+        pictures = runner.model.interpolate(codes, wanted, mode=mode, **options.changes())
         if not destination.folder:
             frames.extend(to_pixels(pictures))
             return [Made(one, None, record) for one in batch]
@@ -78,19 +94,17 @@ def interpolate(
 
     def gather(made: list[Made]) -> tuple[bytes, list[Made]]:
         what = recipe(runner, ends, facts)
-        data = _one_file(torch.stack(frames), destination.suffix, what, duration)
-        return data, [Made(made[0].source, data, record, f": {steps} pictures")]
+        strip = tile(torch.stack(frames), columns=len(frames))
+        shown = there_and_back(frames) if loop else frames
+        if ffmpeg:
+            data = encode_mp4(shown, rate, what, ffmpeg)
+        elif moves:
+            data = encode_frames(shown, destination.suffix, what, pause)
+        else:
+            data = encode_picture(strip, destination.suffix, what)
+        return data, [Made(made[0].source, data, record, f": {steps} pictures", strip)]
 
     label = f"{a} → {b}"
     frame_items = [Item(label, Path(f"{number:04d}")) for number in range(steps)]
     load = numbered("+".join(end.source for end in ends))
     runner.run(frame_items, process, None if destination.folder else gather, load)
-
-
-def _one_file(frames: Tensor, suffix: str, what: dict[str, Any] | None, duration: int) -> bytes:
-    """An animation, or a strip."""
-    from ..images import encode_frames, encode_picture, tile
-
-    if suffix in (".gif", ".webp"):
-        return encode_frames(list(frames), suffix, what, duration)
-    return encode_picture(tile(frames, columns=len(frames)), suffix, what)

@@ -28,7 +28,8 @@ FOLDER = ".pdae"
 LINE = 1 << 20  # bytes of a line; longer ones are damage
 OWN = ("inputs", "a", "b", "output", "files_from", "null", "recursive", "stream")
 AROUND = ("model", "device", "batch_size", "compile", "json", "quiet", "overwrite",
-          "skip_existing", "num_processes", "share", "count", "first")  # fmt: skip
+          "skip_existing", "num_processes", "share", "count", "first",
+          "show", "sheet", "report")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,15 @@ class BatchOptions(SamplingOptions):
     no_metadata: Annotated[
         bool, typer.Option("--no-metadata", help="Don't write into pictures how they were made.")
     ] = False
+    show: Annotated[bool, typer.Option("--show", help="Show each picture in the terminal too.")] = (
+        False
+    )
+    sheet: Annotated[
+        str | None, typer.Option(help="Lay the pictures out in this file: a contact sheet.")
+    ] = None
+    report: Annotated[
+        str | None, typer.Option(help="Tell all of the run in this page, out.html.")
+    ] = None
     num_processes: Annotated[
         int, typer.Option(min=1, help="Share the inputs out among so many processes.")
     ] = 1
@@ -200,11 +209,3 @@ def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise UsageError(f"{text!r} isn't a list of whole numbers like 1,2,3") from error
-
-
-def scales(text: str) -> list[float]:
-    """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--scale {text!r} isn't a number or a list like -0.3,0,0.3") from error

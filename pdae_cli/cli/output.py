@@ -75,7 +75,12 @@ class Output:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        bar = Progress(*columns, console=self.console, disable=not self.interactive)
+        bar = Progress(
+            *columns,
+            console=self.console,
+            disable=not self.interactive,
+            redirect_stdout=sys.stdout.isatty(),  # else results in a file or pipe would go astray
+        )
         with bar:
             yield ProgressLine(bar, what, total, nfe)
 

@@ -43,6 +43,7 @@ def reconstruct(
     import torch
 
     from .. import metrics
+    from ..images import to_pixels
 
     items = collect(inputs, files_from, recursive, null=null, stream=stream)
     destination = Destination.parse(output, picture_suffix(format)) if output else None
@@ -87,7 +88,7 @@ def reconstruct(
                 "random_noise": random_noise,
             }
             data = picture_file(runner, source, picture, facts) if destination else None
-            made.append(Made(source, data, record, f"  {text}"))
+            made.append(Made(source, data, record, f"  {text}", to_pixels(pictures[row])))
         return made
 
     runner.run(items, process)

@@ -1,0 +1,328 @@
+"""--report, --sheet, --show and animations, from the command line to the file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, picture
+from PIL import Image, ImageSequence
+from test_people_animation import needs_ffmpeg, probed
+from test_people_report import Page, column
+from test_people_sheets import found
+from torch import Tensor
+
+from pdae_cli.images import open_picture, prepare, to_tensor
+
+FAST = ("--inference-steps", "3")
+
+
+def page(path: Path) -> Page:
+    return Page(path.read_text("utf-8"))
+
+
+def read(file: Path | bytes) -> Tensor:
+    """A picture file's pixels, uint8 (C, H, W)."""
+    return to_tensor(open_picture(file, "x"))
+
+
+def alts(told: Page) -> list[str]:
+    return [str(one["alt"]).split(":")[0] for one in told.named("img")]
+
+
+class TestReport:
+    def test_a_folder_with_a_broken_file_and_a_hostile_name(
+        self, pdae: Command, tmp_path: Path
+    ) -> None:
+        names = ["a.png", "<script>alert(1)<|script>.png"]
+        for seed, name in enumerate(names):
+            picture(seed).save(tmp_path / name)
+        (tmp_path / "broken.png").write_text("no picture")
+        done = pdae("reconstruct", tmp_path, "-o", tmp_path / "out", *FAST, "--json",
+                    "--report", tmp_path / "r.html")  # fmt: skip
+        assert done.code == 3 and "report → " in done.err
+        records = [json.loads(line) for line in done.text.splitlines()]
+        told = page(tmp_path / "r.html")
+        failures, figures, results = told.tables
+        assert column(failures, "inputs") == [str(tmp_path / "broken.png")]
+        assert [Path(one).name for one in column(results, "input")] == sorted(names)
+        assert alts(told) == ["source", "result", "difference x4"] * 2
+        assert len(told.named("script")) == 1
+        psnr = [record["psnr"] for record in records if record["status"] == "done"]
+        assert [float(one) for one in column(results, "psnr")] == pytest.approx(psnr, rel=1e-3)
+        assert {row[0] for row in figures[1:]} >= {"mse", "psnr"}
+
+    def test_measures_without_outputs_have_pictures_too(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        done = pdae("reconstruct", *pictures, *FAST, "--report", tmp_path / "r.html")
+        assert done.code == 0
+        told = page(tmp_path / "r.html")
+        assert alts(told) == ["source", "result", "difference x4"] * 3
+
+    def test_the_picture_shown_is_the_one_written(self, pdae: Command, tmp_path: Path) -> None:
+        picture().save(tmp_path / "a.png")
+        args = ("reconstruct", tmp_path / "a.png", "-o", tmp_path / "b.png", *FAST)
+        pdae(*args, "--report", tmp_path / "r.html")
+        data = str(page(tmp_path / "r.html").named("img")[1]["src"]).split(",")[1]
+        assert torch.equal(read(base64.b64decode(data)), read(tmp_path / "b.png"))
+
+    def test_a_run_with_nothing_left_to_do_still_tells_all(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        args = ("reconstruct", *pictures, "-o", tmp_path / "out", *FAST)
+        assert pdae(*args).code == 0
+        for _ in range(2):  # what an earlier run told may be replaced
+            again = pdae(*args, "--report", tmp_path / "r.html", "--sheet", tmp_path / "s.png")
+            assert again.code == 0 and "3 unchanged" in again.err
+        told = page(tmp_path / "r.html")
+        assert alts(told) == ["source", "result", "difference x4"] * 3
+        assert len(column(told.tables[-1], "psnr")) == 3
+        assert read(tmp_path / "s.png").shape[1] > 3 * 128
+
+    def test_codes_have_no_picture_of_a_result_and_decoded_ones_none_of_a_source(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        assert pdae("encode", *pictures, "-o", tmp_path / "z", *FAST,
+                    "--report", tmp_path / "e.html").code == 0  # fmt: skip
+        assert alts(page(tmp_path / "e.html")) == ["source"] * 3
+        assert pdae("decode", tmp_path / "z", "-o", tmp_path / "out",
+                    "--report", tmp_path / "d.html").code == 0  # fmt: skip
+        assert alts(page(tmp_path / "d.html")) == ["result"] * 3
+
+    def test_edits_tell_their_scores(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        done = pdae("manipulate", *pictures[:2], "--attr", "smiling", "--scale", "0.3", *FAST,
+                    "-o", tmp_path / "out", "--report", tmp_path / "r.html")  # fmt: skip
+        assert done.code == 0
+        results = page(tmp_path / "r.html").tables[-1]
+        assert len(column(results, "attributes Smiling before")) == 2
+
+    def test_its_time_is_the_builds_where_that_is_set(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+        pages = []
+        for name in ("a.html", "b.html"):
+            pdae("sample", "-n", "1", "-o", tmp_path / "out", *FAST, "--report", tmp_path / name)
+            pages.append((tmp_path / name).read_text("utf-8").replace("unchanged", "done"))
+        assert pages[0] == pages[1] and "1970-01-02T00:00:00+00:00" in pages[0]
+
+    def test_it_is_told_once_by_one_process(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        for many in (("--num-processes", 2), ("--share", "1/2")):
+            done = pdae("reconstruct", *pictures, "-o", tmp_path / "out", *many,
+                        "--report", tmp_path / "r.html")  # fmt: skip
+            assert done.code == 2 and "one process" in done.err
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("option", "name"), [("--report", "r.txt"), ("--report", "-"), ("--sheet", "s.gif")]
+    )
+    def test_other_kinds_of_files(
+        self, pdae: Command, tmp_path: Path, option: str, name: str
+    ) -> None:
+        done = pdae("sample", "-n", "1", "-o", tmp_path / "out", option, name)
+        assert done.code == 2 and name in done.err and not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(("option", "name"), [("--report", "r.html"), ("--sheet", "s.png")])
+    def test_what_isnt_ours_is_kept(
+        self, pdae: Command, tmp_path: Path, option: str, name: str
+    ) -> None:
+        theirs = tmp_path / name
+        if option == "--sheet":
+            picture().save(theirs)
+        else:
+            theirs.write_text("<html>")
+        before = theirs.read_bytes()
+        args = ("sample", "-n", "1", "-o", tmp_path / "out", *FAST, option, theirs)
+        done = pdae(*args)
+        assert done.code == 2 and "--overwrite" in done.err and theirs.read_bytes() == before
+        assert pdae(*args, "--overwrite").code == 0 and theirs.read_bytes() != before
+
+    def test_a_result_isnt_a_sheet(self, pdae: Command, tmp_path: Path) -> None:
+        args = ("sample", "-n", "1", *FAST, "-o", tmp_path / "out")
+        assert pdae(*args).code == 0
+        assert pdae(*args, "--sheet", tmp_path / "out" / "00000.png").code == 2
+
+
+class TestSheet:
+    def test_sources_and_results_side_by_side(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        args = ("reconstruct", *pictures, "-o", tmp_path / "out", *FAST)
+        done = pdae(*args, "--sheet", tmp_path / "s.png")
+        assert done.code == 0 and "sheet of 3" in done.err
+        whole = read(tmp_path / "s.png")
+        for path in pictures:
+            source = prepare(open_picture(path, "x"), 32)
+            result = read(tmp_path / "out" / f"{path.stem}.png")
+            for one in (source, result):
+                large = one.repeat_interleave(4, 1).repeat_interleave(4, 2)
+                assert found(whole, large) == 1
+
+    def test_samples_in_rows_of_eight(self, pdae: Command, tmp_path: Path) -> None:
+        pdae("sample", "-n", "9", *FAST, "-o", tmp_path / "out", "--sheet", tmp_path / "s.png")
+        _, height, width = read(tmp_path / "s.png").shape
+        assert width == 8 * (128 + 8) + 8 and 2 * 128 < height < 3 * 128
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch, **environ: str) -> Iterator[Callable[[], str]]:
+    """A terminal as standard error, described by these variables; yields what it was sent."""
+    pty = pytest.importorskip("pty")
+    keeper, slave = pty.openpty()
+    sent = bytearray()
+
+    def listen() -> None:
+        while True:
+            try:
+                data = os.read(keeper, 65536)
+            except OSError:  # how a terminal says that it was closed
+                return
+            sent.extend(data)
+            if data.endswith(b"\0"):
+                return
+
+    reader = threading.Thread(target=listen)
+    reader.start()
+    for name in ("NO_COLOR", "TMUX", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"COLORTERM": "truecolor", **environ}.items():
+        monkeypatch.setenv(name, value)
+    stderr = os.fdopen(slave, "w", encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", stderr)
+
+    def told() -> str:
+        stderr.write("\0")
+        stderr.flush()
+        reader.join(10)
+        return sent.decode().replace("\r\n", "\n").removesuffix("\0")
+
+    try:
+        yield told
+    finally:
+        monkeypatch.undo()
+        stderr.close()
+        os.close(keeper)
+        reader.join(10)
+
+
+class TestShow:
+    def test_without_a_terminal_nothing_but_a_line(
+        self, pdae: Command, pictures: list[Path]
+    ) -> None:
+        done = pdae("reconstruct", *pictures[:1], *FAST, "--show")
+        assert done.code == 0 and "nothing is shown" in done.err
+        assert "\x1b" not in done.err + done.text and "▀" not in done.err + done.text
+
+    def test_half_blocks_of_source_and_result(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with terminal(monkeypatch, TERM="xterm-256color", LINES="50") as told:
+            done = pdae("reconstruct", *pictures[:2], *FAST, "--show")
+            text = told()
+        assert done.code == 0 and "▀" not in done.text, text
+        assert done.text.count("psnr") == 2 and "psnr" not in text  # results stay on stdout
+        lines = [line for line in text.splitlines() if "▀" in line]
+        assert {line.count("▀") for line in lines} == {2 * 32 + 2} and len(lines) == 2 * 16
+        assert all("38;2;" in line and "48;2;" in line for line in lines)
+
+    def test_kittys_protocol_in_kitty(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with terminal(monkeypatch, TERM="xterm-kitty") as told:
+            pdae("sample", "-n", "1", *FAST, "-o", tmp_path / "out", "--show")
+            text = told()
+        data = "".join(re.findall(r"\x1b_G[^;\x1b]*;([^\x1b]*)\x1b\\", text))
+        assert torch.equal(read(base64.b64decode(data)), read(tmp_path / "out" / "00000.png"))
+
+    def test_no_colours_no_pictures(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with terminal(monkeypatch, TERM="xterm-kitty", NO_COLOR="1") as told:
+            assert pdae("sample", "-n", "1", *FAST, "-o", tmp_path / "out", "--show").code == 0
+            text = told()
+        assert "nothing is shown" in text and "\x1b_G" not in text and "▀" not in text
+
+
+class TestAnimations:
+    def test_there_and_back_at_a_pace(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "a.webp"
+        done = pdae("interpolate", *pictures[:2], "--steps", 4, "--loop", "--fps", 25, *FAST,
+                    "-o", path)  # fmt: skip
+        assert done.code == 0
+        with Image.open(path) as image:
+            frames = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(image)]
+            assert image.info["duration"] == 40
+        assert len(frames) == 6
+        shown = torch.tensor([list(frame) for frame in frames]).float()
+        assert (shown[1] - shown[5]).abs().mean() < (shown[1] - shown[2]).abs().mean()
+
+    def test_eased_pictures_keep_their_ends(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        for folder, more in (("even", ()), ("eased", ("--ease",))):
+            assert pdae("interpolate", *pictures[:2], "--steps", 4, *more, *FAST,
+                        "-o", tmp_path / folder).code == 0  # fmt: skip
+        alike = [
+            torch.equal(read(tmp_path / "even" / name), read(tmp_path / "eased" / name))
+            for name in ("0000.png", "0001.png", "0002.png", "0003.png")
+        ]
+        assert alike == [True, False, False, True]
+
+    @needs_ffmpeg
+    def test_a_film(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
+        path = tmp_path / "a.mp4"
+        done = pdae("interpolate", *pictures[:2], "--steps", 5, "--loop", "--fps", 24, *FAST,
+                    "-o", path)  # fmt: skip
+        assert done.code == 0 and done.err == ""
+        facts = probed(path.read_bytes(), tmp_path)
+        assert facts["nb_read_frames"] == "8" and facts["avg_frame_rate"] == "24/1"
+        assert (facts["width"], facts["height"]) == (32, 32)
+        recipe = json.loads(facts["comment"])
+        assert recipe["command"] == "interpolate" and len(recipe["sources"]) == 2
+
+    def test_a_film_without_the_program_is_refused_before_any_work(
+        self,
+        pdae: Command,
+        pictures: list[Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert shutil.which("ffmpeg") is None
+        done = pdae("interpolate", *pictures[:2], "-o", tmp_path / "a.mp4")
+        assert done.code == 2 and "ffmpeg" in done.err and ".gif or .webp" in done.err
+
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("a.png", ("--fps", "25")),
+            ("a.png", ("--loop",)),
+            ("folder", ("--duration", "40")),
+            ("a.gif", ("--fps", "25", "--duration", "40")),
+            ("a.gif", ("--fps", "60")),
+            ("a.mov", ()),
+        ],
+    )
+    def test_what_has_no_pace_or_two_is_refused(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path, name: str, options: tuple[str]
+    ) -> None:
+        done = pdae("interpolate", *pictures[:2], *FAST, *options, "-o", tmp_path / name)
+        assert done.code == 2 and done.out == b"" and not (tmp_path / name).exists()
