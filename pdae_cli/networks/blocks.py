@@ -21,6 +21,7 @@ from .layers import Conv2d, Linear
 # How feature maps are halved and doubled: inside a residual block (ADM), or by convolutions of
 # their own, padded on all sides, or right and below only (the first DDPM and its descendants).
 RESAMPLING = ("residual", "convolution", "convolution_right")
+MAX_BLOCKS = 128  # of one half, five times what is usual: building takes time even without memory
 LARGE_MAP = 1024  # positions: see `placed`
 
 
@@ -51,10 +52,11 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if self.embedding_channels == 0:
             object.__setattr__(self, "embedding_channels", 4 * self.base_channels)
-        if not 1 <= len(self.multipliers) <= 16 or not 1 <= self.blocks <= 64:
+        levels, all_blocks = len(self.multipliers), len(self.multipliers) * self.blocks
+        if not 1 <= levels <= 16 or self.blocks < 1 or all_blocks > MAX_BLOCKS:
             raise ValueError(
-                f"{len(self.multipliers)} levels of {self.blocks} blocks; "
-                "1 to 16 levels of 1 to 64 blocks can be built"
+                f"{levels} levels of {self.blocks} blocks; "
+                f"1 to 16 levels and {MAX_BLOCKS} blocks in all can be built"
             )
         smallest = self.patch * 2 ** (len(self.multipliers) - 1)
         if self.image_size % smallest:
