@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, UsageError
+from .files import unwritable
 
 DURATION = 100  # milliseconds a frame
 FASTEST_GIF = 50  # frames a second; faster ones are shown as 10
@@ -101,28 +101,30 @@ def encode_mp4(
             "-c:v", "libx264", "-crf", str(CRF), *COLOURS,
             *comment, "-movflags", "+faststart", str(film),
         ]  # fmt: skip
-        _feed(command, frames, Path(folder, "stderr"))
+        _feed(command, frames, Path(folder, "frames"))
         return film.read_bytes()
 
 
-def _feed(command: list[str], frames: Sequence[Tensor], log: Path) -> None:
-    """Run a command with the frames' bytes as its input. Raises InputError with its complaint."""
+def _feed(command: list[str], frames: Sequence[Tensor], raw: Path) -> None:
+    """Run a command with the frames' bytes as its input. Raises InputError with its complaint.
+
+    They go by a file: a pipe that the program closes early would end us too, where SIGPIPE does.
+    """
     try:
-        with log.open("wb") as errors:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors
-            )
-            # A pipe that breaks: it ended early, and its complaint says why.
-            with suppress(BrokenPipeError), process:
-                assert process.stdin is not None
-                for frame in frames:
-                    process.stdin.write(_bytes(frame))
+        with raw.open("wb") as file:
+            for frame in frames:
+                file.write(_bytes(frame))
+    except OSError as error:
+        raise unwritable(raw, error) from error
+    try:
+        with raw.open("rb") as file:
+            done = subprocess.run(command, stdin=file, capture_output=True)
     except OSError as error:
         raise InputError(f"{command[0]}: can't be run: {error.strerror or error}") from error
-    if process.returncode:
-        lines = log.read_text(errors="replace").split("\n")
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").split("\n")
         told = " ".join(next((line for line in lines if line.strip()), "").split())
-        reason = told or f"it ended with exit code {process.returncode}"
+        reason = told or f"it ended with exit code {done.returncode}"
         raise InputError(f"ffmpeg made no film: {reason}; write .gif or .webp instead")
 
 

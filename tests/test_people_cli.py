@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import Command, picture
 from PIL import Image, ImageSequence
-from test_people_animation import needs_ffmpeg, probed
+from test_people_animation import needs_ffmpeg, probed, program
 from test_people_report import Page, column
 from test_people_sheets import found
 from torch import Tensor
@@ -309,6 +309,22 @@ class TestAnimations:
         assert shutil.which("ffmpeg") is None
         done = pdae("interpolate", *pictures[:2], "-o", tmp_path / "a.mp4")
         assert done.code == 2 and "ffmpeg" in done.err and ".gif or .webp" in done.err
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="scripts aren't programs there")
+    def test_a_program_that_fails_is_a_failed_output(
+        self,
+        pdae: Command,
+        pictures: list[Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Also where it doesn't even read: the command isn't killed by a pipe that broke."""
+        program(tmp_path, "raise SystemExit('no x264 here')")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        args = ("interpolate", *pictures[:2], "--steps", 50, "--inference-steps", 1)
+        done = pdae(*args, "-o", tmp_path / "a.mp4")
+        assert done.code == 3 and "no x264 here" in done.err
+        assert not (tmp_path / "a.mp4").exists()
 
     @pytest.mark.parametrize(
         ("name", "options"),

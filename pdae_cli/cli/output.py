@@ -13,12 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..text import printable
+
 SCHEMA = 1  # version of the records, see record.schema.json
-
-
-def printable(text: str) -> str:
-    """Text without control characters, so that a file's name can't steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain(value: Any) -> Any:
