@@ -289,6 +289,25 @@ def test_offline_a_missing_hub_model_is_one_line(
     assert "someone/faces" in result.err and "HF_HUB_OFFLINE" in result.err
 
 
+def test_without_a_network_a_missing_hub_model_is_one_line(
+    pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HF_HUB_OFFLINE unset, and nothing answers."""
+    from huggingface_hub import constants
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    result = pdae("sample", "-m", "someone/faces", "-o", tmp_path / "x.png")
+    assert result.code == 4 and len(result.err.splitlines()) == 1
+    assert "someone/faces" in result.err and "unreachable" in result.err
+
+
 class TestTerminal:
     """R5: nothing that a name holds steers a terminal."""
 
