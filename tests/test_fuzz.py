@@ -6,11 +6,12 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Command
 
 COUNT = 2000
 SCRIPT = ROOT / "benchmarks" / "fuzz.py"
@@ -41,6 +42,24 @@ def test_two_thousand_mutated_pictures(tiny_folder: Path) -> None:
     assert (figures["tracebacks"], figures["hangs"], figures["crashes"]) == (0, 0, 0)
     for kind, outcomes in figures["kinds"].items():  # both sides of every reader are reached
         assert outcomes.get("decoded", 0) > 2 and outcomes.get("refused", 0) > 2, kind
+
+
+def test_a_folder_of_mutated_pictures(fuzz: ModuleType, pdae: Command, tmp_path: Path) -> None:
+    """The command itself: every file has a record; some fail, so the exit code is 3."""
+    files = fuzz.seeds()
+    (tmp_path / "in").mkdir()
+    for key in range(140):
+        kind = sorted(files)[key % len(files)]
+        name = f"{key:03}.{kind.split()[0]}"
+        (tmp_path / "in" / name).write_bytes(fuzz.mutated(kind, files, key))
+    result = pdae("encode", tmp_path / "in", "-o", tmp_path / "out", "--no-noise", "--json")
+    records = [json.loads(line) for line in result.text.splitlines()]
+    statuses = Counter(one["status"] for one in records if "input" in one)
+    assert result.code == 3 and statuses.keys() == {"done", "failed"}
+    assert statuses.total() == 140 and min(statuses.values()) > 20
+    assert "Traceback" not in result.err and "unexpected" not in result.err
+    written = sorted(path.stem for path in (tmp_path / "out").glob("*.safetensors"))
+    assert written == sorted(Path(r["input"]).stem for r in records if r.get("status") == "done")
 
 
 def test_the_unchanged_files_are_read(fuzz: ModuleType) -> None:

@@ -63,7 +63,7 @@ def fetch(name: str, announce: Announce = silent) -> tuple[Path, str]:
 
 
 def _remote_files(repository: str, revision: str | None) -> tuple[dict[str, int], str]:
-    """Name → bytes of the repository's files, and its licence; nothing if the Hub can't be asked."""
+    """Name → bytes of the repository's files, and its licence; nothing if it can't be asked."""
     from huggingface_hub import HfApi
 
     try:
