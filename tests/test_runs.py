@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -396,24 +395,6 @@ class TestProcesses:
 
 
 class TestInterruptions:
-    @pytest.mark.slow
-    def test_kills_at_any_instant_cost_nothing_but_time(
-        self, tiny_folder: Path, tmp_path: Path
-    ) -> None:
-        source, out = folder_of(tmp_path / "in", 40), tmp_path / "o"
-        command = ("reconstruct", source, *FAST, "--batch-size", 1, "-o")
-        assert ended(running(tiny_folder, *command, tmp_path / "whole"))[0] == 0
-        whole, chance = outputs(tmp_path / "whole"), random.Random(0)
-        for _ in range(KILLS):
-            process = running(tiny_folder, *command, out)
-            time.sleep(chance.uniform(0.5, 4))
-            process.kill()
-            process.communicate()
-            for name, data in outputs(out).items() if out.exists() else ():
-                assert name.endswith(".tmp") or data == whole[name]
-        assert ended(running(tiny_folder, *command, out))[0] == 0
-        assert outputs(out) == whole
-
     @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
     def test_interrupted_runs_say_how_to_go_on(
         self, tiny_folder: Path, tmp_path: Path, sent: signal.Signals
@@ -470,6 +451,3 @@ class TestInterruptions:
 
     def test_errors_have_their_class(self) -> None:
         assert StorageError.exit_code == InputError.exit_code == 3
-
-
-KILLS = int(os.environ.get("PDAE_KILLS", "10"))
