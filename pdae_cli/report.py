@@ -30,7 +30,7 @@ from .text import printable
 
 EXACT = 128  # longest side of pictures that are shown as they are, in PNG
 LONGEST = 256  # of others, made smaller, in WebP
-PICTURE_BYTES = 64 << 20  # of all pictures of a page; rows after that have none
+PICTURE_BYTES = 32 << 20  # of all pictures of a page; rows after that have none
 LISTED = 5  # inputs of one failure that are seen at once
 NEVER_SHARED = ("input", "output")  # columns, even where all rows say the same
 MISSING = "—"

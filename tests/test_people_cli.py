@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -173,6 +173,38 @@ class TestSheet:
             for one in (source, result):
                 large = one.repeat_interleave(4, 1).repeat_interleave(4, 2)
                 assert found(whole, large) == 1
+
+    def test_many_stand_side_by_side(self, pdae: Command, tmp_path: Path) -> None:
+        for number in range(14):
+            picture(number).save(tmp_path / f"{number}.png")
+        pdae("reconstruct", tmp_path, *FAST, "--sheet", tmp_path / "out" / "s.png")
+        _, height, width = read(tmp_path / "out" / "s.png").shape
+        assert width == 6 * (128 + 8) + 8 and 7 * 128 < height < 8 * 256
+
+    def test_what_has_no_room_is_counted(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("pdae_cli.cli.viewing.ON_A_SHEET", 2)
+        args = ("sample", "-n", "5", *FAST, "-o", tmp_path / "out")
+        done = pdae(*args, "--sheet", tmp_path / "s.png")
+        assert "sheet of 2" in done.err and "; 3 more have no room" in done.err
+
+    def test_captions_are_the_names_of_files(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said: list[Sequence[str]] = []
+
+        def heard(pictures: Sequence[Tensor], captions: Sequence[str], **more: object) -> Tensor:
+            said.append(captions)
+            return pictures[0]
+
+        monkeypatch.setattr("pdae_cli.sheets.sheet", heard)
+        sheet = ("--sheet", tmp_path / "s.png", "--overwrite")
+        pdae("interpolate", *pictures[:2], "--steps", 2, *FAST, "-o", tmp_path / "a.gif", *sheet)
+        assert said[0] == ["a.png → b.jpg\n2 pictures"]
+        pdae("reconstruct", pictures[0], *FAST, *sheet)
+        lines = [caption.split("\n") for caption in said[1]]
+        assert lines[0] == ["a.png"] and lines[1][0].startswith("mse ") and lines[2] == [""]
 
     def test_samples_in_rows_of_eight(self, pdae: Command, tmp_path: Path) -> None:
         pdae("sample", "-n", "9", *FAST, "-o", tmp_path / "out", "--sheet", tmp_path / "s.png")

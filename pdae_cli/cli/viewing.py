@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from ..report import Report
 
 PAGES, SHEETS = (".html", ".htm"), (".png", ".jpg", ".jpeg", ".webp")
-ON_A_SHEET = 1000  # inputs; those after them aren't on it
+ON_A_SHEET = 1000  # inputs, at most; those after them aren't on it
+SHEET_BYTES = 256 << 20  # of their pictures, at most
 SHEET = "sheet"  # the command, as its recipe says
-COLUMNS = 8  # of results alone
+COLUMNS = 8  # of results alone, where they are few
 TITLES = ("source", "result", "difference x4")
 GENERATOR = b'<meta name="generator" content="pdae'
 
@@ -57,7 +59,7 @@ class Viewer:
         self.protocol = self._protocol() if options.show else None
         self._report: Report | None = None
         self._sheet: list[Seen] = []
-        self._left_out = 0
+        self._bytes = self._left_out = 0
 
     def _check(self, name: str | None, option: str, suffixes: tuple[str, ...]) -> None:
         """A name's suffix, and that nothing is lost that isn't ours."""
@@ -92,16 +94,25 @@ class Viewer:
             return
         if isinstance(result, bytes | Path) and not self._writes_pictures:
             result = None
-        pictures = _by_title(self._picture(source) if source else None, result)
+        try:
+            pictures = _by_title(self._picture(source) if source else None, result)
+        except InputError as error:  # it was there before; its record still counts
+            self.out.warn(f"{error}: not shown")
+            pictures = {}
         if self.protocol and record.get("status") == "done" and pictures:
             self._show(pictures)
         if self.options.report:
             self._page().add(record, pictures)
         if self.options.sheet and pictures:
-            if len(self._sheet) < ON_A_SHEET:
-                self._sheet.append(Seen(_name(record.get("input")), text, pictures))
-            else:
-                self._left_out += 1
+            self._lay(Seen(_name(record["input"]), text.strip(": "), pictures))
+
+    def _lay(self, one: Seen) -> None:
+        """Put an input on the sheet while there is room."""
+        if len(self._sheet) == ON_A_SHEET or self._bytes > SHEET_BYTES:
+            self._left_out += 1
+            return
+        self._sheet.append(one)
+        self._bytes += sum(picture.numel() for picture in one.pictures.values())
 
     def _picture(self, source: Loaded) -> Tensor | None:
         """An input's picture, float32 (1, C, H, W); read again where its output was done before."""
@@ -112,8 +123,6 @@ class Viewer:
 
     def finish(self, model: Model, job: Job) -> None:
         """Write what was asked for. Raises InputError."""
-        if self.options.sheet and self._sheet:
-            self._write_sheet(Path(self.options.sheet))
         if self.options.report:
             page = self._page()
             page.facts = {"pdae": __version__, "model": model.name, "model digest": model.digest}
@@ -122,6 +131,8 @@ class Viewer:
                     page.facts[f"--{name.replace('_', '-')}"] = str(value)
             write_bytes(Path(self.options.report), page.page(_now()).encode())
             self.out.say(f"report → {self.options.report}")
+        if self.options.sheet and self._sheet:
+            self._write_sheet(Path(self.options.sheet))
 
     def _page(self) -> Report:
         from ..report import Report
@@ -166,13 +177,9 @@ class Viewer:
                 said = [one.name] if title == titles[0] else []
                 said += [part for part in one.text.split("  ") if part] if title == "result" else []
                 captions.append("\n".join(said))
-        alone = len(titles) == 1
-        whole = sheet(
-            pictures,
-            captions,
-            columns=COLUMNS if alone else len(titles),
-            titles=[] if alone else titles,
-        )
+        beside = _beside(len(self._sheet), len(titles))
+        heads = titles * beside if len(titles) > 1 else []
+        whole = sheet(pictures, captions, columns=beside * len(titles), titles=heads)
         recipe = None if self.options.no_metadata else {"command": SHEET, "of": self.command}
         write_bytes(path, encode_picture(whole, path.suffix.lower(), recipe))
         rest = f"; {self._left_out} more have no room" if self._left_out else ""
@@ -196,9 +203,16 @@ def _by_title(source: Tensor | None, result: Tensor | bytes | Path | None) -> di
     return pictures
 
 
+def _beside(count: int, pictures: int) -> int:
+    """How many of `count` inputs stand side by side, so that a sheet of many isn't a ribbon."""
+    if pictures == 1:
+        return max(COLUMNS, round(math.sqrt(count)))
+    return max(1, round(math.sqrt(count / (2 * pictures))))
+
+
 def _name(label: Any) -> str:
-    """What a caption says of an input: its file's name."""
-    return Path(label).name if isinstance(label, str) else str(label)
+    """What a caption says of an input, or of the two ends of a way: the files' names."""
+    return " → ".join(Path(one).name for one in ([label] if isinstance(label, str) else label))
 
 
 def _ours(path: Path) -> bool:
