@@ -492,7 +492,7 @@ class TestFailures:
         assert (out / "b.png").exists() and (out / "a.png").read_bytes() == before
         skipped = pdae("reconstruct", *pictures[:2], "-o", out, "--skip-existing", "--json", *FAST)
         records = [json.loads(line) for line in skipped.text.splitlines()]
-        assert skipped.code == 0 and [r["status"] for r in records] == ["skipped", "skipped"]
+        assert skipped.code == 0 and [r["status"] for r in records] == ["skipped", "unchanged"]
         again = pdae("reconstruct", *pictures[:2], "-o", out, "--overwrite", "--compare", *FAST)
         assert again.code == 0 and (out / "a.png").read_bytes() != before
 
