@@ -48,9 +48,9 @@ def full(title: str = "pdae reconstruct") -> Report:
             "model": "tiny", "attributes": {"Smiling": {"before": -number}}, name: name,
         }  # fmt: skip
         made.add(record, {"source": grey(), "result": grey(number), "difference x4": grey(0)})
+    made.add({"input": "z", "status": "failed", "error": HOSTILE[0]})
     for name in HOSTILE:
         made.add({"input": name, "status": "failed", "error": f"{name}: not a picture"})
-    made.add({"input": "z", "status": "failed", "error": HOSTILE[0]})
     return made
 
 

@@ -68,6 +68,14 @@ def test_pictures_of_many_sizes_keep_their_own() -> None:
     assert [found(whole, picture) for picture in pictures] == [1] * 3
 
 
+def test_narrow_pictures_stand_in_the_middle_of_their_cell_on_one_line() -> None:
+    whole = sheet([dark(1, (200, 150)), dark(2, (128, 128))], columns=2)
+    rows, columns = (whole == 2).all(0).nonzero().unbind(1)
+    left = GAP + 150 + GAP
+    assert columns.min() - left == (left + 150) - (columns.max() + 1)
+    assert rows.max() + 1 == GAP + 200
+
+
 def test_small_pictures_are_enlarged_by_whole_factors_without_new_values() -> None:
     small = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 4)
     large = enlarged(small, 11)
