@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import BUNDLED, Command
+from conftest import BUNDLED, Command, tiny_model
 from test_hostile import deep, refused
 from torch import Tensor
 
 from pdae_cli import tensors as safe
-from pdae_cli.checkpoints import load, read_model
+from pdae_cli.checkpoints import load, native, read_model, write_model
 from pdae_cli.errors import InputError, ModelError
+from pdae_cli.files import write_bytes
 from pdae_cli.training.state import EMA, load_state, read_facts
 
 Json = dict[str, Any]
@@ -77,8 +78,9 @@ CONFIGS: dict[str, tuple[Callable[[Json], Any], str]] = {
     "a deviation of zero": (changed("normalisation.std", [0.0] * 6), "positive"),
     "a mean that is infinite": (changed("normalisation.mean", [float("inf")] * 6), "Infinity"),
     "means as texts": (changed("normalisation.mean", ["0"] * 6), "mean[] is '0'"),
-    "another digest": (changed("weights_sha256", "0" * 64), "its config records 000000000000"),
-    "a digest that is a number": (changed("weights_sha256", 7), "config records"),
+    "another digest": (changed("weights_sha256", ["0" * 64]), "its config records 000000000000"),
+    "a digest that is a number": (changed("weights_sha256", 7), "not a list"),
+    "digests that are lists": (changed("weights_sha256", [[7]]), "config records"),
     "a licence that steers": (changed("licence", ["\x1b[2J"]), r"\x1b[2J"),
 }
 TEXTS = {
@@ -230,9 +232,28 @@ class TestDigests:
             for name in ("attributes", "latent_dpm"):
                 assert "sha256" in safe.check(model / f"{name}.safetensors").metadata
 
+    def test_a_process_killed_between_its_two_files_leaves_a_model(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The new config with the old weights, and with the new ones."""
+        old, new = read_model(folder, "m"), tiny_model(seed=1)
+
+        def killed(path: Path, data: bytes) -> None:
+            write_bytes(path, data)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(native, "write_bytes", killed)
+            write_model(folder, new)
+        assert read_model(folder, "m").digest == old.digest
+        write_model(folder, new)
+        written = read_model(folder, "m").digest
+        recorded = json.loads((folder / "config.json").read_text())["weights_sha256"]
+        assert recorded == [written, old.digest] and written != old.digest
+
     def test_the_command_shows_both(self, pdae: Command, folder: Path, tmp_path: Path) -> None:
         path = folder / "model.safetensors"
-        recorded = json.loads((folder / "config.json").read_text())["weights_sha256"]
+        recorded = json.loads((folder / "config.json").read_text())["weights_sha256"][0]
         path.write_bytes(path.read_bytes()[:-1] + b"\x55")
         result = pdae("sample", "-n", "1", "-o", tmp_path / "x.png", model=folder)
         assert result.code == 4 and recorded[:12] in result.err

@@ -36,7 +36,7 @@ WEIGHTS = "model.safetensors"
 ATTRIBUTES = "attributes.safetensors"
 LATENT_DPM = "latent_dpm.safetensors"
 MAX_CONFIG_BYTES = 4 << 20
-WEIGHTS_DIGEST = "weights_sha256"  # in the config's file; older ones lack it
+WEIGHTS_DIGESTS = "weights_sha256"  # in the config: of the weights, and of those before them
 
 T = TypeVar("T")
 
@@ -93,23 +93,25 @@ def build_networks(config: ModelConfig) -> nn.ModuleDict:
     return nn.ModuleDict(parts)
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, str]:
-    """The config, and the SHA-256 of its weights if it records one."""
+def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:
+    """The config, and the SHA-256 that its weights may have; none in older ones."""
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB")
     facts = safe.strict_json(path.read_text())
-    recorded = facts.pop(WEIGHTS_DIGEST, "")
+    recorded = facts.pop(WEIGHTS_DIGESTS, [])
+    if not isinstance(recorded, list):
+        raise ValueError(f"{WEIGHTS_DIGESTS} is {safe.shown(recorded)}, not a list")
     return from_json(facts), recorded
 
 
-def _checked_digest(weights: Path, recorded: str) -> str:
+def _checked_digest(weights: Path, recorded: list[object]) -> str:
     """The weights' SHA-256. Raises ValueError for others than the config records."""
     safe.check(weights)
     found = sha256(weights)
-    if recorded and found != recorded:
+    if recorded and found not in recorded:
         raise ValueError(
-            f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded)[1:13]}; it was "
-            "damaged or edited"
+            f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded[0])[1:13]}; it "
+            "was damaged or edited"
         )
     return found
 
@@ -144,7 +146,7 @@ def fill(make: Callable[[], nn.Module], path: Path) -> Any:
 
 
 def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
-    """Write config and weights (as `dtype`), each atomically, one right after the other."""
+    """Write config and weights (as `dtype`) so that at any time the folder holds a whole model."""
     tensors: dict[str, Tensor] = {}
     parts = {
         "dpm": model.dpm,
@@ -154,10 +156,14 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
     for prefix, part in parts.items():
         if part is not None:
             tensors |= {f"{prefix}.{k}": stored(v, dtype) for k, v in part.state_dict().items()}
-    with replacing(folder / CONFIG) as config, replacing(folder / WEIGHTS) as weights:
+    path = folder / WEIGHTS
+    with replacing(path) as weights:
         save_file(tensors, weights, metadata={"format": "pt"})
-        facts = to_json(model.config) | {WEIGHTS_DIGEST: sha256(weights)}
-        config.write_text(json.dumps(facts, indent=1) + "\n")
+        # Written first, and good for the weights that are there and those that come: a process
+        # that is killed in between leaves a model that can be read.
+        digests = [sha256(weights), *([sha256(path)] if path.exists() else [])]
+        text = json.dumps(to_json(model.config) | {WEIGHTS_DIGESTS: digests}, indent=1)
+        write_bytes(folder / CONFIG, text.encode() + b"\n")
 
 
 def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
