@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from pdae_cli import load
-from pdae_cli.align import LIMIT, Likeness
 from pdae_cli.errors import InputError
-from pdae_cli.faces import FaceFinder
-from pdae_cli.frames import Frame, paste_back, take
 from pdae_cli.images import to_float, to_tensor
+from pdae_cli.photos.faces import FaceFinder
+from pdae_cli.photos.frames import Frame, paste_back, take
+from pdae_cli.photos.likeness import LIMIT, Likeness
 
 TILTS = (0, 15, -22, 40)
 SIZE = 64

@@ -78,7 +78,8 @@ def test_training(tmp_path: Path) -> None:
         return running(
             tmp_path, "train", "dpm", data, "-o", folder, "--image-size", 16,
             "--base-channels", 8, "--multipliers", "1,2", "--blocks", 1, "--attention", "8",
-            "--head-channels", 8, "--images", 240, "--batch-size", 4, "--save-every", 2, "--log-every", 5, "--quiet",
+            "--head-channels", 8, "--images", 240, "--batch-size", 4, "--save-every", 2,
+            "--log-every", 5, "--quiet",
         )  # fmt: skip
 
     code, _, err = ended(training(tmp_path / "whole"))

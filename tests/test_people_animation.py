@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pdae_cli.animation import (
+from pdae_cli.errors import InputError, UsageError
+from pdae_cli.views.animation import (
     eased,
     encode_mp4,
     milliseconds_of,
@@ -24,7 +25,6 @@ from pdae_cli.animation import (
     shares,
     there_and_back,
 )
-from pdae_cli.errors import InputError, UsageError
 
 FFMPEG, FFPROBE = shutil.which("ffmpeg"), shutil.which("ffprobe")
 needs_ffmpeg = pytest.mark.skipif(not (FFMPEG and FFPROBE), reason="ffmpeg isn't on PATH")

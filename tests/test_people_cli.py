@@ -198,7 +198,7 @@ class TestSheet:
             said.append(captions)
             return pictures[0]
 
-        monkeypatch.setattr("pdae_cli.sheets.sheet", heard)
+        monkeypatch.setattr("pdae_cli.views.sheets.sheet", heard)
         sheet = ("--sheet", tmp_path / "s.png", "--overwrite")
         pdae("interpolate", *pictures[:2], "--steps", 2, *FAST, "-o", tmp_path / "a.gif", *sheet)
         assert said[0] == ["a.png → b.jpg\n2 pictures"]

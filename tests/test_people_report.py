@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pdae_cli import report
-from pdae_cli.report import Report, thumbnail
+from pdae_cli.views import report
+from pdae_cli.views.report import Report, thumbnail
 
 HOSTILE = (
     "<script>document.title='owned'</script>.png",

@@ -12,7 +12,7 @@ from conftest import picture
 from PIL import Image
 from rich.console import Console
 
-from pdae_cli.terminal import CHUNK, UPPER_HALF, escapes, half_blocks, iterm2, kitty, protocol
+from pdae_cli.views.terminal import CHUNK, UPPER_HALF, escapes, half_blocks, iterm2, kitty, protocol
 
 
 def colours(text: str) -> list[list[tuple[int, ...]]]:

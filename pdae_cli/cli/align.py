@@ -47,8 +47,8 @@ def align(
 
 def cut_out(runner: Runner, one: Loaded, size: int) -> Made:
     """A photo's face as a picture of `size` pixels."""
-    from ..frames import take
     from ..images import on_white, to_tensor, with_alpha
+    from ..photos.frames import take
 
     if one.framed is None:
         raise InputError("align takes photos, not codes")

@@ -277,7 +277,7 @@ def _write_sheet(
     from ..codes import stack
     from ..files import write_bytes
     from ..images import encode_picture, to_pixels
-    from ..sheets import sheet
+    from ..views.sheets import sheet
 
     moved = stack(
         [

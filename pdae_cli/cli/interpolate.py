@@ -49,9 +49,16 @@ def interpolate(
     """
     import torch
 
-    from ..animation import encode_mp4, milliseconds_of, needed, rate_of, shares, there_and_back
     from ..codes import stack
     from ..images import encode_frames, encode_picture, tile, to_pixels
+    from ..views.animation import (
+        encode_mp4,
+        milliseconds_of,
+        needed,
+        rate_of,
+        shares,
+        there_and_back,
+    )
 
     if mode not in ("latent", "trajectory"):
         raise UsageError(f"unknown --mode {mode!r}; known: latent, trajectory")

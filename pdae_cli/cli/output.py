@@ -11,10 +11,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ..text import printable
 
+WIDE = 70  # characters that a whole progress line needs
 SCHEMA = 1  # version of the records, see record.schema.json
 
 
@@ -64,14 +72,11 @@ class Output:
     def progress(self, what: str, total: int | None, nfe: int = 0) -> Iterator[ProgressLine]:
         """A progress bar on stderr while someone watches: of `total` pictures, or of as many as
         come, with `nfe` network evaluations each where that is known."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[pictures]}"),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+        name, left = TextColumn("{task.description}"), TimeRemainingColumn()
+        count, note = TextColumn("{task.fields[pictures]}"), TextColumn("{task.fields[note]}")
+        columns: tuple[ProgressColumn, ...] = (name, count, left)
+        if self.console.width >= WIDE:
+            columns = (name, BarColumn(), count, note, TimeElapsedColumn(), left)
         bar = Progress(
             *columns,
             console=self.console,

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ..align import Likeness
     from ..codes import Codes
     from ..engine import Model
-    from ..frames import Frame
+    from ..photos.frames import Frame
+    from ..photos.likeness import Likeness
 
 Align = Annotated[
     bool, typer.Option("--align", help="Find the face and bring it into the model's frame first.")
@@ -74,7 +74,7 @@ def squares_of_photos(runner: Runner, align: bool, landmarks: str | None) -> Loa
 
 def _by_file(runner: Runner, size: int, path: Path) -> Framing:
     from ..files import sha256
-    from ..landmarks import named, read_landmarks
+    from ..photos.landmarks import named, read_landmarks
 
     known = read_landmarks(path)
     runner.job.options["landmarks_sha256"] = sha256(path)  # other landmarks make other pictures
@@ -86,7 +86,7 @@ def _by_file(runner: Runner, size: int, path: Path) -> Framing:
 
 
 def _by_detectors(size: int) -> Framing:
-    from ..faces import FaceFinder
+    from ..photos.faces import FaceFinder
 
     finder, one_at_a_time = FaceFinder(), Lock()
 
@@ -99,7 +99,7 @@ def _by_detectors(size: int) -> Framing:
 
 
 def _by_fit(options: BatchOptions, size: int) -> Framing:
-    from ..frames import Frame
+    from ..photos.frames import Frame
 
     def frame(photo: Image.Image, label: str) -> tuple[Frame, str]:
         return Frame.fitted(*photo.size, size, options.fit), WHOLE
@@ -129,8 +129,8 @@ def _in_frame(
     photo: Callable[[], Image.Image],
     framing: Framing,
 ) -> Loaded:
-    from ..frames import take
     from ..images import digest, on_white, prepare, to_float
+    from ..photos.frames import take
 
     unet, whole = model.config.unet, photo()
     frame, found = framing(on_white(whole), one.label)
@@ -153,8 +153,8 @@ def pasted(one: Loaded, edited: Tensor) -> Tensor:
 
     Raises InputError where there is no photo.
     """
-    from ..frames import paste_back
     from ..images import to_tensor
+    from ..photos.frames import paste_back
 
     if one.framed is None or one.picture is None:
         raise InputError(f"{one.label}: --paste-back needs the photo, not its codes")
@@ -170,14 +170,14 @@ class Watch:
 
     @cached_property
     def _likeness(self) -> Likeness | None:
-        from ..align import Likeness
+        from ..photos.likeness import Likeness
 
         return Likeness.of(self._runner.model)
 
     def distances(self, batch: list[Loaded], codes: Codes) -> list[float] | None:
         """How far each picture's code is from those of training, in standard deviations; None for
         a batch of codes, or where the model can't tell."""
-        from ..align import LIMIT
+        from ..photos.likeness import LIMIT
 
         if batch[0].picture is None or self._likeness is None:
             return None

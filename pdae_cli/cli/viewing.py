@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..engine import Model
-    from ..report import Report
+    from ..views.report import Report
 
 PAGES, SHEETS = (".html", ".htm"), (".png", ".jpg", ".jpeg", ".webp")
 ON_A_SHEET = 1000  # inputs, at most; those after them aren't on it
@@ -73,7 +73,7 @@ class Viewer:
 
     def _protocol(self) -> str | None:
         """How the terminal shows pictures; None, and a line that says so, where it can't."""
-        from ..terminal import BLOCKS, protocol
+        from ..views.terminal import BLOCKS, protocol
 
         told = protocol(os.environ) if sys.stderr.isatty() else None
         if told is None or (told == BLOCKS and not self.out.console.encoding.startswith("utf")):
@@ -135,7 +135,7 @@ class Viewer:
             self._write_sheet(Path(self.options.sheet))
 
     def _page(self) -> Report:
-        from ..report import Report
+        from ..views.report import Report
 
         if self._report is None:
             self._report = Report(f"pdae {self.command}")
@@ -146,7 +146,7 @@ class Viewer:
         import torch
 
         from ..images import encode_picture, tile
-        from ..terminal import BLOCKS, KITTY, escapes, half_blocks, iterm2, kitty
+        from ..views.terminal import BLOCKS, KITTY, escapes, half_blocks, iterm2, kitty
 
         shown = [one for title, one in pictures.items() if title in TITLES[:2]]
         alike = all(one.shape == shown[-1].shape for one in shown)
@@ -165,7 +165,7 @@ class Viewer:
         import torch
 
         from ..images import encode_picture
-        from ..sheets import sheet
+        from ..views.sheets import sheet
 
         titles = [title for title in TITLES if any(title in one.pictures for one in self._sheet)]
         pictures, captions = [], []
@@ -189,7 +189,7 @@ class Viewer:
 def _by_title(source: Tensor | None, result: Tensor | bytes | Path | None) -> dict[str, Tensor]:
     """What there is of source, result and their difference, as uint8 (C, H, W)."""
     from ..images import normalised, on_white, open_picture, to_pixels, to_tensor
-    from ..sheets import difference
+    from ..views.sheets import difference
 
     pictures = {}
     if source is not None:

@@ -17,7 +17,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
-        if not _plain(x, self.weight):
+        if not _plain(x, self.weight) or isinstance(self.padding, str):
             return super().forward(x)
         return torch.mkldnn_convolution(
             x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups

@@ -16,7 +16,7 @@ from statistics import mean, median
 
 from PIL import Image, ImageOps
 
-from .errors import InputError, UsageError
+from ..errors import InputError, UsageError
 from .frames import Frame, Point, take
 from .landmarks import Landmarks
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .engine import Model
-from .noise import generator, normal
-from .trajectory import LATENT_SCHEDULE
+from ..engine import Model
+from ..noise import generator, normal
+from ..trajectory import LATENT_SCHEDULE
 
 # Of t = 20 … 400 the one at which shifted, scaled and turned faces stood out most.
 TIMESTEP = 100

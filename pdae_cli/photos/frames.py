@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import InputError, UsageError
+from ..errors import InputError, UsageError
 
 Point = tuple[float, float]
 Box = tuple[int, int, int, int]  # left, top, right, bottom

@@ -24,9 +24,9 @@ from typing import Any, TypeGuard
 from PIL import Image
 from torch import Tensor
 
-from . import __version__
-from .images import to_image
-from .text import printable
+from .. import __version__
+from ..images import to_image
+from ..text import printable
 
 EXACT = 128  # longest side of pictures that are shown as they are, in PNG
 LONGEST = 256  # of others, made smaller, in WebP

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .images import to_image, to_tensor
+from ..images import to_image, to_tensor
 
 SIZE = 12  # of letters, in pixels
 LINE = 16  # from one line of letters to the next

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError, UsageError
-from .files import unwritable
+from ..errors import InputError, UsageError
+from ..files import unwritable
 
 DURATION = 100  # milliseconds a frame
 FASTEST_GIF = 50  # frames a second; faster ones are shown as 10

@@ -14,7 +14,7 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
-from .images import to_image
+from ..images import to_image
 
 CHUNK = 4096  # characters of one kitty escape
 KITTY, ITERM2, BLOCKS = "kitty", "iterm2", "blocks"

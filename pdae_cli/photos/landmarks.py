@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .files import read_limited
+from ..errors import InputError
+from ..files import read_limited
 from .frames import Frame, Point
 
 MAX_BYTES = 256 << 20  # of a landmarks file
