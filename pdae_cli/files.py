@@ -4,10 +4,12 @@ read with a limit on what they may make us hold."""
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
+import platform
 import stat
-import tempfile
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -23,9 +25,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def replacing(path: Path, claimed: bool = False) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success rename it onto `path`, else remove it.
 
-    The name is like no other, or where `path` is `claimed`, so that nobody else writes it, always
-    the same: what a killed process left is then replaced. Raises InputError where the folder can't
-    be made or written, StorageError where it is full.
+    The name is this process's own, and what dead processes left of `path` is removed; or where
+    `path` is `claimed`, so that nobody else writes it, always the same. Raises InputError where the
+    folder can't be made or written, StorageError where it is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +36,6 @@ def replacing(path: Path, claimed: bool = False) -> Iterator[Path]:
         raise unwritable(path, error) from error
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
@@ -46,11 +47,29 @@ def replacing(path: Path, claimed: bool = False) -> Iterator[Path]:
 
 
 def _temporary(path: Path, claimed: bool) -> Path:
+    stem = f".{path.name[:20]}.{hash_name(path.name)}"
     if claimed:
-        return path.with_name(f".{path.name[:20]}.{hash_name(path.name)}.tmp")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:20]}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    return Path(name)
+        return path.with_name(f"{stem}.tmp")
+    stem = f"{stem}.{hash_name(platform.node())}"  # of this machine: folders may be shared
+    for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
+        if not _alive(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
+    temporary.touch()
+    return temporary
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this number runs; True where that can't be asked harmlessly."""
+    if sys.platform == "win32" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:
@@ -122,9 +141,3 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +214,22 @@ class TestAtomicWrites:
             temporary.write_bytes(b"half")
             raise RuntimeError
         assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+    def test_what_dead_processes_left_is_removed(self, tmp_path: Path) -> None:
+        code = (
+            "import os, sys; from pathlib import Path; from pdae_cli.files import replacing\n"
+            "with replacing(Path(sys.argv[1])) as temporary:\n"
+            "    temporary.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+        )
+        path = tmp_path / "x.bin"
+        for _ in range(2):
+            subprocess.run([sys.executable, "-c", code, str(path)])
+            assert len(list(tmp_path.iterdir())) == 1
+        with replacing(path) as mine:
+            mine.write_bytes(b"whole")
+            write_bytes(tmp_path / "y.bin", b"")
+            assert len(list(tmp_path.iterdir())) == 2  # the dead one's is gone, mine is there
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "y.bin"]
 
     def test_unwritable_places_are_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
