@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -42,11 +43,17 @@ Recursive = Annotated[
 Format = Annotated[str, typer.Option(help="Of pictures where -o has no suffix: png, jpg, webp.")]
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Reading them takes milliseconds, and many commands share them."""
+    return get_type_hints(kind, include_extras=True)
+
+
 def takes(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the fields of a dataclass as options, handed over as `options`."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(kind, include_extras=True)
+        hints = _hints(kind)
         own = [
             parameter
             for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
