@@ -10,24 +10,20 @@ import typer
 from ..errors import InputError
 from .batch import Made, Runner
 from .destination import Destination, picture_suffix
-from .inputs import collect
 from .loading import Loaded
 from .making import pixels_file
-from .options import BatchOptions, FilesFrom, Format, Inputs, Null, OutputPath, Recursive, takes
+from .options import FileOptions, Format, Inputs, OutputPath, takes
 from .photos import LandmarksFile, squares_of_photos
 
 
-@takes(BatchOptions)
+@takes(FileOptions)
 def align(
-    options: BatchOptions,
+    options: FileOptions,
     inputs: Inputs = None,
     output: OutputPath = "-",
     size: Annotated[int, typer.Option(min=1, max=8192, help="Pixels of a side.")] = 256,
     landmarks: LandmarksFile = None,
     format: Format = "png",
-    files_from: FilesFrom = None,
-    null: Null = False,
-    recursive: Recursive = False,
 ) -> None:
     """Cut the largest face out of each photo, turned and scaled as the model's training faces were.
 
@@ -36,7 +32,7 @@ def align(
     Faces are found by OpenCV (pip install 'pdae-cli[align]') or given: --landmarks takes a JSON
     file {"FILE": {"left_eye": [x, y], "right_eye": [x, y], "mouth": [x, y]}, …} in pixels.
     """
-    items = collect(inputs, files_from, recursive, null=null)
+    items = options.items(inputs)
     runner = Runner(options, "align", Destination.parse(output, picture_suffix(format)))
 
     def process(batch: list[Loaded]) -> Sequence[Made]:

@@ -308,16 +308,15 @@ class Runner:
 
     def _keep(self, made: Sequence[Made]) -> None:
         """Write a batch's results and report them; the manifest learns of them first."""
-        files = [one for one in made if one.data is not None and self.destination is not None]
         if self.manifest is not None and self.destination is not None:
             self.manifest.add(
                 (self.destination.path(one.source.place), one.source.source, one.data, one.record)
-                for one in files
+                for one in made
                 if one.data is not None
             )
         for one in made:
             try:
-                if one in files:
+                if one.data is not None and self.destination is not None:
                     self._write(one)
             except InputError as error:
                 self.fail(one.source.label, error)

@@ -9,42 +9,27 @@ import typer
 
 from .batch import Made, Runner
 from .destination import Destination, picture_suffix
-from .inputs import collect
 from .loading import Loaded
 from .making import codes_of, generators, picture_file
-from .options import (
-    BatchOptions,
-    FilesFrom,
-    Format,
-    Inputs,
-    Null,
-    OutputPath,
-    Recursive,
-    Stream,
-    takes,
-)
+from .options import FileOptions, Format, Inputs, OutputPath, takes
 
 
-@takes(BatchOptions)
+@takes(FileOptions)
 def decode(
-    options: BatchOptions,
+    options: FileOptions,
     inputs: Inputs = None,
     output: OutputPath = "-",
     random_noise: Annotated[
         bool, typer.Option("--random-noise", help="Fresh x_T from --seed.")
     ] = False,
     format: Format = "png",
-    files_from: FilesFrom = None,
-    null: Null = False,
-    recursive: Recursive = False,
-    stream: Stream = None,
 ) -> None:
     """Turn codes back into pictures, with the settings they were encoded with.
 
     Example: pdae decode z.safetensors -o face.png
     """
-    items = collect(inputs, files_from, recursive, null=null)
-    destination = Destination.parse(output, picture_suffix(format), stream=stream)
+    items = options.items(inputs, streamed=False)
+    destination = Destination.parse(output, picture_suffix(format), stream=options.stream)
     runner = Runner(options, "decode", destination)
     runner.nfe = runner.model.evaluations(options.sampling())[1]
 

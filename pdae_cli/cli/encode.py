@@ -10,22 +10,17 @@ import typer
 
 from .batch import Made, Runner
 from .destination import CODES_SUFFIX, Destination
-from .inputs import collect
 from .loading import Loaded
 from .making import codes_of
-from .options import BatchOptions, FilesFrom, Inputs, Null, OutputPath, Recursive, Stream, takes
+from .options import FileOptions, Inputs, OutputPath, takes
 
 
-@takes(BatchOptions)
+@takes(FileOptions)
 def encode(
-    options: BatchOptions,
+    options: FileOptions,
     inputs: Inputs = None,
     output: OutputPath = "-",
     no_noise: Annotated[bool, typer.Option("--no-noise", help="z alone, without x_T.")] = False,
-    files_from: FilesFrom = None,
-    null: Null = False,
-    recursive: Recursive = False,
-    stream: Stream = None,
 ) -> None:
     """Turn pictures into codes: z, what the picture means, and x_T, the rest.
 
@@ -35,7 +30,7 @@ def encode(
     """
     from ..codes import Codes, stack, to_bytes
 
-    items = collect(inputs, files_from, recursive, null=null, stream=stream)
+    items = options.items(inputs)
     destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})
     runner = Runner(options, "encode", destination)
     runner.nfe = 0 if no_noise else runner.model.evaluations(options.sampling())[0]

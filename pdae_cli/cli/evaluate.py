@@ -9,19 +9,18 @@ import typer
 
 from ..errors import InputError, UsageError
 from .batch import Made, Runner
-from .inputs import collect
 from .loading import Loaded
 from .making import generators
-from .options import BatchOptions, FilesFrom, Inputs, Null, Recursive, Stream, takes
+from .options import FileOptions, Inputs, takes
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model: likelihood.")
 STEPS = 100  # of the ODE, where the user doesn't say
 
 
 @app.command()
-@takes(BatchOptions)
+@takes(FileOptions)
 def likelihood(
-    options: BatchOptions,
+    options: FileOptions,
     inputs: Inputs = None,
     conditional: Annotated[
         bool, typer.Option("--conditional", help="Of p(x | z), with each picture's own z.")
@@ -29,10 +28,6 @@ def likelihood(
     probes: Annotated[
         int, typer.Option(min=1, max=1000, help="Estimates of the divergence to average.")
     ] = 1,
-    files_from: FilesFrom = None,
-    null: Null = False,
-    recursive: Recursive = False,
-    stream: Stream = None,
 ) -> None:
     """Bits per dimension of pictures, by the probability-flow ODE's divergence.
 
@@ -46,7 +41,7 @@ def likelihood(
 
     if options.solver or options.parity or options.corrections or options.preset:
         raise UsageError("likelihood has its own solver; leave solver, corrections, preset out")
-    items = collect(inputs, files_from, recursive, null=null, stream=stream)
+    items = options.items(inputs)
     runner = Runner(options, "evaluate likelihood")
     sampling = options.sampling()
     if options.inference_steps is None:

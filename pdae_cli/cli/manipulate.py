@@ -11,19 +11,10 @@ from ..errors import UsageError
 from .attributes import print_attributes
 from .batch import Made, Runner
 from .destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
-from .inputs import Item, collect
+from .inputs import Item
 from .loading import Loaded
 from .making import attribute, codes_of, generators, picture_file, pixels_file
-from .options import (
-    BatchOptions,
-    FilesFrom,
-    Inputs,
-    Null,
-    OutputPath,
-    Recursive,
-    Stream,
-    takes,
-)
+from .options import FileOptions, Inputs, OutputPath, takes
 from .photos import Align, LandmarksFile, PasteBack, Watch, pasted, squares_of_photos
 
 if TYPE_CHECKING:
@@ -33,9 +24,9 @@ if TYPE_CHECKING:
     from ..engine import Model
 
 
-@takes(BatchOptions)
+@takes(FileOptions)
 def manipulate(
-    options: BatchOptions,
+    options: FileOptions,
     inputs: Inputs = None,
     output: OutputPath = "-",
     attr: Annotated[
@@ -64,10 +55,6 @@ def manipulate(
     align: Align = False,
     landmarks: LandmarksFile = None,
     paste_back: PasteBack = False,
-    files_from: FilesFrom = None,
-    null: Null = False,
-    recursive: Recursive = False,
-    stream: Stream = None,
 ) -> None:
     """Edit pictures: more or less of an attribute. Codes in, codes out, unless -o names a picture.
 
@@ -81,9 +68,9 @@ def manipulate(
         print_attributes(options)
         return
     steps = edits(attr or [], scale or [])
-    items = collect(inputs, files_from, recursive, null=null, stream=stream)
+    items = options.items(inputs)
     destination = Destination.parse(
-        output, _suffix(format, items), PICTURE_SUFFIXES | {CODES_SUFFIX}, stream
+        output, _suffix(format, items), PICTURE_SUFFIXES | {CODES_SUFFIX}, options.stream
     )
     if destination.suffix == CODES_SUFFIX and len(steps) > 1:
         raise UsageError("a list of scales makes a row of pictures; codes take one scale")

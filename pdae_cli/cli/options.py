@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -15,6 +15,7 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..engine import Model
     from ..sampling import Sampling
+    from .inputs import Item
 
 DEFAULT_MODEL = "faces64"
 FITS = ("crop", "pad", "stretch")
@@ -208,6 +209,23 @@ class BatchOptions(SamplingOptions):
             raise UsageError(f"unknown --frames {self.frames!r}; known: {', '.join(FRAMES)}")
         if self.overwrite and self.skip_existing:
             raise UsageError("--overwrite and --skip-existing exclude each other")
+
+
+@dataclass(frozen=True)
+class FileOptions(BatchOptions):
+    """For commands over files that the user names."""
+
+    files_from: FilesFrom = None
+    null: Null = False
+    recursive: Recursive = False
+    stream: Stream = None
+
+    def items(self, inputs: list[str] | None, streamed: bool = True) -> Iterable[Item]:
+        """The inputs; unless they are `streamed`, --stream is about the output alone."""
+        from .inputs import collect
+
+        stream = self.stream if streamed else None
+        return collect(inputs, self.files_from, self.recursive, null=self.null, stream=stream)
 
 
 def numbers(text: str) -> list[int]:

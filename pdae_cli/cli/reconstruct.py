@@ -11,15 +11,14 @@ import typer
 from ..errors import InputError
 from .batch import Made, Runner
 from .destination import Destination, picture_suffix
-from .inputs import collect
 from .loading import Loaded
 from .making import codes_of, generators, picture_file
-from .options import BatchOptions, FilesFrom, Format, Inputs, Null, Recursive, Stream, takes
+from .options import FileOptions, Format, Inputs, takes
 
 
-@takes(BatchOptions)
+@takes(FileOptions)
 def reconstruct(
-    options: BatchOptions,
+    options: FileOptions,
     inputs: Inputs = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="File, folder, or -; none: measure only.")
@@ -31,10 +30,6 @@ def reconstruct(
         bool, typer.Option("--compare", help="Original and reconstruction side by side.")
     ] = False,
     format: Format = "png",
-    files_from: FilesFrom = None,
-    null: Null = False,
-    recursive: Recursive = False,
-    stream: Stream = None,
 ) -> None:
     """Encode and decode pictures, and say how much came back: MSE, PSNR, SSIM, equal pixels.
 
@@ -45,7 +40,7 @@ def reconstruct(
     from .. import metrics
     from ..images import to_pixels
 
-    items = collect(inputs, files_from, recursive, null=null, stream=stream)
+    items = options.items(inputs)
     destination = Destination.parse(output, picture_suffix(format)) if output else None
     runner = Runner(options, "reconstruct", destination)
     to_noise, to_picture = runner.model.evaluations(options.sampling())
