@@ -26,6 +26,10 @@ from pdae_cli.networks.gradient import GradientEstimator
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
 from pdae_cli.networks.unet import UNet
 
+# Tests run side by side on small models: a thread each, also for the commands that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PDAE_SHARED", ROOT.parent / "shared"))
 BUNDLED = ROOT / "weights" / "faces64"
