@@ -96,7 +96,13 @@ def where(path: Path, node: ast.AST) -> str:
     return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
 
 
-LAYERS = ({"networks"}, {"engine"}, {"photos", "evaluation", "checkpoints"}, {"training"}, {"cli"})
+LAYERS = (
+    {"networks"},
+    {"engine"},
+    {"photos", "evaluation", "fewshot", "classifier", "editing", "checkpoints"},
+    {"training"},
+    {"cli"},
+)
 EVERYTHING = ("pdae_cli.__init__", "pdae_cli.__main__")
 
 

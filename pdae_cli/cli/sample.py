@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .batch import Made, Runner
+from .conditions import painter_of
 from .destination import Destination, picture_suffix
 from .inputs import Item
 from .loading import Loaded, numbered
@@ -28,6 +29,12 @@ def sample(
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Plain eps_theta, without z.")
     ] = False,
+    like: Annotated[
+        str | None, typer.Option(help="Make pictures like those in this folder, zip or codes file.")
+    ] = None,
+    unlike: Annotated[
+        str | None, typer.Option(help="… and unlike those; else what the model makes is unknown.")
+    ] = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="One sheet; the default where -o is a file.")
     ] = False,
@@ -36,6 +43,8 @@ def sample(
     stream: Stream = None,
 ) -> None:
     """Make new pictures: z from the latent DPM, x_T from noise. Picture i depends on --seed and i.
+
+    With --like, 10 to 100 pictures that have something in common, only z that have it are taken.
 
     Example: pdae sample -n 16 -o grid.png
     """
@@ -51,14 +60,13 @@ def sample(
     single = not destination.folder and not destination.stream
     runner = Runner(options, "sample", destination)
     runner.nfe = runner.model.evaluations(options.sampling())[1]
+    painter = painter_of(runner, unconditional, like, unlike)
     record = {"model": runner.model.name, "seed": options.seed}
     sheet: list[Tensor] = []
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
         numbers = [int(one.place.name) for one in batch]
-        pictures, _ = runner.model.sample(
-            numbers, options.sampling(), seed=options.seed, unconditional=unconditional
-        )
+        pictures = painter.paint(numbers)
         if single:
             sheet.extend(to_pixels(pictures))
             return [Made(one, None, record) for one in batch]
@@ -74,4 +82,4 @@ def sample(
         return data, [whole]
 
     items = [Item(f"sample {n}", Path(f"{n:05d}")) for n in range(first, first + count)]
-    runner.run(items, process, gather if single else None, load=numbered())
+    runner.run(items, process, gather if single else None, load=numbered(painter.source))
