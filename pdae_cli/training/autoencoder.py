@@ -13,6 +13,7 @@ from ..checkpoints import write_model
 from ..config import Normalisation
 from ..engine import Model
 from ..errors import UsageError
+from ..evaluation.gap import gap_residuals
 from ..heads import Heads
 from ..images import to_float, write_sheet
 from ..networks.encoder import Encoder, EncoderConfig
@@ -61,22 +62,6 @@ class AutoencoderLoss(nn.Module):
         eps_theta, (gradient,) = self.heads(x_t, t, self.encoder(x_0))
         residual = eps - eps_theta + gather(self.schedule.shift, t, eps) * gradient
         return (gather(self.weight, t, eps) * residual.square()).mean()
-
-
-def gap_residuals(
-    model: Model, x_0: Tensor, t: Tensor, eps: Tensor, z: Tensor
-) -> tuple[Tensor, Tensor]:
-    """|eps - eps_theta|^2 and |eps - eps_theta + shift G_psi|^2 of each picture: (N,) both.
-
-    Times the same factor beta^2 / (alpha (1 - alpha_bar)) they are the posterior mean gaps
-    |mu~ - mu_theta|^2 and |mu~ - mu_theta - Sigma G_psi|^2 (PDAE sec. 3.2).
-    """
-    x_0, t, eps = x_0.to(model.device), t.to(model.device), eps.to(model.device)
-    eps_theta, gradient = model.predict(model.schedule.add_noise(x_0, t, eps), t, z)
-    assert gradient is not None  # z was given
-    plain = eps - eps_theta
-    shifted = plain + gather(model.schedule.shift, t, eps) * gradient
-    return plain.square().sum((1, 2, 3)).cpu(), shifted.square().sum((1, 2, 3)).cpu()
 
 
 def gap_closed(

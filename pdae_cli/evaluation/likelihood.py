@@ -1,4 +1,4 @@
-"""Experiments: small functions over the engine, each with its figures."""
+"""The likelihood of pictures, in bits per dimension."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from .engine import Model
-from .likelihood import LEVEL, bits_per_dimension, log_density
-from .noise import clone, normal
-from .sampling import Sampling
+from ..engine import Model
+from ..likelihood import LEVEL, bits_per_dimension, log_density
+from ..noise import clone, normal
+from ..sampling import Sampling
 
 
 def likelihood(

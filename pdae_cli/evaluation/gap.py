@@ -1,0 +1,130 @@
+"""The posterior mean gap (PDAE sec. 3.2, fig. 4), and what one step makes of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..engine import Model
+from ..errors import ModelError
+from ..images import to_pixels
+from ..noise import generator
+from ..plots import Line, Plot
+from ..schedule import gather
+from ..views.sheets import sheet
+from .finding import Finding, Row, column, half_interval, needs_pictures
+
+TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
+SHOWN = (200, 400, 600, 800, 990)  # timesteps of the sheet
+FACES = 3  # pictures of the sheet
+
+
+def gap_residuals(
+    model: Model, x_0: Tensor, t: Tensor, eps: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """|eps - eps_theta|^2 and |eps - eps_theta + shift G_psi|^2 of each picture: (N,) both.
+
+    Times the same factor beta^2 / (alpha (1 - alpha_bar)) they are the posterior mean gaps
+    |mu~ - mu_theta|^2 and |mu~ - mu_theta - Sigma G_psi|^2 (PDAE sec. 3.2).
+    """
+    x_0, t, eps = x_0.to(model.device), t.to(model.device), eps.to(model.device)
+    eps_theta, gradient = model.predict(model.schedule.add_noise(x_0, t, eps), t, z)
+    assert gradient is not None  # z was given
+    plain = eps - eps_theta
+    shifted = plain + gather(model.schedule.shift, t, eps) * gradient
+    return plain.square().sum((1, 2, 3)).cpu(), shifted.square().sum((1, 2, 3)).cpu()
+
+
+def gap(
+    model: Model, x_0: Tensor, *, timesteps: Sequence[int] = TIMESTEPS, seed: int = 0
+) -> Finding:
+    """Mean squared posterior mean gap of a value at each t, with normal noise: of eps_theta, of
+    PDAE with each picture's own z, and with another picture's z as control.
+
+    Each comes with half of its 95 % interval over the pictures; `closed` is the share of the gap
+    that G_psi closes, a ratio of sums. The sheet shows x^_0 from x_t without and with the shift.
+    Raises ModelError for a model without G_psi, UsageError for fewer than two pictures.
+    """
+    if model.gradient_estimator is None:
+        raise ModelError(f"{model.name} has no G_psi, so there is no gap that it could close")
+    needs_pictures(x_0, 2)
+    z = torch.cat(model.by_batches(lambda rows: model.encoder(x_0[rows]).cpu(), len(x_0)))
+    eps = torch.randn(x_0.shape, generator=generator(seed, "gap"))
+    rows = [_at(model, x_0, eps, z, t) for t in timesteps]
+    named = {"gap": "ε_θ alone", "pdae": "PDAE", "shuffled": "PDAE, another picture's z"}
+    lines = [
+        Line(label, timesteps, column(rows, name), column(rows, f"{name}_interval"), dashed)
+        for (name, label), dashed in zip(named.items(), (False, False, True), strict=True)
+    ]
+    middle = [row for row in rows if 200 <= row["t"] <= 800] or rows
+    own, other = (
+        sum(row[name] for row in middle) / len(middle) for name in ("closed", "closed_shuffled")
+    )
+    control = f"closes {other:.1%}" if other > 0 else f"widens it by {-other:.1%}"
+    words = (
+        f"Between t = {middle[0]['t']} and {middle[-1]['t']} G_psi closes {own:.1%} of the "
+        f"posterior mean gap with a picture's own z; another picture's z {control}. "
+        f"{'So z knows its picture' if own > other else 'So z is not used'}."
+    )
+    title = f"Posterior mean gap, {len(x_0)} pictures, 95 % intervals"
+    plot = Plot(title, "timestep t", "mean squared gap of a value", lines, log_y=True)
+    return Finding("gap", words, rows, plot, one_step_sheet(model, x_0[:FACES], seed))
+
+
+def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
+    """A row of `gap`: all pictures at one timestep."""
+    steps, s = torch.full((len(x_0),), t), model.schedule
+
+    def work(rows: slice) -> Tensor:
+        own = gap_residuals(model, x_0[rows], steps[rows], eps[rows], z[rows])
+        others = z.roll(1, 0)[rows]
+        return torch.stack(
+            [*own, gap_residuals(model, x_0[rows], steps[rows], eps[rows], others)[1]]
+        )
+
+    residuals = torch.cat(model.by_batches(work, len(x_0)), dim=1).double()
+    factor = (s.beta[t] ** 2 / s.alpha[t] / (1 - s.alpha_bar[t])).item()
+    row: Row = {"t": t, "pictures": len(x_0)}
+    for name, one in zip(
+        ("gap", "pdae", "shuffled"), residuals * factor / x_0[0].numel(), strict=True
+    ):
+        row |= {name: one.mean().item(), f"{name}_interval": half_interval(one)}
+    plain = residuals[0]
+    for name, shifted in zip(("closed", "closed_shuffled"), residuals[1:], strict=True):
+        left = (shifted.sum() / plain.sum()).item()
+        # The ratio's error, to first order, is the mean of shifted - left plain over that of plain.
+        interval = half_interval(shifted - left * plain) / plain.mean().item()
+        row |= {name: 1 - left, f"{name}_interval": interval}
+    return row
+
+
+def one_step(model: Model, x_t: Tensor, t: int, z: Tensor | None) -> Tensor:
+    """x^_0 (N, C, H, W) that one evaluation makes of x_t, with the shift (PDAE eq. 9) if z."""
+    steps = torch.full((len(x_t),), t)
+    eps, gradient = model.predict(x_t, steps, z)
+    if gradient is not None:
+        eps = eps - (1 - model.schedule.alpha_bar[t].item()) ** 0.5 * gradient
+    return model.schedule.predict_x_0(x_t.to(eps), steps, eps).cpu()
+
+
+def one_step_sheet(
+    model: Model, x_0: Tensor, seed: int = 0, timesteps: Sequence[int] = SHOWN
+) -> Tensor:
+    """For each picture three rows over the timesteps: x_t, and x^_0 without and with the shift."""
+    z, eps = model.encoder(x_0), torch.randn(x_0.shape, generator=generator(seed, "one step"))
+    steps = [torch.full((len(x_0),), t) for t in timesteps]
+    noisy = [model.schedule.add_noise(x_0, t, eps) for t in steps]
+    kinds = {
+        "x_t": noisy,
+        "eps_theta": [one_step(model, x, t, None) for x, t in zip(noisy, timesteps, strict=True)],
+        "PDAE": [one_step(model, x, t, z) for x, t in zip(noisy, timesteps, strict=True)],
+    }
+    pictures = [row[k] for k in range(len(x_0)) for made in kinds.values() for row in (x_0, *made)]
+    return sheet(
+        list(to_pixels(torch.stack(pictures))),
+        columns=1 + len(timesteps),
+        titles=["picture", *(f"t = {t}" for t in timesteps)],
+        row_titles=list(kinds) * len(x_0),
+    )

@@ -1,0 +1,102 @@
+"""pdae evaluate: records, tables, plots and sheets, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from conftest import Command, picture
+from PIL import Image
+
+QUICK: dict[str, tuple[str, ...]] = {
+    "gap": (),
+    "reconstruction": ("--solvers", "dpmpp,ddim", "--steps", "2,3"),
+}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Sixteen labelled pictures, the last eight held out; a label says whether they are red."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    lines = ["file,split,red,odd"]
+    for number in range(16):
+        red = number % 2 == 0
+        plain = Image.new("RGB", (32, 32), "red" if red else "blue")
+        Image.blend(picture(number, (32, 32)), plain, 0.7).save(folder / f"{number:02d}.png")
+        split = "train" if number < 8 else "val"
+        lines.append(f"{number:02d}.png,{split},{int(red)},{int(number % 4 == 1)}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_records_table_plot_and_sheet_say_the_same(
+    pdae: Command, photos: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    args = ("evaluate", name, photos, "--pictures", 4, *QUICK[name], "-o", out)
+    result = pdae(*args, "--json")
+    assert result.code == 0, result.err
+    rows = records(result.text)
+    assert all(row["experiment"] == name and row["model"] for row in rows)
+    with (out / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(rows) > 0
+    for row, line in zip(rows, table, strict=True):
+        for key, text in line.items():
+            assert text == ("" if row.get(key) is None else str(row[key]))
+    ElementTree.parse(out / "plot.svg")
+    if (out / "sheet.png").exists():
+        with Image.open(out / "sheet.png") as sheet:
+            assert min(sheet.size) > 32 and f"evaluate {name}" in sheet.text["pdae"]
+    assert result.err.strip().endswith("the sheet")  # the words come before
+    again = pdae(*args)
+    assert again.code == 3 and "--overwrite" in again.err
+    assert pdae(*args, "--overwrite").code == 0
+
+
+def test_without_json_a_table_and_a_line_of_words(pdae: Command, photos: Path) -> None:
+    result = pdae("evaluate", "gap", photos, "--pictures", 3)
+    lines = result.text.splitlines()
+    assert result.code == 0 and lines[0].split()[:2] == ["t", "pictures"]
+    assert len({len(line) for line in lines[:-1]}) == 1
+    assert "posterior mean gap" in lines[-1] and lines[-1].endswith(".")
+
+
+def test_only_held_out_pictures_count_unless_all_shall(pdae: Command, photos: Path) -> None:
+    for extra, count in (((), 8), (("--whole",), 16)):
+        result = pdae("evaluate", "gap", photos, "--json", *extra)
+        assert {row["pictures"] for row in records(result.text)} == {count}
+
+
+def test_the_seed_decides(pdae: Command, photos: Path) -> None:
+    runs = [
+        pdae("evaluate", "gap", photos, "--pictures", 4, "--json", "--seed", seed).text
+        for seed in (0, 0, 1)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("gap", "nowhere"), 3, "no such folder"),
+        (("gap", "{photos}", "--fit", "squeeze"), 2, "crop, pad, stretch"),
+        (("gap", "{photos}", "--pictures", "1"), 2, "at least 2"),
+        (("reconstruction", "{photos}", "--solvers", "magic"), 2, "unknown solver"),
+        (("reconstruction", "{photos}", "--solvers", ","), 2, "at least one"),
+        (("reconstruction", "{photos}", "--steps", "few"), 2, "whole numbers"),
+    ],
+)
+def test_refusals(pdae: Command, photos: Path, args: tuple[str, ...], code: int, says: str) -> None:
+    result = pdae("evaluate", *(one.format(photos=photos) for one in args))
+    assert result.code == code and says in result.err and len(result.err.splitlines()) == 1
