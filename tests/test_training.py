@@ -139,21 +139,19 @@ def test_an_epoch_sees_every_picture_once() -> None:
     assert order(50, 3, 40, 20).tolist() == order(50, 3, 0, 100).tolist()[40:60]
 
 
-def test_a_batch_is_a_function_of_seed_step_and_shard(data: tuple[Pictures, Pictures]) -> None:
+def test_a_batch_is_a_function_of_seed_step_and_row(data: tuple[Pictures, Pictures]) -> None:
     def draw(**changes: int) -> torch.Tensor:
         options = replace(OPTIONS, seed=changes.get("seed", 0))
-        batch = draw_batch(
-            data[0], EVEN, options, changes.get("step", 0), changes.get("shard", 0), 2
-        )
-        return batch.eps
+        step, first = changes.get("step", 0), changes.get("first", 0)
+        return draw_batch(data[0], EVEN, options, step, first, 4).eps
 
     assert torch.equal(draw(), draw())
-    for other in ({"seed": 1}, {"step": 1}, {"shard": 1}):
+    for other in ({"seed": 1}, {"step": 1}, {"first": 4}):
         assert not torch.equal(draw(), draw(**other))
 
 
 def test_noise_is_normal_and_timesteps_are_uniform(data: tuple[Pictures, Pictures]) -> None:
-    batches = [draw_batch(data[0], EVEN, OPTIONS, step, 0, 1) for step in range(60)]
+    batches = [draw_batch(data[0], EVEN, OPTIONS, step, 0, 8) for step in range(60)]
     eps = torch.cat([batch.eps for batch in batches])
     t = torch.cat([batch.t for batch in batches]).double()
     assert abs(eps.mean()) < 0.01 and abs(eps.std() - 1) < 0.01

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import OutOfMemory, PdaeError
+from ..errors import OutOfMemory, PdaeError, UsageError
 from . import attributes, codes, evaluate, train
 from .align import align
 from .convert import convert
@@ -101,7 +101,8 @@ def _explained(error: Exception) -> int:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         error = OutOfMemory("out of memory; choose a smaller --batch-size")
     if isinstance(error, PdaeError):
-        Output().error(str(error))
+        if not (isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"):
+            Output().error(str(error))  # of a launcher's processes one says what all got wrong
         return error.exit_code
     where = traceback.extract_tb(error.__traceback__)[-1]
     Output().error(

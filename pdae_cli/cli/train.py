@@ -11,6 +11,7 @@ import typer
 from ..errors import UsageError
 from .options import FITS, numbers, takes
 from .output import Output
+from .processes import device_of_share, launched
 
 if TYPE_CHECKING:
     import torch
@@ -98,11 +99,19 @@ class TrainFlags:
 
         return torch.float16 if self.weights_dtype == "float16" else torch.float32
 
-    def licensed(self, model: Model) -> Model:
-        """The model, with --licence recorded if it was given."""
+    def placed(self, model: Model) -> Model:
+        """The model on this process's device, with --licence recorded if it was given."""
         if self.licence is not None:
             model.config = replace(model.config, licence=self.licence)
-        return model
+        return model.to(self.place())
+
+    def place(self) -> str:
+        """This process's device: one of the machine's GPUs in turn, or the CPU."""
+        import torch
+
+        if not torch.accelerator.is_available():
+            return "cpu"
+        return device_of_share(self.device, launched()[0])
 
     def data(self, data: Path, unet: UNetConfig) -> tuple[Pictures, Pictures]:
         """Training and validation pictures in the model's frame."""
@@ -116,8 +125,9 @@ def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
     """Run the loop and show how it goes."""
     from ..training.loop import Run
 
-    out, options = Output(quiet=flags.quiet), flags.loop()
+    options = flags.loop()
     training = Run(stage, options, folder, cpu=flags.device == "cpu")
+    out = Output(quiet=flags.quiet or not training.accelerator.is_main_process)
     parameters = sum(p.numel() for p in training.parameters.values())
     out.say(
         f"{stage.name}: {parameters / 1e6:.2f} M parameters on {training.accelerator.device}, "
@@ -183,7 +193,7 @@ def dpm(
         )
     else:
         model = load_model(init_from)
-    options.licensed(model).to(options.device)
+    options.placed(model)
     train, held_out = options.data(data, model.config.unet)
     run(dpm_stage(model, train, held_out, output, options.stored()), options, output)
 
@@ -218,7 +228,7 @@ def autoencoder(
         model = load_model(str(init_from))
         if model.gradient_estimator is None:
             raise UsageError(f"{init_from} has no encoder and gradient estimator; use --dpm")
-    options.licensed(model).to(options.device)
+    options.placed(model)
     train, held_out = options.data(data, model.config.unet)
     run(autoencoder_stage(model, train, held_out, output, options.stored()), options, output)
 
@@ -250,7 +260,7 @@ def latent(
     from ..training.latent import latent_stage
 
     folder = writable_folder(model_name)
-    model = load(model_name, options.device)
+    model = load(model_name, options.place())
     train, held_out = options.data(data, model.config.unet)
     stage = latent_stage(
         model, train, held_out, folder, width, layers, dropout, options.seed, options.stored()

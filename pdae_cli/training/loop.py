@@ -1,8 +1,9 @@
 """The training loop of every stage: accelerate places and synchronises, everything else is here.
 
 Which pictures a step sees, their timesteps, noise and flips are pure functions of (seed, step,
-shard), where a shard is one micro-batch of one process: a resumed run continues as if it had never
-stopped, and two processes see what one process with twice the accumulation sees.
+row): a resumed run continues as if it had never stopped, and however a step's rows are cut into
+micro-batches of processes, together they are the same batch. Only dropout's masks, which a device
+draws, are functions of (seed, step, shard), where a shard is one micro-batch of one process.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..computing import check_compiler
-from ..errors import UsageError
-from ..noise import generator
+from ..errors import PdaeError, UsageError
+from ..noise import generator, normal
 from .data import order
+from .peers import PeerLost, Peers
 from .state import EMA, append_log, load_state, read_facts, save_state, trim_log
 
 PREFETCH = 3  # micro-batches prepared ahead, in threads
-FREE_TO_CHANGE = {"images", "log_every", "save_every"}  # options that a resumed run may change
+# Options that a resumed run may change.
+FREE_TO_CHANGE = {"images", "accumulate", "log_every", "save_every"}
 
 
 @dataclass(frozen=True)
@@ -87,18 +90,19 @@ class Batch:
 
 
 def draw_batch(
-    source: Source, density: Tensor, options: TrainOptions, step: int, shard: int, shards: int
+    source: Source, density: Tensor, options: TrainOptions, step: int, first: int, count: int
 ) -> Batch:
-    """Micro-batch `shard` of the `shards` of a step: a pure function of its arguments."""
-    count = options.batch_size // shards
-    position = step * options.batch_size + shard * count
-    clean = source.stack(order(len(source), options.seed, position, count).tolist())
-    draws = generator(options.seed, "step", step, shard)
-    t = torch.multinomial(density, count, replacement=True, generator=draws)
-    eps = torch.randn(clean.shape, generator=draws)
+    """Rows first … first+count-1 of a step's batch: a pure function of its arguments, and each row
+    of (seed, step, row) alone."""
+    rows, seed, total = slice(first, first + count), options.seed, options.batch_size
+    clean = source.stack(order(len(source), seed, step * total + first, count).tolist())
+    draws = generator(seed, "step", step)
+    t = torch.multinomial(density, total, replacement=True, generator=draws)[rows]
+    mirrored = torch.rand(total, generator=draws)[rows] < 0.5
+    streams = [generator(seed, "noise", step, row) for row in range(first, first + count)]
+    eps = normal(streams, clean.shape[1:])
     if clean.dtype == torch.uint8:
         if options.flip:
-            mirrored = torch.rand(count, generator=draws) < 0.5
             clean = torch.where(mirrored[:, None, None, None], clean.flip(3), clean)
         clean = clean.float() / 127.5 - 1
     return Batch(clean, t, eps)
@@ -116,19 +120,15 @@ def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[
 
 
 @contextlib.contextmanager
-def interrupted_between_steps() -> Iterator[Callable[[], None]]:
-    """Hold SIGINT and SIGTERM back until the yielded function is called: no step is cut in two."""
+def interrupted_between_steps() -> Iterator[Callable[[], bool]]:
+    """Hold SIGINT and SIGTERM back, so that no step is cut in two; the yielded function says
+    whether one came."""
     caught: list[int] = []
-
-    def check() -> None:
-        if caught:
-            raise KeyboardInterrupt
-
     main = threading.current_thread() is threading.main_thread()
     wanted = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
     before = {s: signal.signal(s, lambda n, frame: caught.append(n)) for s in wanted if main}
     try:
-        yield check
+        yield lambda: bool(caught)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -142,20 +142,24 @@ class Run:
     ) -> None:
         self.stage, self.options, self.folder = stage, options, folder / "training"
         self.accelerator = Accelerator(
-            mixed_precision="no", cpu=cpu, step_scheduler_with_optimizer=False
+            mixed_precision="no",
+            cpu=cpu or not torch.accelerator.is_available(),  # else each process would train alone
+            step_scheduler_with_optimizer=False,
         )
+        self.peers = Peers(self.accelerator)
         if options.channels_last and self.accelerator.device.type == "cpu":
             # GroupNorm's backward pass in channels last ends in a segmentation fault: torch 2.13.
             raise UsageError(
                 "--channels-last crashes torch on a CPU, and gains nothing there; leave "
                 "--channels-last out"
             )
-        self.shards = self.accelerator.num_processes * options.accumulate
-        if options.batch_size % self.shards:
+        shards = self.peers.count * options.accumulate
+        if options.batch_size % shards:
             raise UsageError(
-                f"--batch-size {options.batch_size} is not a multiple of {self.shards} "
-                f"({self.accelerator.num_processes} processes x {options.accumulate} micro-batches)"
+                f"--batch-size {options.batch_size} is not a multiple of {shards} "
+                f"({self.peers.count} processes x {options.accumulate} micro-batches)"
             )
+        self.micro_batch = options.batch_size // shards
         self.steps = -(-options.images // options.batch_size)
         objective = stage.objective.to(self.accelerator.device)
         if options.channels_last:
@@ -164,6 +168,11 @@ class Run:
         self.ema = EMA(self.parameters, options.ema_images)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=options.lr, fused=True)
         self.step = self._resume()
+        if not self.peers.same(self.step):
+            raise UsageError(
+                f"the processes don't see the same state in {self.folder}; choose an -o on a disk "
+                "that all of them share"
+            )
         self.objective = self.accelerator.prepare_model(objective)
         if options.compile:
             # Parameters, their average and the model are named and saved from `stage.objective`,
@@ -198,50 +207,61 @@ class Run:
                 "use those again, or start in another folder with --init-from"
             )
         load_state(self.state_path, self.parameters, self.ema, self.optimizer)
-        trim_log(self.log_path, step)
         return step
 
     def train(self, report: Callable[[dict[str, object]], None]) -> None:
         """Train up to `options.images`, saving on interruption; `report` gets each log line."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with interrupted_between_steps() as check:
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trim_log(self.log_path, self.step)
+        with interrupted_between_steps() as interrupted:
             try:
-                self._train(report, check)
+                self._train(report, interrupted)
             except KeyboardInterrupt:
-                self._save(report, full=False)
+                if self.optimizer.state:  # else there is nothing yet
+                    self._save(report, full=False)
+                raise
+            except PeerLost:
+                raise
+            except PdaeError:
+                self.peers.fail()
                 raise
 
     def _train(
-        self, report: Callable[[dict[str, object]], None], check: Callable[[], None]
+        self, report: Callable[[dict[str, object]], None], interrupted: Callable[[], bool]
     ) -> None:
         begun, begun_step, losses = time.perf_counter(), self.step, []
         for group in self.batches():
+            self._check(interrupted)
             losses.append(self.train_step(group))
             last = self.step == self.steps
             if self.step % self.options.log_every == 0 or last:
                 images = (self.step - begun_step) * self.options.batch_size
                 self._log(
                     report,
-                    loss=torch.stack(losses).mean().item(),
+                    loss=self.peers.mean(torch.stack(losses).mean().item()),
                     images_per_second=images / (time.perf_counter() - begun),
                 )
                 losses, begun, begun_step = [], time.perf_counter(), self.step
             if self.step % self.options.save_every == 0 or last:
                 self._save(report)
                 begun, begun_step = time.perf_counter(), self.step
-            check()
+        self._check(interrupted)
+
+    def _check(self, interrupted: Callable[[], bool]) -> None:
+        if self.peers.agree(interrupted()):
+            raise KeyboardInterrupt
 
     def batches(self) -> Iterator[list[Batch]]:
         """Each step's micro-batches of this process."""
-        accumulate, rank = self.options.accumulate, self.accelerator.process_index
+        options, accumulate = self.options, self.options.accumulate
+        source, density = self.stage.source, self.stage.density
         device = self.accelerator.device.type
 
         def make(number: int) -> Batch:
             step, micro = divmod(number, accumulate)
-            shard = rank * accumulate + micro
-            batch = draw_batch(
-                self.stage.source, self.stage.density, self.options, step, shard, self.shards
-            )
+            first = (self.peers.rank * accumulate + micro) * self.micro_batch
+            batch = draw_batch(source, density, options, step, first, self.micro_batch)
             return batch.pinned() if device == "cuda" else batch
 
         first, last = self.step * accumulate, self.steps * accumulate
@@ -261,7 +281,7 @@ class Run:
             settings["lr"] = options.lr * min(1.0, (self.step + 1) / max(1, options.warmup))
         total = torch.zeros((), device=accelerator.device)
         for micro, batch in enumerate(group):
-            shard = accelerator.process_index * options.accumulate + micro
+            shard = self.peers.rank * options.accumulate + micro
             torch.manual_seed(generator(options.seed, "dropout", self.step, shard).initial_seed())
             x_0, t, eps = (
                 part.to(accelerator.device, non_blocking=part.is_pinned())
