@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,6 +56,12 @@ class TrainFlags:
         bool, typer.Option("--channels-last", help="The memory layout that GPUs like.")
     ] = False
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the step.")] = False
+    checkpoint_activations: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-activations", help="Less memory, slower: compute again for gradients."
+        ),
+    ] = False
     flip: Annotated[bool, typer.Option(help="Mirror half of the pictures.")] = True
     seed: Annotated[
         int, typer.Option(help="Fixes order, timesteps, noise and initial weights.")
@@ -73,6 +79,13 @@ class TrainFlags:
     device: Annotated[
         str, typer.Option(envvar="PDAE_DEVICE", help="auto, or cpu to leave a GPU alone.")
     ] = "auto"
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what it needs: memory, FLOPs, disk, time."),
+    ] = False
+    json: Annotated[
+        bool, typer.Option("--json", help="The log, or --dry-run's answer, as JSON lines.")
+    ] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False
 
     def __post_init__(self) -> None:
@@ -123,11 +136,17 @@ class TrainFlags:
 
 def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
     """Run the loop and show how it goes."""
+    from ..training.estimate import estimate
     from ..training.loop import Run
 
     options = flags.loop()
     training = Run(stage, options, folder, cpu=flags.device == "cpu")
-    out = Output(quiet=flags.quiet or not training.accelerator.is_main_process)
+    first = training.accelerator.is_main_process
+    out = Output(json=flags.json and first, quiet=flags.quiet or not first)
+    if flags.dry_run:
+        needs = estimate(training, flags.stored())
+        out.result(needs, needs_in_words(needs))
+        return
     parameters = sum(p.numel() for p in training.parameters.values())
     out.say(
         f"{stage.name}: {parameters / 1e6:.2f} M parameters on {training.accelerator.device}, "
@@ -143,10 +162,34 @@ def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
                 if key not in ("step", "images") and isinstance(value, float)
             )
             bar.advance_to(int(str(record["images"])), note)
-            if not out.interactive:
+            if out.json:
+                out.result(record, "")
+            elif not out.interactive:
                 out.say(f"step {record['step']} images {record['images']} {note}")
 
         training.train(report)
+
+
+def needs_in_words(needs: dict[str, Any]) -> str:
+    """A dry run's record as lines for people."""
+
+    def size(name: str) -> str:
+        return f"{needs[f'{name}_bytes'] / 2**20:,.1f} MiB"
+
+    parts = ("weights", "gradients", "adam", "average", "activations")
+    hours = needs["seconds_left"] / 3600
+    return "\n".join(
+        (
+            f"{needs['stage']} on {needs['processes']} x {needs['device']}: "
+            f"{needs['parameters']:,} parameters, {needs['trained_parameters']:,} of them trained",
+            f"memory a process: {size('memory')} ({', '.join(f'{n} {size(n)}' for n in parts)})",
+            f"arithmetic: {needs['flops_a_step'] / 1e9:,.1f} GFLOP a step",
+            f"disk: {size('checkpoint')} a checkpoint, twice that while it is replaced; "
+            f"{size('free')} free",
+            f"time: {needs['seconds_a_step']:.3g} s a step, {hours:.3g} h for "
+            f"{needs['steps_left']:,} steps, without metrics and sample sheets",
+        )
+    )
 
 
 @app.command()

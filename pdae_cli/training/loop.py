@@ -28,12 +28,13 @@ from ..computing import check_compiler
 from ..errors import PdaeError, UsageError
 from ..noise import generator, normal
 from .data import order
+from .memory import checkpoint_activations
 from .peers import PeerLost, Peers
 from .state import EMA, append_log, load_state, read_facts, save_state, trim_log
 
 PREFETCH = 3  # micro-batches prepared ahead, in threads
 # Options that a resumed run may change.
-FREE_TO_CHANGE = {"images", "accumulate", "log_every", "save_every"}
+FREE_TO_CHANGE = {"images", "accumulate", "log_every", "save_every", "checkpoint_activations"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class TrainOptions:
     seed: int
     log_every: int  # steps
     save_every: int  # steps between checkpoints, each with model, metrics and sample sheet
+    checkpoint_activations: bool = False  # compute them again for gradients: slower, less memory
 
 
 class Source(Protocol):
@@ -177,6 +179,8 @@ class Run:
         if options.compile:
             # Parameters, their average and the model are named and saved from `stage.objective`,
             # so the wrapper's own names appear nowhere.
+        if options.checkpoint_activations:
+            checkpoint_activations(objective)
             check_compiler(self.accelerator.device)
             self.objective = torch.compile(self.objective)
 
