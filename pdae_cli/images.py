@@ -139,6 +139,12 @@ def _one_line(name: str) -> Iterator[None]:
         raise InputError(f"{name}: can't be read as a picture: {reason}") from error
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a decoded picture when it is upright."""
+    turned = exif_tag(image, ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
 def normalised(image: Image.Image) -> Image.Image:
     """A decoded picture upright, in 8 bits and sRGB: a new one of mode L, LA, RGB or RGBA.
 

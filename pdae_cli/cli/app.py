@@ -22,6 +22,7 @@ from .decode import decode
 from .encode import encode
 from .export import export
 from .info import info
+from .inpaint import colourise, inpaint
 from .interpolate import interpolate
 from .manipulate import manipulate
 from .output import Output
@@ -35,7 +36,8 @@ EPILOG = (
 )
 
 COMMANDS = (
-    encode, decode, reconstruct, interpolate, manipulate, sample, align, convert, export, info, redo
+    encode, decode, reconstruct, interpolate, manipulate, inpaint, colourise, sample,
+    align, convert, export, info, redo
 )  # fmt: skip
 
 app = typer.Typer(

@@ -38,6 +38,7 @@ class Loaded:
     digest: str = ""  # of the 8-bit picture: names its own random numbers
     state: State = field(default_factory=State)  # of its output
     picture: Tensor | None = None
+    size: tuple[int, int] | None = None  # width and height of the upright picture as it came
     codes: Codes | None = None
     alpha: Tensor | None = None  # uint8 (1, H, W), of the output
     exif: Image.Exif | None = None  # to be carried over
@@ -105,7 +106,7 @@ def _picture(
     state: State,
 ) -> Loaded:
     """A decoded picture in the model's frame; `suffix` tells its frames apart."""
-    from ..images import alpha_of, digest, prepare, to_float
+    from ..images import alpha_of, digest, prepare, to_float, upright_size
     from ..metadata import exif_of
 
     unet = model.config.unet
@@ -118,6 +119,7 @@ def _picture(
         digest(pixels),
         state,
         to_float(pixels)[None],
+        upright_size(image),
         alpha=alpha_of(image, unet.image_size, options.fit) if options.keep_alpha else None,
         exif=exif_of(image) if options.keep_exif else None,
     )

@@ -14,6 +14,7 @@ from .destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_su
 from .inputs import Item
 from .loading import Loaded
 from .making import attribute, codes_of, generators, picture_file, pixels_file
+from .masks import Mask
 from .options import FileOptions, Inputs, OutputPath, takes
 from .photos import Align, LandmarksFile, PasteBack, Watch, pasted, squares_of_photos
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..attributes import Scale
+    from ..codes import Codes
     from ..engine import Model
 
 
@@ -55,12 +57,18 @@ def manipulate(
     align: Align = False,
     landmarks: LandmarksFile = None,
     paste_back: PasteBack = False,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Picture as large as the input: only what is white changes."),
+    ] = None,
 ) -> None:
     """Edit pictures: more or less of an attribute. Codes in, codes out, unless -o names a picture.
 
     Example: pdae manipulate face.png --attr smiling --scale 0.3 -o smile.png
 
     Example: pdae manipulate face.png --attr young=-1.5sd --keep eyeglasses -o older.png
+
+    Example: pdae manipulate face.png --attr smiling=0.5 --mask mouth.png -o smile.png
 
     Example: pdae manipulate photo.jpg --align --paste-back --attr smiling=0.3 -o photo-smiling.jpg
     """
@@ -74,18 +82,20 @@ def manipulate(
     )
     if destination.suffix == CODES_SUFFIX and len(steps) > 1:
         raise UsageError("a list of scales makes a row of pictures; codes take one scale")
-    if destination.suffix == CODES_SUFFIX and paste_back:
-        raise UsageError("--paste-back makes pictures, not codes; give -o a picture's suffix")
+    if destination.suffix == CODES_SUFFIX and (paste_back or mask):
+        flag = "--paste-back" if paste_back else "--mask"
+        raise UsageError(f"{flag} makes pictures, not codes; give -o a picture's suffix")
     runner = Runner(options, "manipulate", destination)
     kept = [attribute(runner, name) for name in keep or []]
     check(runner, steps, kept)
+    within = Mask.read(runner, mask) if mask else None
 
     load, watch = None, Watch(runner)
     if align or landmarks or paste_back:
         load = squares_of_photos(runner, align, landmarks)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
-        return edited(runner, batch, steps, kept, watch, paste_back)
+        return edited(runner, batch, steps, kept, watch, paste_back, within)
 
     runner.run(items, process, load=load)
 
@@ -166,8 +176,9 @@ def edited(
     kept: list[str],
     watch: Watch,
     paste_back: bool,
+    within: Mask | None,
 ) -> Sequence[Made]:
-    """Each picture of a batch with every step's edits, as a row."""
+    """Each picture of a batch with every step's edits, as a row; `within`: where they show."""
     from ..codes import to_bytes
 
     assert runner.destination is not None
@@ -178,10 +189,9 @@ def edited(
     before, after = model.scores(original), [model.scores(codes) for codes in moved]
     pictures: list[Tensor] = []
     if runner.destination.suffix != CODES_SUFFIX:
-        changes = runner.options.changes()
-        pictures = [
-            model.decode(codes, generators=generators(runner, batch), **changes) for codes in moved
-        ]
+        pictures = [_decoded(runner, batch, original, codes, within) for codes in moved]
+        if paste_back and within:
+            pictures = [within.over(batch, each) for each in pictures]
     made = []
     for row, source in enumerate(batch):
         here = before[row], [scores[row] for scores in after]
@@ -201,7 +211,7 @@ def edited(
             facts = {name: record[name] for name in ("frame",) if name in record}
             facts["sampling"] = original.sampling
             side_by_side = [each[row] for each in pictures]
-            data = _row(runner, source, side_by_side, facts, paste_back)
+            data = row_file(runner, source, side_by_side, facts, paste_back)
         else:
             data = to_bytes(moved[0][row : row + 1])
         record |= {"model": model.name, "seed": runner.options.seed}
@@ -211,14 +221,26 @@ def edited(
     return made
 
 
-def _row(
+def _decoded(
+    runner: Runner, batch: list[Loaded], original: Codes, moved: Codes, within: Mask | None
+) -> Tensor:
+    """The pictures of moved codes, or of moved ones within a mask and the original elsewhere."""
+    from ..editing import decode_within
+
+    how = {"generators": generators(runner, batch), **runner.options.changes()}
+    if within is None:
+        return runner.model.decode(moved, **how)
+    return decode_within(runner.model, original, moved, within.of(batch), **how)
+
+
+def row_file(
     runner: Runner,
     source: Loaded,
     pictures: list[Tensor],
     facts: dict[str, Any],
     paste_back: bool,
 ) -> bytes:
-    """A file of a picture's edits side by side, each in its photo where that is wanted."""
+    """The file of a picture's edits side by side, each in its photo where that is wanted."""
     import torch
 
     if not paste_back:

@@ -14,7 +14,9 @@ from ..errors import InputError, ModelError
 from .manifest import FOLDER, options_that_matter
 from .output import Output
 
-COMMANDS = ("decode", "reconstruct", "interpolate", "manipulate", "sample", "align")
+COMMANDS = (
+    "decode", "reconstruct", "interpolate", "manipulate", "inpaint", "colourise", "sample", "align"
+)  # fmt: skip
 
 
 def redo(

@@ -1,0 +1,157 @@
+"""pdae inpaint, pdae colourise: what is missing of a picture, made to fit what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .batch import Made, Runner
+from .destination import Destination, picture_suffix
+from .inputs import collect
+from .loading import Loaded, pictures_and_codes
+from .making import codes_of, generators
+from .manifest import State
+from .manipulate import row_file
+from .masks import Mask
+from .options import FileOptions, Format, Inputs, OutputPath, takes
+from .photos import Align, LandmarksFile, PasteBack, squares_of_photos
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..sampling import Sampling
+
+Like = Annotated[str | None, typer.Option(help="Picture or codes whose z guides what is made.")]
+Make = Callable[..., "Tensor"]  # (batch, pictures, z, sampling, generators=) → pictures
+
+
+@takes(FileOptions)
+def inpaint(
+    options: FileOptions,
+    mask: Annotated[str, typer.Option(help="Picture as large as the input: white is made anew.")],
+    inputs: Inputs = None,
+    output: OutputPath = "-",
+    like: Like = None,
+    align: Align = False,
+    landmarks: LandmarksFile = None,
+    paste_back: PasteBack = False,
+    format: Format = "png",
+) -> None:
+    """Make a part of pictures anew, so that it fits the rest, which stays as it is.
+
+    z guides what is made: by default that of a first try without z; --guidance 0 leaves it at that.
+    Unless told otherwise, it samples by ddpm in 100 steps.
+
+    Example: pdae inpaint face.png --mask scratch.png -o whole.png
+    """
+    from .. import editing
+
+    runner = _runner(options, "inpaint", output, format)
+    free = Mask.read(runner, mask)
+
+    def make(batch: list[Loaded], pictures: Tensor, z: Tensor | None, **how: Any) -> Tensor:
+        return editing.inpaint(runner.model, pictures, free.of(batch), z, **how)
+
+    _complete(runner, inputs, make, like, (align, landmarks), paste_back)
+
+
+@takes(FileOptions)
+def colourise(
+    options: FileOptions,
+    inputs: Inputs = None,
+    output: OutputPath = "-",
+    like: Like = None,
+    align: Align = False,
+    landmarks: LandmarksFile = None,
+    paste_back: PasteBack = False,
+    format: Format = "png",
+) -> None:
+    """Give grey pictures colours; as grey pictures they stay what they are.
+
+    z guides what is made: by default that of a first try without z; --guidance 0 leaves it at that.
+    Unless told otherwise, it samples by ddpm in 100 steps.
+
+    Example: pdae colourise grey.png --like other.png -o coloured.png
+    """
+    from .. import editing
+
+    runner = _runner(options, "colourise", output, format)
+
+    def make(batch: list[Loaded], pictures: Tensor, z: Tensor | None, **how: Any) -> Tensor:
+        return editing.colourise(runner.model, pictures, z, **how)
+
+    _complete(runner, inputs, make, like, (align, landmarks), paste_back)
+
+
+def _runner(options: FileOptions, command: str, output: str, format: str) -> Runner:
+    destination = Destination.parse(output, picture_suffix(format), stream=options.stream)
+    return Runner(options, command, destination)
+
+
+def _complete(
+    runner: Runner,
+    inputs: list[str] | None,
+    make: Make,
+    like: str | None,
+    framing: tuple[bool, str | None],
+    paste_back: bool,
+) -> None:
+    """Go through the inputs; of codes, their picture and their z are taken."""
+    import torch
+
+    assert isinstance(runner.options, FileOptions)
+    options, model = runner.options, runner.model
+    items = options.items(inputs)
+    given = None if like is None else _z_of(runner, like)
+    sampling = _sampling(options)
+    first = like is None and sampling.guidance != 0  # a try without z
+    runner.nfe = model.evaluations(sampling)[1] * (2 if first else 1)
+    load = squares_of_photos(runner, *framing) if any(framing) or paste_back else None
+
+    def process(batch: list[Loaded]) -> Sequence[Made]:
+        draws = generators(runner, batch)
+        if batch[0].codes is not None:
+            codes = codes_of(runner, batch)
+            z, pictures = codes.z, model.decode(codes, generators=draws)
+        else:
+            pictures = torch.cat([one.picture for one in batch if one.picture is not None])
+            z = None
+        if given is not None:
+            z = given.expand(len(batch), -1)
+        made = make(batch, pictures, z, sampling=sampling, generators=draws)
+        record = {"model": model.name, "seed": options.seed}
+        return [
+            Made(one, row_file(runner, one, [picture], _frame(one), paste_back), record)
+            for one, picture in zip(batch, made, strict=True)
+        ]
+
+    runner.run(items, process, load=load)
+
+
+def _sampling(options: FileOptions) -> Sampling:
+    """What suits completing pictures, with what was given."""
+    from ..editing import COMPLETING
+
+    changes = options.changes()
+    return options.sampling() if "parity" in changes else COMPLETING.changed(changes)
+
+
+def _frame(one: Loaded) -> dict[str, Any]:
+    return {} if one.framed is None else {"frame": one.framed.frame.to_json()}
+
+
+def _z_of(runner: Runner, like: str) -> Tensor:
+    """z (1, D) of a picture or codes; another one makes other pictures. Raises UsageError where
+    there isn't exactly one, InputError for one that can't be read."""
+    loaded: list[Loaded] = []
+    for item in collect([like]):
+        loaded += pictures_and_codes(runner.model, runner.options)(item, lambda *of: State())
+    if len(loaded) != 1:
+        raise UsageError(
+            f"--like takes one picture or one row of codes, {like} holds {len(loaded)}"
+        )
+    runner.job.options["like_sha256"] = loaded[0].source
+    return codes_of(runner, loaded, noise=False).z
