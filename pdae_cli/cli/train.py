@@ -28,7 +28,9 @@ app = typer.Typer(
     help="Train a model on your own pictures: dpm, then autoencoder, then latent.",
 )
 
-Data = Annotated[Path, typer.Argument(help="Folder tree or zip of pictures.")]
+Data = Annotated[
+    Path, typer.Argument(help="Folder tree or zip of pictures, or tar shards: 'a/{00..99}.tar'.")
+]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Model folder; the same resumes.")]
 
 

@@ -1,4 +1,4 @@
-"""A training set: a folder tree or a zip of pictures, with optional labels from a CSV."""
+"""A training set: pictures in a folder tree, a zip or tar shards; optional labels from a CSV."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..errors import InputError, UsageError
 from ..files import read_member
 from ..images import READABLE, open_picture, prepare
 from ..noise import generator
+from .shards import Shards, shard_paths
 
 CACHE_BYTES = 4 << 30  # decoded pictures are kept in memory up to this size
 MAX_FILE = 256 << 20  # bytes that a picture in a zip may unpack to
@@ -39,10 +40,12 @@ class Pictures:
     size: int
     channels: int = 3
     fit: str = "crop"
+    shards: Shards | None = None
     bad: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._zip = zipfile.ZipFile(self.root) if self.root.is_file() else None
+        zipped = self.shards is None and self.root.is_file()
+        self._zip = zipfile.ZipFile(self.root) if zipped else None
         self._cache: Tensor | None = None
         self._cached = torch.zeros(len(self.names), dtype=torch.bool)
         if len(self.names) * self.channels * self.size**2 <= CACHE_BYTES:
@@ -74,6 +77,8 @@ class Pictures:
         return picture
 
     def _bytes(self, name: str) -> bytes:
+        if self.shards is not None:
+            return self.shards.read(name, MAX_FILE)
         if self._zip is None:
             return (self.root / name).read_bytes()
         return read_member(self._zip, name, MAX_FILE)
@@ -87,25 +92,30 @@ class Pictures:
 
     def subset(self, names: list[str]) -> Pictures:
         """The pictures of these names, in this order."""
-        return Pictures(self.root, names, self.size, self.channels, self.fit)
+        return Pictures(self.root, names, self.size, self.channels, self.fit, self.shards)
 
 
 def open_pictures(data: Path, size: int, channels: int = 3, fit: str = "crop") -> Pictures:
-    """All pictures below a folder or in a zip, sorted by name. Raises InputError, UsageError."""
-    if data.is_dir():
+    """All pictures below a folder, in a zip or in tar shards (a pattern: see `shard_paths`), sorted
+    by name. Raises InputError, UsageError."""
+    shards = None
+    if paths := shard_paths(data):
+        shards = Shards(paths)
+        names = list(shards.members)
+    elif data.is_dir():
         files = (path for path in data.rglob("*") if path.is_file())
         names = [path.relative_to(data).as_posix() for path in files]
     elif data.is_file() and zipfile.is_zipfile(data):
         with zipfile.ZipFile(data) as archive:
             names = archive.namelist()
     elif data.exists():
-        raise UsageError(f"{data} is neither a folder nor a zip of pictures")
+        raise UsageError(f"{data} is neither a folder, a zip nor tar shards of pictures")
     else:
-        raise InputError(f"{data}: no such folder or zip")
+        raise InputError(f"{data}: no such folder, zip or shards")
     names = sorted(name for name in names if Path(name).suffix.lower() in READABLE)
     if not names:
         raise InputError(f"{data} holds no pictures ({', '.join(sorted(READABLE))})")
-    return Pictures(data, names, size, channels, fit)
+    return Pictures(data, names, size, channels, fit, shards)
 
 
 def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures]:
