@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .networks.blocks import UNetConfig
+from .networks.classes import EmbeddingConfig
 from .networks.encoder import EncoderConfig
 from .networks.half_unet import HalfUNetConfig
 from .solvers import VARIANCES
@@ -61,6 +62,7 @@ class ModelConfig:
     variance: str = "small"  # of ancestral sampling: see solvers.VARIANCES
     clip_sample: bool = False  # whether the source's own sampler clamps its prediction of x_0
     source: str = ""  # what a converted model was before
+    labels: EmbeddingConfig | None = None  # of a G_psi that takes labels in z's place
     format: str = field(default=FORMAT)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,14 @@ class ModelConfig:
             given, needed = len(self.normalisation.mean), self.encoder.z_dim
             if given != needed:
                 raise ValueError(f"statistics of {given} dimensions of z, which has {needed}")
+        if self.labels is not None and (self.encoder is not None or self.unet.z_channels):
+            raise ValueError("G_psi takes labels or the encoder's z, not both")
+
+    @property
+    def z_dim(self) -> int | None:
+        """Dimensions of z, or of what labels become in its place; None without G_psi."""
+        source = self.labels or self.encoder
+        return None if source is None else source.z_dim
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .config import ModelConfig
 from .errors import InputError, ModelError, UsageError
 from .heads import Heads
 from .images import Pictures, as_tensor, digest, to_pixels
+from .networks.classes import ClassEmbedding
 from .networks.encoder import Encoder
 from .networks.gradient import GradientEstimator
 from .networks.half_unet import HalfUNet
@@ -43,6 +44,7 @@ class Model:
     dpm: UNet  # eps_theta
     gradient_estimator: GradientEstimator | None = None  # G_psi
     encoder_network: Encoder | HalfUNet | None = None  # E_phi
+    labels: ClassEmbedding | None = None  # y → z, where G_psi takes labels
     attributes: Attributes | None = None
     latent_dpm: LatentDPM | None = None
     name: str = "unnamed"
@@ -61,8 +63,8 @@ class Model:
 
     def networks(self) -> list[nn.Module]:
         """The networks that this model has."""
-        parts = (self.dpm, self.gradient_estimator, self.encoder_network, self.latent_dpm)
-        return [part for part in parts if part is not None]
+        coders = (self.encoder_network, self.labels, self.latent_dpm)
+        return [p for p in (self.dpm, self.gradient_estimator, *coders) if p is not None]
 
     def to(self, device: str = "auto", dtype: str = "float32", compile: bool = False) -> Model:
         """Place the networks on a device (`auto`: what accelerate finds best), choose the precision
@@ -238,9 +240,7 @@ class Model:
 
     def check(self, codes: Codes) -> None:
         """Raise InputError unless this model can decode the codes."""
-        encoder = self.config.encoder
-        z_dim = None if encoder is None else encoder.z_dim
-        codes.check(self.name, self.digest, z_dim, self._shape())
+        codes.check(self.name, self.digest, self.config.z_dim, self._shape())
 
     def noise(self, generators: Sequence[Generator]) -> Tensor:
         """x_T ~ N(0, I), one row a generator."""

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from .attributes import Attributes, fit
-from .codes import Codes
+from .conditional import decoded
 from .engine import Model
 from .errors import InputError, UsageError
 from .metrics import auroc
@@ -141,9 +141,3 @@ def pictures(
     if sampling.guide_until == 0:
         sampling = replace(sampling, guide_until=model.trajectory(sampling).unguided_below())
     return decoded(model, draw(model, likeness, generators, sampling), generators, sampling)
-
-
-def decoded(model: Model, z: Tensor, generators: Sequence[Generator], sampling: Sampling) -> Tensor:
-    """Pictures (N, C, H, W) of z (N, D), with x_T ~ N(0, I) of each one's generator."""
-    codes = Codes(z, model.noise(generators), model=model.name, digest=model.digest)
-    return model.decode(codes, sampling, generators=generators)

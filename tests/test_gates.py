@@ -99,7 +99,7 @@ def where(path: Path, node: ast.AST) -> str:
 LAYERS = (
     {"networks"},
     {"engine"},
-    {"photos", "evaluation", "fewshot", "classifier", "editing", "checkpoints"},
+    {"photos", "evaluation", "fewshot", "conditional", "editing", "checkpoints"},
     {"training"},
     {"cli"},
 )

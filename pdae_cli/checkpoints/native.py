@@ -25,6 +25,7 @@ from ..config import ModelConfig, build, from_json, to_json
 from ..engine import Model
 from ..errors import ModelError
 from ..files import replacing, sha256, write_bytes
+from ..networks.classes import ClassEmbedding
 from ..networks.encoder import Encoder
 from ..networks.gradient import GradientEstimator
 from ..networks.half_unet import HalfUNet, HalfUNetConfig
@@ -62,7 +63,7 @@ def read_model(folder: Path, name: str) -> Model:
     parts: Any = dict(
         guarded(weights, lambda: fill(lambda: build_networks(config), weights)).named_children()
     )
-    z_dim = None if config.encoder is None else config.encoder.z_dim
+    z_dim = config.z_dim
     attributes = _optional(folder / ATTRIBUTES, lambda file: read_attributes(file, z_dim))
     latent_dpm = _optional(folder / LATENT_DPM, lambda file: read_latent_dpm(file, z_dim))
     return guarded(
@@ -72,6 +73,7 @@ def read_model(folder: Path, name: str) -> Model:
             dpm=parts["dpm"],
             gradient_estimator=parts.get("gradient"),
             encoder_network=parts.get("encoder"),
+            labels=parts.get("labels"),
             attributes=attributes,
             latent_dpm=latent_dpm,
             name=name,
@@ -84,8 +86,10 @@ def build_networks(config: ModelConfig) -> nn.ModuleDict:
     """The untrained networks of a model, by their names in the weights' file."""
     encoder = config.encoder
     parts: dict[str, nn.Module] = {"dpm": UNet(config.unet)}
-    if encoder is not None and not config.unet.z_channels:
-        parts["gradient"] = GradientEstimator(config.unet, encoder.z_dim)
+    if config.z_dim is not None and not config.unet.z_channels:
+        parts["gradient"] = GradientEstimator(config.unet, config.z_dim)
+    if config.labels is not None:
+        parts["labels"] = ClassEmbedding(config.labels)
     if isinstance(encoder, HalfUNetConfig):
         parts["encoder"] = HalfUNet(encoder)
     elif encoder is not None:
@@ -152,6 +156,7 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
         "dpm": model.dpm,
         "gradient": model.gradient_estimator,
         "encoder": model.encoder_network,
+        "labels": model.labels,
     }
     for prefix, part in parts.items():
         if part is not None:

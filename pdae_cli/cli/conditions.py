@@ -15,35 +15,57 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..engine import Model
+    from ..sampling import Sampling
 
 
 @dataclass(frozen=True)
 class Painter:
     """How new pictures are made."""
 
-    paint: Callable[[Sequence[int]], Tensor]  # numbers → their pictures (N, C, H, W)
+    paint: Callable[[Sequence[int], Sampling], Tensor]  # numbers → their pictures (N, C, H, W)
     source: str = ""  # names what they are made of, where that isn't the options alone
 
 
 def painter_of(
-    runner: Runner, unconditional: bool, with_: str | None, without: str | None
+    runner: Runner,
+    unconditional: bool,
+    labels: Sequence[str],
+    with_: str | None,
+    without: str | None,
 ) -> Painter:
     """What the options of `pdae sample` ask for. Raises UsageError where they don't go together."""
     if with_ is None and without is not None:
         raise UsageError("--unlike says what --like isn't; give that too")
-    if unconditional and with_ is not None:
-        raise UsageError("--unconditional and --like exclude each other")
-    if with_ is None:
-        return plain(runner, unconditional)
-    return like(runner, Path(with_), None if without is None else Path(without))
+    asked = {"--unconditional": unconditional, "--label": labels, "--like": with_}
+    if len(names := [name for name, value in asked.items() if value]) > 1:
+        raise UsageError(f"{' and '.join(names)} exclude each other")
+    if labels:
+        return of_label(runner, labels)
+    if with_ is not None:
+        return like(runner, Path(with_), None if without is None else Path(without))
+    return plain(runner, unconditional)
 
 
 def plain(runner: Runner, unconditional: bool) -> Painter:
     """Of z from the latent DPM, or of none."""
-    sampling, seed = runner.options.sampling(), runner.options.seed
+    model, seed = runner.model, runner.options.seed
 
-    def paint(numbers: Sequence[int]) -> Tensor:
-        return runner.model.sample(numbers, sampling, seed=seed, unconditional=unconditional)[0]
+    def paint(numbers: Sequence[int], sampling: Sampling) -> Tensor:
+        return model.sample(numbers, sampling, seed=seed, unconditional=unconditional)[0]
+
+    return Painter(paint)
+
+
+def of_label(runner: Runner, labels: Sequence[str]) -> Painter:
+    """Of a label, by a G_psi that takes them."""
+    from ..classes import chosen
+    from ..conditional import embedding, labelled
+
+    model = runner.model
+    y = chosen(embedding(model).cfg.classes, labels)
+
+    def paint(numbers: Sequence[int], sampling: Sampling) -> Tensor:
+        return labelled(model, y, numbers, sampling, runner.options.seed)
 
     return Painter(paint)
 
@@ -52,7 +74,7 @@ def like(runner: Runner, with_: Path, without: Path | None) -> Painter:
     """Of z like those of some pictures."""
     from .. import fewshot
 
-    model, sampling = runner.model, runner.options.sampling()
+    model = runner.model
     z = _normalised(model, with_, runner)
     others = None if without is None else _normalised(model, without, runner)
     likeness = fewshot.learn(z, others, fewshot.unlabelled(model))
@@ -62,7 +84,7 @@ def like(runner: Runner, with_: Path, without: Path | None) -> Painter:
         f"{likeness.share:.1%} of what the model makes is like them"
     )
 
-    def paint(numbers: Sequence[int]) -> Tensor:
+    def paint(numbers: Sequence[int], sampling: Sampling) -> Tensor:
         return fewshot.pictures(model, likeness, numbers, sampling, runner.options.seed)
 
     return Painter(paint, likeness.fingerprint())

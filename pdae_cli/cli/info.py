@@ -84,6 +84,7 @@ def _model(name: str) -> dict[str, Any]:
         "eps_theta": model.dpm,
         "G_psi": model.gradient_estimator,
         "E_phi": model.encoder_network,
+        "labels": model.labels,
         "latent DPM": model.latent_dpm,
     }
     config = dataclasses.asdict(model.config)

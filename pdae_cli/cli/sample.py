@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from .batch import Made, Runner
 from .conditions import painter_of
 from .destination import Destination, picture_suffix
@@ -19,16 +21,51 @@ from .options import BatchOptions, Format, OutputPath, Stream, takes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..sampling import Sampling
 
-@takes(BatchOptions)
+
+@dataclass(frozen=True)
+class SampleOptions(BatchOptions):
+    """For samples, which can be made with several strengths."""
+
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="Strength of G_psi, or several, 0,1,2: one below the other."),
+    ] = None  # type: ignore[assignment]
+
+    def changes(self) -> dict[str, Any]:
+        """As of one strength, the first."""
+        first = {} if self.guidance is None else {"guidance": strengths(self.guidance)[0]}
+        return super().changes() | first
+
+    def samplings(self) -> list[Sampling]:
+        """One for each strength. Raises UsageError."""
+        if self.guidance is None:
+            return [self.sampling()]
+        return [self.sampling().changed({"guidance": one}) for one in strengths(self.guidance)]
+
+
+def strengths(text: str) -> list[float]:
+    """ "0,0.5,1" → [0.0, 0.5, 1.0]. Raises UsageError."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--guidance {text!r} isn't a number, or a list like 0,0.5,1") from error
+
+
+@takes(SampleOptions)
 def sample(
-    options: BatchOptions,
+    options: SampleOptions,
     output: OutputPath = "-",
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many.")] = 16,
     first: Annotated[int, typer.Option(min=0, help="Number of the first.")] = 0,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Plain eps_theta, without z.")
     ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Class of the pictures, of a model that takes labels; NAME=0: without."),
+    ] = None,
     like: Annotated[
         str | None, typer.Option(help="Make pictures like those in this folder, zip or codes file.")
     ] = None,
@@ -59,20 +96,21 @@ def sample(
         )
     single = not destination.folder and not destination.stream
     runner = Runner(options, "sample", destination)
-    runner.nfe = runner.model.evaluations(options.sampling())[1]
-    painter = painter_of(runner, unconditional, like, unlike)
+    samplings = options.samplings()
+    runner.nfe = len(samplings) * runner.model.evaluations(samplings[0])[1]
+    painter = painter_of(runner, unconditional, label or [], like, unlike)
     record = {"model": runner.model.name, "seed": options.seed}
     sheet: list[Tensor] = []
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
-        numbers = [int(one.place.name) for one in batch]
-        pictures = painter.paint(numbers)
+        places = [int(one.place.name) for one in batch]
+        pictures = torch.cat([painter.paint(places, one) for one in samplings], dim=2)
         if single:
             sheet.extend(to_pixels(pictures))
             return [Made(one, None, record) for one in batch]
         return [
             Made(one, picture_file(runner, one, picture, {"first": number, "count": 1}, []), record)
-            for one, number, picture in zip(batch, numbers, pictures, strict=True)
+            for one, number, picture in zip(batch, places, pictures, strict=True)
         ]
 
     def gather(made: list[Made]) -> tuple[bytes, list[Made]]:

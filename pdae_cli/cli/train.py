@@ -257,6 +257,10 @@ def autoencoder(
         str | None, typer.Option(help="Go on with all parts of this model instead of --dpm.")
     ] = None,
     z_dim: Annotated[int, typer.Option(min=1, help="Dimensions of z.")] = 512,
+    condition: Annotated[
+        str | None,
+        typer.Option(help="Columns of the labels, a,b,…: G_psi takes those, and no encoder is."),
+    ] = None,
 ) -> None:
     """Train the encoder E_phi and the gradient estimator G_psi against a frozen eps_theta.
 
@@ -267,15 +271,49 @@ def autoencoder(
 
     if (dpm is None) == (init_from is None):
         raise UsageError("give either --dpm, to train new parts, or --init-from, to go on with old")
+    if condition is not None:
+        return run_conditional(data, output, options, dpm, init_from, z_dim, condition)
     if dpm is not None:
         model = with_autoencoder(load_dpm(dpm, Output().say), z_dim, options.seed)
     else:
         model = load_model(str(init_from))
-        if model.gradient_estimator is None:
+        if model.gradient_estimator is None or model.encoder_network is None:
             raise UsageError(f"{init_from} has no encoder and gradient estimator; use --dpm")
     options.placed(model)
     train, held_out = options.data(data, model.config.unet)
     run(autoencoder_stage(model, train, held_out, output, options.stored()), options, output)
+
+
+def run_conditional(
+    data: Path,
+    output: Path,
+    options: TrainFlags,
+    dpm: str | None,
+    init_from: str | None,
+    z_dim: int,
+    columns: str,
+) -> None:
+    """Train a G_psi that takes labels in z's place."""
+    from ..checkpoints import load_dpm
+    from ..training.conditional import condition, conditional_stage, with_labels
+    from ..training.data import find_labels
+
+    labels = condition(find_labels(data, options.labels), split_names(columns))
+    if dpm is not None:
+        model = with_labels(load_dpm(dpm, Output().say), labels.classes, z_dim, options.seed)
+    else:
+        model = load_model(str(init_from))
+        if model.config.labels is None or model.config.labels.classes != labels.classes:
+            raise UsageError(f"{init_from} has no G_psi that takes these labels; use --dpm")
+    options.placed(model)
+    train, held_out = options.data(data, model.config.unet)
+    stage = conditional_stage(model, train, held_out, labels, output, options.stored())
+    run(stage, options, output)
+
+
+def split_names(text: str) -> list[str]:
+    """ "a, b" → ["a", "b"]."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def load_model(name: str) -> Model:

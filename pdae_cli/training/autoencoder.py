@@ -40,7 +40,7 @@ def density(schedule: Schedule) -> Tensor:
 
 class AutoencoderLoss(nn.Module):
     """E lambda_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10),
-    over timesteps drawn by `density`."""
+    over timesteps drawn by `density`. With labels y the encoder takes those instead of x_0."""
 
     def __init__(self, heads: Heads, encoder: nn.Module, schedule: Schedule) -> None:
         super().__init__()
@@ -57,23 +57,24 @@ class AutoencoderLoss(nn.Module):
         self.heads.dpm.eval()
         return self
 
-    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
         x_t = self.schedule.add_noise(x_0, t, eps)
-        eps_theta, (gradient,) = self.heads(x_t, t, self.encoder(x_0))
+        eps_theta, (gradient,) = self.heads(x_t, t, self.encoder(x_0 if y is None else y))
         residual = eps - eps_theta + gather(self.schedule.shift, t, eps) * gradient
         return (gather(self.weight, t, eps) * residual.square()).mean()
 
 
 def gap_closed(
-    model: Model, held_out: Pictures, first: int = 200, last: int = 800
+    model: Model, held_out: Pictures, first: int = 200, last: int = 800, zs: Tensor | None = None
 ) -> dict[str, float]:
     """Share of the posterior mean gap that G_psi closes, over t in first … last: with the right z,
-    and with the z of other pictures. If both are alike, z isn't used."""
+    and with the z of other pictures. If both are alike, z isn't used. `zs`: (N, D) of the pictures,
+    where they aren't E_phi's."""
     x_0, t, eps = held_out_noise(held_out, first, last)
     shares: dict[str, list[Tensor]] = {"gap_closed": [], "gap_closed_shuffled": []}
     for part in range(0, len(x_0), model.batch_size):
         rows = slice(part, part + model.batch_size)
-        z = model.encoder(x_0[rows])
+        z = model.encoder(x_0[rows]) if zs is None else zs[rows]
         for name, code in (("gap_closed", z), ("gap_closed_shuffled", z.roll(1, 0))):
             plain, shifted = gap_residuals(model, x_0[rows], t[rows], eps[rows], code)
             shares[name].append(1 - shifted / plain)

@@ -143,6 +143,7 @@ class Labels:
     rows: dict[str, list[int]]  # picture name → 1, 0 or -1 (unknown) per attribute
     held_out: set[str]  # names whose `split` isn't "train"; empty without that column
     groups: dict[str, str]  # picture name → its `source`, where the CSV has that column
+    texts: dict[str, dict[str, str]]  # of each other column: picture name → what it says
 
     def matrix(self, names: Sequence[str]) -> Tensor:
         """int8 (N, A); -1 is unknown."""
@@ -171,14 +172,16 @@ def read_labels(path: Path, data: Path) -> Labels:
     key = "file" if "file" in columns else columns[0]
     values = {c: {row[c] for row in table} for c in columns if c != key}
     attributes = [c for c in values if values[c] <= {"1", "0", "-1"} and "1" in values[c]]
-    if not attributes:
-        raise InputError(f"{path}: no column holds 1 / 0 / -1 labels")
+    texts = [c for c in values if c not in (*attributes, "split", "source")]
+    if not attributes and not texts:
+        raise InputError(f"{path}: no column holds labels")
     meaning = {c: {"1": 1, "0": 0, "-1": -1 if "0" in values[c] else 0} for c in attributes}
     return Labels(
         attributes=attributes,
         rows={row[key]: [meaning[c][row[c]] for c in attributes] for row in table},
         held_out={row[key] for row in table if row.get("split", "train") != "train"},
         groups={row[key]: row["source"] for row in table if row.get("source")},
+        texts={c: {row[key]: row[c] for row in table if row[c]} for c in texts},
     )
 
 

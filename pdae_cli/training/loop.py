@@ -70,34 +70,47 @@ class Stage:
     """What a stage brings to the loop. The callables are run with the averaged weights in place."""
 
     name: str
-    objective: nn.Module  # forward(x_0, t, eps) → loss; what has requires_grad is trained
+    objective: nn.Module  # forward(x_0, t, eps[, y]) → loss; what has requires_grad is trained
     source: Source
     density: Tensor  # (T,) chance of drawing each timestep; the objective makes up for it
     measure: Callable[[], dict[str, float]]  # metrics on held-out data
     preview: Callable[[Path], None]  # writes a sample sheet (path without suffix)
     save: Callable[[dict[str, object]], None]  # writes the model; takes the run's summary
+    labels: Tensor | None = None  # y (len(source), A), where the objective takes them
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: x_0 float32 (pictures in [-1, 1]), t (N,) int64, eps like x_0."""
+    """One micro-batch: x_0 float32 (pictures in [-1, 1]), t (N,) int64, eps like x_0; labels y."""
 
     x_0: Tensor
     t: Tensor
     eps: Tensor
+    y: Tensor | None = None
+
+    def parts(self) -> list[Tensor]:
+        """What the objective takes."""
+        return [self.x_0, self.t, self.eps] + ([] if self.y is None else [self.y])
 
     def pinned(self) -> Batch:
         """The same in memory that a GPU copies from while it computes."""
-        return Batch(self.x_0.pin_memory(), self.t.pin_memory(), self.eps.pin_memory())
+        return Batch(*(part.pin_memory() for part in self.parts()))
 
 
 def draw_batch(
-    source: Source, density: Tensor, options: TrainOptions, step: int, first: int, count: int
+    source: Source,
+    density: Tensor,
+    options: TrainOptions,
+    step: int,
+    first: int,
+    count: int,
+    labels: Tensor | None = None,
 ) -> Batch:
     """Rows first … first+count-1 of a step's batch: a pure function of its arguments, and each row
     of (seed, step, row) alone."""
     rows, seed, total = slice(first, first + count), options.seed, options.batch_size
-    clean = source.stack(order(len(source), seed, step * total + first, count).tolist())
+    numbers = order(len(source), seed, step * total + first, count)
+    clean = source.stack(numbers.tolist())
     draws = generator(seed, "step", step)
     t = torch.multinomial(density, total, replacement=True, generator=draws)[rows]
     mirrored = torch.rand(total, generator=draws)[rows] < 0.5
@@ -107,7 +120,7 @@ def draw_batch(
         if options.flip:
             clean = torch.where(mirrored[:, None, None, None], clean.flip(3), clean)
         clean = clean.float() / 127.5 - 1
-    return Batch(clean, t, eps)
+    return Batch(clean, t, eps, None if labels is None else labels[numbers])
 
 
 def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
@@ -265,7 +278,8 @@ class Run:
         def make(number: int) -> Batch:
             step, micro = divmod(number, accumulate)
             first = (self.peers.rank * accumulate + micro) * self.micro_batch
-            batch = draw_batch(source, density, options, step, first, self.micro_batch)
+            rows = first, self.micro_batch
+            batch = draw_batch(source, density, options, step, *rows, self.stage.labels)
             return batch.pinned() if device == "cuda" else batch
 
         first, last = self.step * accumulate, self.steps * accumulate
@@ -287,9 +301,8 @@ class Run:
         for micro, batch in enumerate(group):
             shard = self.peers.rank * options.accumulate + micro
             torch.manual_seed(generator(options.seed, "dropout", self.step, shard).initial_seed())
-            x_0, t, eps = (
-                part.to(accelerator.device, non_blocking=part.is_pinned())
-                for part in (batch.x_0, batch.t, batch.eps)
+            x_0, t, eps, *labels = (
+                part.to(accelerator.device, non_blocking=part.is_pinned()) for part in batch.parts()
             )
             if options.channels_last and x_0.ndim == 4:
                 x_0, eps = (
@@ -298,7 +311,7 @@ class Run:
             sync = micro == len(group) - 1
             with contextlib.nullcontext() if sync else accelerator.no_sync(self.objective):
                 with self.autocast():
-                    loss = self.objective(x_0, t, eps) / len(group)
+                    loss = self.objective(x_0, t, eps, *labels) / len(group)
                 accelerator.backward(loss)
             total += loss.detach()
         nn.utils.clip_grad_norm_(self.parameters.values(), options.grad_clip)

@@ -1,0 +1,108 @@
+"""Stage 2 with labels in z's place: G_psi(x_t, y, t) against the frozen eps_theta (PDAE sec. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import write_model
+from ..conditional import labelled
+from ..engine import Model
+from ..errors import UsageError
+from ..images import write_sheet
+from ..networks.classes import ClassEmbedding, Classes, EmbeddingConfig
+from ..networks.gradient import GradientEstimator
+from ..sampling import Sampling
+from .autoencoder import AutoencoderLoss, gap_closed
+from .data import Labels, Pictures
+from .loop import Stage
+
+PREVIEWED = 8  # pictures of each class, and classes
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Labels to train on."""
+
+    classes: Classes
+    rows: dict[str, list[int]]  # picture name → 1, 0 or -1 (unknown) for each class
+
+    def matrix(self, names: Sequence[str]) -> Tensor:
+        """y int8 (N, A) of pictures; -1 is unknown."""
+        unknown = [-1] * len(self.classes.names)
+        return torch.tensor([self.rows.get(name, unknown) for name in names], dtype=torch.int8)
+
+
+def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
+    """The classes that columns of a table of labels mean: several attributes of 1 / 0 / -1, or the
+    different words of one other column, which exclude each other. Raises UsageError."""
+    if table is None:
+        raise UsageError("there are no labels to condition on; pass --labels CSV")
+    unknown = set(columns) - set(table.attributes) - set(table.texts)
+    if unknown or not columns:
+        known = ", ".join([*table.attributes, *table.texts])
+        raise UsageError(f"the labels have no column {', '.join(sorted(unknown))}; known: {known}")
+    if set(columns) <= set(table.attributes):
+        places = [table.attributes.index(one) for one in columns]
+        rows = {name: [row[place] for place in places] for name, row in table.rows.items()}
+        return Condition(Classes(tuple(columns), exclusive=False), rows)
+    if len(columns) > 1:
+        raise UsageError(f"{', '.join(columns)}: only columns of 1 / 0 labels go together")
+    texts = table.texts[columns[0]]
+    names = sorted(set(texts.values()))
+    if len(names) < 2:
+        raise UsageError(f"{columns[0]}: all pictures are {names[0]}; it tells none apart")
+    rows = {name: [int(text == one) for one in names] for name, text in texts.items()}
+    return Condition(Classes(tuple(names), exclusive=True), rows)
+
+
+def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
+    """The model's eps_theta with an untrained gradient estimator that takes labels."""
+    if model.takes_z:
+        raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
+    embedding = EmbeddingConfig(classes, z_dim)
+    torch.manual_seed(seed)
+    return Model(
+        config=replace(model.config, encoder=None, normalisation=None, labels=embedding),
+        dpm=model.dpm,
+        gradient_estimator=GradientEstimator(model.config.unet, z_dim),
+        labels=ClassEmbedding(embedding),
+    )
+
+
+def conditional_stage(
+    model: Model,
+    train: Pictures,
+    held_out: Pictures,
+    labels: Condition,
+    folder: Path,
+    dtype: torch.dtype,
+) -> Stage:
+    """Train the model's G_psi and what embeds its labels; its eps_theta stays as it is."""
+    if model.gradient_estimator is None or model.labels is None:
+        raise ValueError("the model has no gradient estimator that takes labels")
+    embedding, before = model.labels, model.config.training
+    objective = AutoencoderLoss(model.heads, embedding, model.schedule.to(model.device))
+    y, y_held_out = labels.matrix(train.names), labels.matrix(held_out.names)
+    shown = torch.eye(len(labels.classes.names), dtype=torch.int8)[:PREVIEWED]
+    shown = shown if labels.classes.exclusive else shown * 2 - 1  # the others are unknown
+
+    def measure() -> dict[str, float]:
+        return gap_closed(model, held_out, zs=embedding(y_held_out.to(model.device)))
+
+    def preview(path: Path) -> None:
+        rows = [labelled(model, one[None], range(PREVIEWED), Sampling(), 0) for one in shown]
+        what = {"command": "train autoencoder"}
+        write_sheet(path.with_suffix(".png"), torch.cat(rows), PREVIEWED, what)
+
+    def save(summary: dict[str, Any]) -> None:
+        model.config = replace(model.config, training=(*before, summary))
+        write_model(folder, model, dtype)
+
+    density = objective.density.cpu()
+    return Stage("autoencoder", objective, train, density, measure, preview, save, y)
