@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +82,9 @@ class TrainFlags:
     device: Annotated[
         str, typer.Option(envvar="PDAE_DEVICE", help="auto, or cpu to leave a GPU alone.")
     ] = "auto"
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Curves in OUTPUT/training/tensorboard as well.")
+    ] = False
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only say what it needs: memory, FLOPs, disk, time."),
@@ -140,6 +144,7 @@ def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
     """Run the loop and show how it goes."""
     from ..training.estimate import estimate
     from ..training.loop import Run
+    from ..training.tracking import tensorboard
 
     options = flags.loop()
     training = Run(stage, options, folder, cpu=flags.device == "cpu")
@@ -155,7 +160,12 @@ def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
         f"step {training.step} of {training.steps}, {len(stage.source)} pictures or codes; "
         f"log and samples in {training.folder}"
     )
-    with out.progress(stage.name, options.images) as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(out.progress(stage.name, options.images))
+        if curves := flags.tensorboard and first:
+            track = stack.enter_context(
+                tensorboard(training.folder / "tensorboard" / stage.name, training.step)
+            )
 
         def report(record: dict[str, object]) -> None:
             note = " ".join(
@@ -168,6 +178,8 @@ def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
                 out.result(record, "")
             elif not out.interactive:
                 out.say(f"step {record['step']} images {record['images']} {note}")
+            if curves:
+                track(record)
 
         training.train(report)
 
