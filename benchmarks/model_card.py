@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judge import load as load_judge
 from report import table, write_between_marks
 from torch import Tensor
 
@@ -26,42 +25,21 @@ import pdae_cli
 from pdae_cli import metrics
 from pdae_cli.cli.output import plain
 from pdae_cli.engine import Model
+from pdae_cli.evaluation.gap import gap as measure_gap
+from pdae_cli.evaluation.judge import read_judge
 from pdae_cli.images import to_float
 from pdae_cli.noise import generator
-from pdae_cli.training.autoencoder import gap_residuals
 from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
 from pdae_cli.training.latent import encode_all
 
 EDITED = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair")
-TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
 EDIT_SAMPLING = {"inference_steps": 12}
 Figures = dict[str, Any]
 
 
 def gap(model: Model, x_0: Tensor) -> Figures:
     """Posterior mean gap at each t: share that G_psi closes with the right z and with another's."""
-    z = torch.cat([model.encoder(part).cpu() for part in x_0.split(256)])
-    eps = torch.randn(x_0.shape, generator=generator(0, "gap"))
-    rows = []
-    for t in TIMESTEPS:
-        sums = torch.zeros(3, dtype=torch.float64)
-        for part in torch.arange(len(x_0)).split(64):
-            steps = torch.full((len(part),), t)
-            for k, codes in enumerate((z, z.roll(1, 0))):
-                plain, shifted = gap_residuals(model, x_0[part], steps, eps[part], codes[part])
-                sums[1 + k] += shifted.sum()
-            sums[0] += plain.sum()
-        factor = (model.schedule.beta[t] ** 2 / model.schedule.alpha[t]).item()
-        factor /= (1 - model.schedule.alpha_bar[t]).item()
-        right, shuffled = (1 - sums[1:] / sums[0]).tolist()
-        rows.append(
-            {
-                "t": t,
-                "gap": sums[0].item() * factor / x_0.numel(),
-                "closed": right,
-                "closed_shuffled": shuffled,
-            }
-        )
+    rows = measure_gap(model, x_0).rows
     middle = [row["closed"] for row in rows if 200 <= row["t"] <= 800]
     return {"pictures": len(x_0), "by_t": rows, "mean_closed_200_800": sum(middle) / len(middle)}
 
@@ -117,7 +95,7 @@ def edits(
 ) -> Figures:
     """Share that the judge calls positive before and after, on faces without the attribute; how
     much the judge's other opinions and the picture move."""
-    judge, quality = load_judge(judge_path)
+    judge, quality = read_judge(judge_path)
     pool = torch.randperm(len(held_out), generator=generator(0, "edits"))[: 3 * count]
     truth = labels.matrix(held_out.names)[pool]
     codes = model.encode(to_float(held_out.stack(pool.tolist())), **EDIT_SAMPLING)

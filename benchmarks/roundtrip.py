@@ -19,8 +19,6 @@ from typing import Any
 
 import torch
 from candidates import backward_ddim, implicit
-from judge import Judge
-from judge import load as load_judge
 from report import stamp, table, write_between_marks
 from torch import Tensor
 
@@ -29,6 +27,7 @@ from pdae_cli import metrics, solvers
 from pdae_cli.cli.output import plain
 from pdae_cli.codes import Codes, between
 from pdae_cli.engine import Model
+from pdae_cli.evaluation.judge import Judge, read_judge
 from pdae_cli.grids import decode_grid
 from pdae_cli.images import to_float
 from pdae_cli.likelihood import trapezoid
@@ -154,22 +153,6 @@ def implicit_trips(model: Model, x_0: Tensor) -> list[Figures]:
     return rows
 
 
-def features(judge: Judge, x: Tensor) -> Tensor:
-    """The judge's last feature maps, averaged over the picture: (N, 192) float64."""
-    with torch.no_grad():
-        return torch.cat(
-            [judge.body(part.clamp(-1, 1)).mean((2, 3)) for part in x.split(256)]
-        ).double()
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of two sets of the judge's features (N, D), as Gaussians."""
-    difference = (a.mean(0) - b.mean(0)).square().sum()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
-    root = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()
-    return (difference + cov_a.trace() + cov_b.trace() - 2 * root).item()
-
-
 def editing(
     model: Model, judge: Judge, made: dict[str, Codes], truth: Tensor, labels: Labels, real: Tensor
 ) -> list[Figures]:
@@ -198,7 +181,7 @@ def editing(
             of_ends = judge(ends.clamp(-1, 1)).sigmoid()
         mean = (of_ends[1:] + of_ends[:-1]) / 2
         row["midpoints_off"] = (opinion - mean).abs().mean().item()
-        row["midpoints_frechet"] = frechet(features(judge, pictures), features(judge, real))
+        row["midpoints_frechet"] = metrics.frechet(judge.features(pictures), judge.features(real))
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -212,7 +195,7 @@ def samples(model: Model, judge: Judge, count: int, real: Tensor) -> list[Figure
     """Fréchet distance (judge's features) of samples to real faces, by solver and steps."""
     rows: list[Figures] = []
     half = len(real) // 2
-    floor = frechet(features(judge, real[:half]), features(judge, real[half:]))
+    floor = metrics.frechet(judge.features(real[:half]), judge.features(real[half:]))
     rows.append({"name": "real faces, one half to the other", "nfe": 0, "frechet": floor})
     wanted = [("dpmpp", "asinh", n) for n in (5, 10, 20, 50)]
     wanted += [("leapfrog", "asinh", n) for n in (10, 20)]
@@ -222,7 +205,7 @@ def samples(model: Model, judge: Judge, count: int, real: Tensor) -> list[Figure
         sampling = Sampling(solver=solver, spacing=spacing, inference_steps=steps)
         pictures, _ = model.sample(count, sampling)
         nfe = model.evaluations(sampling)[1] + (solver == "leapfrog")
-        distance = frechet(features(judge, pictures), features(judge, real))
+        distance = metrics.frechet(judge.features(pictures), judge.features(real))
         rows.append({"name": f"{solver}, {spacing}, {steps}", "nfe": nfe, "frechet": distance})
         print(rows[-1], flush=True)
     return rows
@@ -304,7 +287,7 @@ def main() -> None:
         figures["models"].append({"name": model.name, "pictures": len(x_0), "round_trips": rows})
         if own:
             rows += implicit_trips(model, x_0)
-            judge, _ = load_judge(args.judge)
+            judge, _ = read_judge(args.judge)
             real = to_float(held_out.stack(range(len(held_out))))
             truth = labels.matrix(held_out.names[: args.pictures])
             figures["editing"] = editing(model, judge, made, truth, labels, real)

@@ -76,3 +76,63 @@ def balanced_accuracy(scores: Tensor, truth: Tensor) -> float:
     """
     positives, negatives = scores[truth == 1] > 0, scores[truth != 1] <= 0
     return (positives.float().mean() + negatives.float().mean()).item() / 2
+
+
+def average_precision(scores: Tensor, truth: Tensor) -> float:
+    """Precision at each positive's score, averaged over the positives: the area under the
+    precision-recall curve in steps, tied scores as one.
+
+    scores: (N,); truth: (N,) of 1 and 0. NaN without positives.
+    """
+    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    hits = torch.zeros(len(counts), dtype=torch.float64)
+    hits.index_add_(0, inverse, (truth == 1).double())
+    hits, counts = hits.flip(0), counts.flip(0)  # from the highest score down
+    if not hits.sum():
+        return math.nan
+    precision = hits.cumsum(0) / counts.cumsum(0)
+    return ((hits * precision).sum() / hits.sum()).item()
+
+
+# --- Sets of features: (N, F) and (M, F) float64 --------------------------------------------------
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Squared Fréchet distance of the normal distributions with the sets' means and covariances:
+    |m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2) (Heusel et al. 2017, eq. 6).
+
+    With fewer pictures than features it is far too large: the covariances lack rank.
+    """
+    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
+    lengths, axes = torch.linalg.eigh(covariance_a)
+    root = (axes * lengths.clamp(min=0).sqrt()) @ axes.T
+    # (A B)^1/2 has the trace of (A^1/2 B A^1/2)^1/2, which is symmetric.
+    inner = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
+    means = (a.mean(0) - b.mean(0)).square().sum()
+    return (means + covariance_a.trace() + covariance_b.trace() - 2 * inner).item()
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Squared maximum mean discrepancy with the kernel (x·y / F + 1)^3, unbiased, so that it can be
+    below 0 (KID of Binkowski et al. 2018, over all pictures at once). At least two of each."""
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        table = kernel(x, x)
+        return (table.sum() - table.trace()) / (len(x) * (len(x) - 1))
+
+    return (within(a) + within(b) - 2 * kernel(a, b).mean()).item()
+
+
+def precision_recall(real: Tensor, made: Tensor, nearest: int = 3) -> tuple[float, float]:
+    """Share of made pictures among the real ones, and of real ones among the made: within the
+    distance of some picture of the other set to its `nearest`-th neighbour there
+    (Kynkäänniemi et al. 2019). Each set holds more than `nearest`."""
+
+    def covered(by: Tensor, ones: Tensor) -> float:
+        radius = torch.cdist(by, by).kthvalue(nearest + 1, dim=1).values  # the first is itself
+        return (torch.cdist(ones, by) <= radius).any(dim=1).double().mean().item()
+
+    return covered(real, made), covered(made, real)

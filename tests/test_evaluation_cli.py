@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from conftest import Command, picture
 from PIL import Image
+
+from pdae_cli.errors import UsageError
+from pdae_cli.plots import Line, Plot
+from pdae_cli.views.findings import Section, page
+
+HOSTILE = "</style><script>alert(1)</script>\"'\x1b"
 
 QUICK: dict[str, tuple[str, ...]] = {
     "gap": (),
     "reconstruction": ("--solvers", "dpmpp,ddim", "--steps", "2,3"),
+    "stages": ("--edges", "0,500,999"),
+    "attributes": ("--train", "10"),
+    "samples": ("-n", "5", "--steps", "2,3", "--pictures", "6"),
+    "semantics": ("--noises", "2"),
 }
 
 
@@ -92,6 +106,8 @@ def test_the_seed_decides(pdae: Command, photos: Path) -> None:
         (("gap", "nowhere"), 3, "no such folder"),
         (("gap", "{photos}", "--fit", "squeeze"), 2, "crop, pad, stretch"),
         (("gap", "{photos}", "--pictures", "1"), 2, "at least 2"),
+        (("attributes", "{photos}", "--whole"), 2, "held-out"),
+        (("samples", "{photos}", "--judge", "{photos}/labels.csv"), 4, "can't be read"),
         (("reconstruction", "{photos}", "--solvers", "magic"), 2, "unknown solver"),
         (("reconstruction", "{photos}", "--solvers", ","), 2, "at least one"),
         (("reconstruction", "{photos}", "--steps", "few"), 2, "whole numbers"),
@@ -100,3 +116,62 @@ def test_the_seed_decides(pdae: Command, photos: Path) -> None:
 def test_refusals(pdae: Command, photos: Path, args: tuple[str, ...], code: int, says: str) -> None:
     result = pdae("evaluate", *(one.format(photos=photos) for one in args))
     assert result.code == code and says in result.err and len(result.err.splitlines()) == 1
+
+
+class TestAll:
+    """One page of every experiment."""
+
+    def test_a_page_of_what_could_be_measured(
+        self, pdae: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from pdae_cli.cli import evaluate
+
+        def few(m: Any, judge: Path | None, quick: bool) -> dict[str, Any]:
+            from pdae_cli.evaluation.gap import gap
+
+            assert quick and judge is None
+
+            def refused() -> Any:
+                raise UsageError("too <few> pictures")
+
+            return {"gap": lambda: gap(m.model, m.measured(3)), "samples": refused}
+
+        monkeypatch.setattr(evaluate, "every", few)
+        page = tmp_path / "page.html"
+        args = ("evaluate", "all", "--quick", photos, "-o", page)
+        result = pdae(*args, "--json")
+        assert result.code == 0, result.err
+        assert {row["experiment"] for row in records(result.text)} == {"gap"}
+        assert "samples is left out" in result.err
+        text = page.read_text()
+        assert "Left out: too &lt;few&gt; pictures." in text and "data:image/svg+xml" in text
+        assert text.count("<h2") == 2 and "posterior mean gap" in text
+        assert pdae(*args).code == 3 and pdae(*args, "--overwrite").code == 0
+
+    def test_the_page_is_an_html_file(self, pdae: Command, photos: Path, tmp_path: Path) -> None:
+        result = pdae("evaluate", "all", photos, "-o", tmp_path / "page.pdf")
+        assert result.code == 2 and ".html" in result.err
+
+    @pytest.mark.slow
+    def test_every_experiment_is_there(self, pdae: Command, photos: Path, tmp_path: Path) -> None:
+        page = tmp_path / "page.html"
+        result = pdae("evaluate", "all", "--quick", photos, "--json", "-o", page)
+        assert result.code == 0 and "left out" not in result.err
+        assert {row["experiment"] for row in records(result.text)} == set(QUICK)
+        assert page.read_text().count("<h2") == len(QUICK)
+
+
+class TestPage:
+    def test_it_loads_nothing_and_runs_nothing(self) -> None:
+        plot = Plot(HOSTILE, "x", "y", [Line(HOSTILE, [1, 2], [1, 2])])
+        sheet = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        rows = [{HOSTILE: HOSTILE, "n": 0.5, "none": None}] * 30
+        text = page(HOSTILE, [Section(HOSTILE, HOSTILE, rows, plot, sheet)], {HOSTILE: HOSTILE})
+        assert "<script" not in text and "http://" not in text
+        policy = re.findall(r"sha256-([^']+)'", text)
+        style = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
+        assert policy == [digest] and "default-src 'none'" in text
+        sources = re.findall(r'src="([^"]{0,22})', text)
+        assert sources == ["data:image/svg+xml;bas", "data:image/png;base64,"]
+        assert "All 30 rows" in text and "0.5" in text

@@ -2,166 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import InputError, UsageError
+from .. import __version__
+from ..errors import InputError, ModelError, UsageError
 from .batch import Made, Runner
+from .evaluating import EvaluateOptions, FolderOptions, Material, deliver, facts_of, listed
 from .loading import Loaded
 from .making import generators
-from .options import FITS, FileOptions, Inputs, ModelOptions, numbers, takes
-from .output import Output, plain
+from .options import FileOptions, Inputs, numbers, takes
+from .output import Output
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..engine import Model
     from ..evaluation.finding import Finding
-    from ..training.data import Labels, Pictures
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure a model: the paper's experiments, and likelihood."
 )
 STEPS = 100  # of the ODE, where the user doesn't say
-FILES = ("table.csv", "plot.svg", "sheet.png")  # of an experiment's folder
 
 Data = Annotated[Path, typer.Argument(help="Folder or zip of pictures.")]
-
-
-@dataclass(frozen=True)
-class EvaluateOptions(ModelOptions):
-    """For experiments over a data set."""
-
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures to measure on, at most.")] = 64
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Of all of DATA, not of its held-out pictures alone.")
-    ] = False
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV of labels; its `split` column holds pictures out.")
-    ] = None
-    fit: Annotated[str, typer.Option(help="Pictures that aren't square: crop, pad, stretch.")] = (
-        "crop"
-    )
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for table.csv, plot.svg and sheet.png."),
-    ] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False
-
-    def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise UsageError(f"unknown --fit {self.fit!r}; known: {', '.join(FITS)}")
-        for name in FILES if self.output is not None and not self.overwrite else ():
-            if (Path(str(self.output)) / name).exists():
-                raise InputError(f"{self.output}/{name} exists; pass --overwrite")
-
-    def out(self) -> Output:
-        """Where what is said goes."""
-        return Output(self.json, self.quiet)
-
-    def parts(self, model: Model, data: Path) -> tuple[Pictures, Pictures, Labels | None]:
-        """Training pictures, those to measure on, and the labels of both, if there are any."""
-        from ..training.data import find_labels, open_pictures, split
-
-        unet, labels = model.config.unet, find_labels(data, self.labels)
-        pictures = open_pictures(data, unet.image_size, unet.channels, self.fit)
-        if self.whole:
-            return pictures, pictures, labels
-        train, held_out = split(pictures, labels)
-        return train, held_out, labels
-
-    def measured(self, model: Model, data: Path) -> Tensor:
-        """The pictures to measure on: float32 (N, C, H, W)."""
-        return chosen(self.parts(model, data)[1], self.pictures, self.seed)
-
-
-def chosen(pictures: Pictures, count: int, seed: int) -> Tensor:
-    """At most `count` of the pictures, drawn by the seed: float32 (N, C, H, W)."""
-    from ..images import to_float
-
-    return to_float(pictures.stack(drawn(len(pictures), count, seed)))
-
-
-def drawn(available: int, count: int, seed: int) -> list[int]:
-    """At most `count` of so many numbers, drawn by the seed."""
-    import torch
-
-    from ..noise import generator
-
-    draw = torch.randperm(available, generator=generator(seed, "evaluated"))
-    return draw[:count].tolist()
-
-
-def listed(text: str) -> list[str]:
-    """ "a,b" → ["a", "b"]. Raises UsageError for an empty list."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
-        raise UsageError("an empty list; name at least one, as in a,b")
-    return found
-
-
-def deliver(finding: Finding, options: EvaluateOptions, model: Model) -> None:
-    """Print the rows and the words, and write table, plot and sheet where they are wanted."""
-    out = options.out()
-    facts = {"experiment": finding.experiment, "model": model.name, "seed": options.seed}
-    for row in finding.rows if options.json else ():
-        out.result(facts | row, "")
-    for line in () if options.json else _lines(finding):
-        out.result({}, line)
-    if options.json:
-        out.say(finding.words)
-    else:
-        out.result({}, finding.words)
-    if options.output is not None:
-        write(finding, options.output, facts | {"digest": model.digest})
-        out.say(f"{options.output} has the table, the plot and, if there is one, the sheet")
-
-
-def write(finding: Finding, folder: Path, facts: dict[str, object]) -> None:
-    """Write a finding's FILES."""
-    import csv
-    import io
-
-    from ..files import write_bytes
-    from ..images import encode_picture
-
-    table, names = io.StringIO(), _names(finding)
-    writer = csv.DictWriter(table, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(plain(finding.rows))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / FILES[0], table.getvalue().encode())
-    write_bytes(folder / FILES[1], finding.plot.svg().encode())
-    if finding.sheet is not None:
-        recipe = {"command": f"evaluate {finding.experiment}", **facts}
-        write_bytes(folder / FILES[2], encode_picture(finding.sheet, ".png", recipe))
-
-
-def _names(finding: Finding) -> list[str]:
-    return list(dict.fromkeys(name for row in finding.rows for name in row))
-
-
-def _lines(finding: Finding) -> list[str]:
-    """The rows as lines of aligned columns, names first."""
-    names = _names(finding)
-    cells = [names, *([_cell(row.get(name)) for name in names] for row in finding.rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(names))]
-    return [
-        "  ".join(one.rjust(width) for one, width in zip(row, widths, strict=True)) for row in cells
-    ]
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+JudgePath = Annotated[
+    Path | None, typer.Option(help="Judge's file; without, one is trained on DATA's labels.")
+]
 
 
 @app.command()
-@takes(EvaluateOptions)
-def gap(data: Data, options: EvaluateOptions) -> None:
+@takes(FolderOptions)
+def gap(data: Data, options: FolderOptions) -> None:
     """Posterior mean gap by t: of eps_theta, of PDAE, and with another picture's z as control.
 
     The sheet shows what one step makes of x_t, with and without the shift.
@@ -170,16 +44,15 @@ def gap(data: Data, options: EvaluateOptions) -> None:
     """
     from ..evaluation.gap import gap as measure
 
-    model = options.load()
-    finding = measure(model, options.measured(model, data), seed=options.seed)
-    deliver(finding, options, model)
+    m = options.material(data)
+    deliver(measure(m.model, m.measured(64), seed=options.seed), options, m.model)
 
 
 @app.command()
-@takes(EvaluateOptions)
+@takes(FolderOptions)
 def reconstruction(
     data: Data,
-    options: EvaluateOptions,
+    options: FolderOptions,
     solvers: Annotated[str, typer.Option(help="Solvers to compare.")] = "dpmpp,ddim,ddpm",
     steps: Annotated[str, typer.Option(help="Numbers of their steps.")] = "5,10,20,50",
 ) -> None:
@@ -189,15 +62,183 @@ def reconstruction(
     """
     from ..evaluation.reconstruction import reconstruction as measure
 
-    model = options.load()
+    m, ways = options.material(data), (listed(solvers), numbers(steps))
+    finding = measure(m.model, m.measured(16), solvers=ways[0], steps=ways[1], seed=options.seed)
+    deliver(finding, options, m.model)
+
+
+@app.command()
+@takes(FolderOptions)
+def stages(
+    data: Data,
+    options: FolderOptions,
+    edges: Annotated[
+        str, typer.Option(help="Timesteps; guidance goes from each to each below it.")
+    ] = "0,200,400,600,800,999",
+) -> None:
+    """Guide only for t1 >= t >= t2, over all pairs: reconstruction error, agreement of attributes.
+
+    Example: pdae evaluate stages faces.zip --pictures 16 -o stages/
+    """
+    from ..evaluation.stages import stages as measure
+
+    m = options.material(data)
+    finding = measure(m.model, m.measured(16), edges=numbers(edges), seed=options.seed)
+    deliver(finding, options, m.model)
+
+
+@app.command()
+@takes(FolderOptions)
+def attributes(
+    data: Data,
+    options: FolderOptions,
+    train: Annotated[
+        int, typer.Option(min=10, help="Labelled pictures to learn from, at most.")
+    ] = 2000,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="Another model's z beside, e.g. a Diff-AE's.")
+    ] = None,
+) -> None:
+    """AUROC and average precision of linear probes for all labels, and by the number of labels.
+
+    On z, beside raw pixels and PCA of the same size, and the z of other models.
+
+    Example: pdae evaluate attributes faces.zip --beside my-diffae -o attributes/
+    """
+    from ..evaluation.probes import attributes as measure
+
+    m = options.material(data)
+    others = [replace(options, model=name).load() for name in beside or ()]
+    finding = measure(*m.probed(train, 2000, others), seed=options.seed)
+    deliver(finding, options, m.model)
+
+
+@app.command()
+@takes(FolderOptions)
+def samples(
+    data: Data,
+    options: FolderOptions,
+    judge: JudgePath = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=5, help="Samples of each kind.")] = 256,
+    steps: Annotated[str, typer.Option(help="Numbers of solver steps.")] = "10,20,50,100",
+) -> None:
+    """Quality of samples: judge-Fréchet and judge-KID to real pictures, precision and recall.
+
+    The features are a small classifier's, trained by this project: not Inception's, so these are
+    not FID and KID, and only compare with each other.
+
+    Example: pdae evaluate samples faces.zip -n 256 -o samples/
+    """
+    from ..evaluation.samples import samples as measure
+
+    ways, m = numbers(steps), options.material(data)
+    real = m.measured(2000)
+    train = m.some(m.train, count)
     finding = measure(
-        model,
-        options.measured(model, data),
-        solvers=listed(solvers),
-        steps=numbers(steps),
-        seed=options.seed,
+        m.model, m.judge(judge), real, train, count=count, steps=ways, seed=options.seed
     )
-    deliver(finding, options, model)
+    deliver(finding, options, m.model)
+
+
+@app.command()
+@takes(FolderOptions)
+def semantics(
+    data: Data,
+    options: FolderOptions,
+    noises: Annotated[int, typer.Option(min=2, help="x_T that each z is decoded with.")] = 6,
+) -> None:
+    """What z holds and what x_T holds: every z decoded with every x_T, as variances and a sheet.
+
+    Example: pdae evaluate semantics faces.zip --pictures 6 -o semantics/
+    """
+    from ..evaluation.semantics import semantics as measure
+
+    m = options.material(data)
+    finding = measure(m.model, m.measured(6), noises=noises, seed=options.seed)
+    deliver(finding, options, m.model)
+
+
+@app.command("all")
+@takes(EvaluateOptions)
+def all_(
+    data: Data,
+    options: EvaluateOptions,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page, out.html.")] = Path(
+        "evaluation.html"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Every experiment small: minutes on two cores.")
+    ] = False,
+    judge: JudgePath = None,
+) -> None:
+    """Every experiment, as one page that needs nothing else.
+
+    What the model or the data can't do is left out, and the page says why.
+
+    Example: pdae evaluate all --quick faces.zip -o evaluation.html
+    """
+    from ..files import write_bytes
+    from ..views.findings import Section, page
+
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"-o {output}: the page is a .html")
+    options.free(output)
+    out, m = Output(options.json, options.quiet), options.material(data)
+    sections, begun = [], perf_counter()
+    for name, measure in every(m, judge, quick).items():
+        out.say(f"{name} …")
+        try:
+            finding = measure()
+        except (ModelError, UsageError) as error:
+            out.warn(f"{name} is left out: {error}")
+            sections.append(Section(name, f"Left out: {error}."))
+            continue
+        for row in finding.rows if options.json else ():
+            out.result(facts_of(finding, options, m.model) | row, "")
+        (out.say if options.json else lambda text: out.result({}, text))(finding.words)
+        rows, plot, sheet = finding.rows, finding.plot, finding.sheet
+        sections.append(Section(name, finding.words, rows, plot, sheet))
+    facts = {
+        "model": m.model.name,
+        "digest": m.model.digest,
+        "data": f"{data}: {len(m.train)} pictures to learn from, {len(m.held_out)} to measure on",
+        "seed": str(options.seed),
+        "made": f"pdae {__version__} in {perf_counter() - begun:.0f} s on {m.model.device}",
+    }
+    write_bytes(output, page(f"{m.model.name}: experiments", sections, facts).encode())
+    out.say(f"{output} shows all of them")
+
+
+def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[], Finding]]:
+    """Each experiment with its usual size, or `quick`: some 10,000 network evaluations in all."""
+    from ..evaluation.gap import gap
+    from ..evaluation.probes import attributes
+    from ..evaluation.reconstruction import STEPS as SOLVED
+    from ..evaluation.reconstruction import reconstruction
+    from ..evaluation.samples import STEPS as SAMPLED
+    from ..evaluation.samples import samples
+    from ..evaluation.semantics import semantics
+    from ..evaluation.stages import stages
+
+    model, seed = m.model, m.options.seed
+    few, sampled, labelled = (4, 48, 600) if quick else (16, 256, 2000)
+
+    def measure_samples() -> Finding:
+        found = m.judge(judge, 1, 6000) if quick else m.judge(judge)
+        real, train = m.measured(500 if quick else 2000), m.some(m.train, sampled)
+        steps = (10, 20, 50) if quick else SAMPLED
+        return samples(model, found, real, train, count=sampled, steps=steps, seed=seed)
+
+    return {
+        "gap": lambda: gap(model, m.measured(2 * few if quick else 64), seed=seed),
+        "reconstruction": lambda: reconstruction(
+            model, m.measured(few), steps=(10, 20) if quick else SOLVED, seed=seed
+        ),
+        "stages": lambda: stages(model, m.measured(few), seed=seed),
+        "attributes": lambda: attributes(*m.probed(labelled, labelled), seed=seed),
+        "samples": measure_samples,
+        "semantics": lambda: semantics(model, m.measured(4 if quick else 6), seed=seed),
+    }
 
 
 @app.command()

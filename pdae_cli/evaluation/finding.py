@@ -26,6 +26,10 @@ class Finding:
     plot: Plot
     sheet: Tensor | None = None  # uint8 (C, H, W)
 
+    def columns(self) -> list[str]:
+        """Every field of any row, as they come."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
 
 def half_interval(values: Tensor) -> float:
     """Half of the 95 % confidence interval of the mean of values (N,); NaN for fewer than two."""

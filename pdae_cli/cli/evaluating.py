@@ -1,0 +1,214 @@
+"""What experiments of `pdae evaluate` share: their options, their pictures, where results go."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError, UsageError
+from .options import FITS, ModelOptions
+from .output import Output, plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..engine import Model
+    from ..evaluation.finding import Finding
+    from ..evaluation.judge import Judge
+    from ..training.data import Labels, Pictures
+
+FILES = ("table.csv", "plot.svg", "sheet.png")  # of an experiment's folder
+JUDGE_EPOCHS = 2  # of a judge that is trained for one run
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ModelOptions):
+    """For experiments over a data set."""
+
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Pictures to measure on, at most.")
+    ] = None
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Of all of DATA, not of its held-out pictures alone.")
+    ] = False
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV of labels; its `split` column holds pictures out.")
+    ] = None
+    fit: Annotated[str, typer.Option(help="Pictures that aren't square: crop, pad, stretch.")] = (
+        "crop"
+    )
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise UsageError(f"unknown --fit {self.fit!r}; known: {', '.join(FITS)}")
+
+    def free(self, *paths: Path) -> None:
+        """Raise InputError for a file that exists and isn't to be replaced."""
+        for path in paths:
+            if path.exists() and not self.overwrite:
+                raise InputError(f"{path} exists; pass --overwrite")
+
+    def material(self, data: Path, model: Model | None = None) -> Material:
+        """The model, by default the chosen one, and the data in its frame."""
+        from ..training.data import find_labels, open_pictures, split
+
+        model = model or self.load()
+        unet, labels = model.config.unet, find_labels(data, self.labels)
+        pictures = open_pictures(data, unet.image_size, unet.channels, self.fit)
+        train, held_out = (pictures, pictures) if self.whole else split(pictures, labels)
+        return Material(self, model, data, train, held_out, labels)
+
+
+@dataclass(frozen=True)
+class FolderOptions(EvaluateOptions):
+    """For one experiment."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for table.csv, plot.svg and sheet.png."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is not None:
+            self.free(*(self.output / name for name in FILES))
+
+
+@dataclass(frozen=True)
+class Material:
+    """A model with pictures in its frame: those to learn from, those to measure on."""
+
+    options: EvaluateOptions
+    model: Model
+    data: Path
+    train: Pictures
+    held_out: Pictures
+    labels: Labels | None
+
+    def rows(self, pictures: Pictures, count: int) -> list[int]:
+        """At most `count` numbers of the pictures, drawn by the seed."""
+        import torch
+
+        from ..noise import generator
+
+        draw = torch.randperm(len(pictures), generator=generator(self.options.seed, "evaluated"))
+        return draw[:count].tolist()
+
+    def some(self, pictures: Pictures, count: int) -> Tensor:
+        """At most `count` of the pictures: float32 (N, C, H, W)."""
+        from ..images import to_float
+
+        return to_float(pictures.stack(self.rows(pictures, count)))
+
+    def measured(self, usual: int) -> Tensor:
+        """The pictures to measure on; as many as is usual, where --pictures doesn't say."""
+        return self.some(self.held_out, self.options.pictures or usual)
+
+    def table(self) -> Labels:
+        """The labels. Raises UsageError where there are none."""
+        if self.labels is None:
+            raise UsageError(f"{self.data} has no labels.csv; pass --labels CSV")
+        return self.labels
+
+    def probed(
+        self, train: int, usual: int, others: Sequence[Model] = ()
+    ) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]], Tensor, Tensor]:
+        """Labels' names, representations of training and measured pictures, and their labels."""
+        from ..evaluation.probes import encoded, pixels_and_components, standardised
+
+        names, held = self.table().attributes, self.options.pictures or usual
+        if self.options.whole:
+            raise UsageError("probes are measured on held-out pictures; leave --whole out")
+        found = {}
+        for one in (self, *(self.options.material(self.data, model) for model in others)):
+            x = one.some(one.train, train), one.some(one.held_out, held)
+            z = encoded(one.model, x[0]), encoded(one.model, x[1])
+            found[f"z of {one.model.name}"] = standardised(*z)
+            if one is self:
+                beside = pixels_and_components(*x, z[0].shape[1])
+        truth = [
+            self.table().matrix([part.names[row] for row in self.rows(part, count)])
+            for part, count in ((self.train, train), (self.held_out, held))
+        ]
+        return names, found | beside, truth[0], truth[1]
+
+    def judge(
+        self, path: Path | None, epochs: int = JUDGE_EPOCHS, most: int | None = None
+    ) -> Judge:
+        """The judge in a file, or one that is trained now, on at most so many training pictures."""
+        from ..evaluation.judge import read_judge
+        from ..training.judge import train_judge
+
+        if path is not None:
+            return read_judge(path)[0]
+        labels, rows = self.table(), self.rows(self.train, most or len(self.train))
+        pictures = self.train.subset([self.train.names[row] for row in rows])
+        report = Output(quiet=self.options.quiet).say
+        return train_judge(pictures, self.held_out, labels, epochs, report=report)[0]
+
+
+def listed(text: str) -> list[str]:
+    """ "a,b" → ["a", "b"]. Raises UsageError for an empty list."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise UsageError("an empty list; name at least one, as in a,b")
+    return found
+
+
+def deliver(finding: Finding, options: FolderOptions, model: Model) -> None:
+    """Print the rows and the words, and write table, plot and sheet where they are wanted."""
+    out = Output(options.json, options.quiet)
+    facts = facts_of(finding, options, model)
+    if options.json:
+        for row in finding.rows:
+            out.result(facts | row, "")
+        out.say(finding.words)
+    else:
+        for line in (*_lines(finding), finding.words):
+            out.result({}, line)
+    if options.output is not None:
+        _write(finding, options.output, facts | {"digest": model.digest})
+        out.say(f"{options.output} has the table, the plot and, if there is one, the sheet")
+
+
+def facts_of(finding: Finding, options: EvaluateOptions, model: Model) -> dict[str, Any]:
+    """What all records of an experiment say."""
+    return {"experiment": finding.experiment, "model": model.name, "seed": options.seed}
+
+
+def _write(finding: Finding, folder: Path, facts: dict[str, Any]) -> None:
+    """Write a finding's FILES."""
+    from ..files import write_bytes
+    from ..images import encode_picture
+
+    table = io.StringIO()
+    writer = csv.DictWriter(table, finding.columns(), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain(finding.rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / FILES[0], table.getvalue().encode())
+    write_bytes(folder / FILES[1], finding.plot.svg().encode())
+    if finding.sheet is not None:
+        recipe = {"command": f"evaluate {finding.experiment}", **facts}
+        write_bytes(folder / FILES[2], encode_picture(finding.sheet, ".png", recipe))
+
+
+def _lines(finding: Finding) -> list[str]:
+    """The rows as lines of aligned columns, names first."""
+    names = finding.columns()
+    cells = [names, *([_cell(row.get(name)) for name in names] for row in finding.rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(names))]
+    return [
+        "  ".join(one.rjust(width) for one, width in zip(row, widths, strict=True)) for row in cells
+    ]
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,85 @@
+"""The judge: a small classifier of clean pictures, trained on their labels alone.
+
+It shares nothing with the models that it judges. Its last features stand where other programs have
+Inception's: distances in them are called judge-Fréchet and judge-KID, since they can't be compared
+with FID and KID of anybody else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import tensors as safe
+from ..checkpoints.native import guarded
+from ..files import sha256, write_bytes
+from ..images import to_float, to_pixels
+
+WIDTHS = (32, 64, 128, 192)
+CHUNK = 256
+
+
+class Judge(nn.Module):
+    """Pictures (N, C, size, size) in [-1, 1] → a logit for each attribute (N, A)."""
+
+    def __init__(self, names: list[str], size: int = 64, channels: int = 3) -> None:
+        super().__init__()
+        self.names, self.size, self.channels = names, size, channels
+        self.digest = "untrained"
+        layers: list[nn.Module] = []
+        c, side = channels, size
+        for width in WIDTHS:
+            norm = nn.BatchNorm2d(width)
+            norm.num_batches_tracked = None  # a whole number, which no file of ours holds
+            layers += [nn.Conv2d(c, width, 3, stride=2, padding=1, bias=False), norm, nn.ReLU()]
+            c, side = width, (side + 1) // 2
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(c * side**2, len(names))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.dropout(self.body(x).flatten(1), 0.3, self.training))
+
+    def features(self, x: Tensor) -> Tensor:
+        """The last map's mean over its places, of pictures rounded to 8 bits: (N, 192) float64."""
+        eight_bits = to_float(to_pixels(x))
+        with torch.no_grad():
+            parts = [self.body(part).mean(dim=(2, 3)) for part in eight_bits.split(CHUNK)]
+        return torch.cat(parts).double()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What it thinks of pictures: (N, A), without gradients."""
+        with torch.no_grad():
+            return torch.cat([self(part) for part in x.clamp(-1, 1).split(CHUNK)])
+
+
+def write_judge(path: Path, judge: Judge, auroc: dict[str, float | None]) -> None:
+    """Write a judge, with its AUROC on held-out pictures for each attribute."""
+    facts: dict[str, Any] = {"names": judge.names, "auroc": auroc}
+    facts |= {"size": judge.size, "channels": judge.channels}
+    state = {name: one.contiguous() for name, one in judge.state_dict().items()}
+    write_bytes(path, safe.sealed(state, {"judge": json.dumps(facts)}))
+
+
+def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
+    """A trained judge and its held-out AUROC for each attribute. Raises ModelError."""
+
+    def read() -> tuple[Judge, dict[str, float]]:
+        header = safe.check(path, keys=("judge",))
+        facts = safe.strict_json(header.metadata["judge"])
+        names = [str(name) for name in facts["names"]]
+        shape = names, int(facts["size"]), int(facts["channels"])
+        with torch.device("meta"):  # no memory before the file is known to fit
+            expected = Judge(*shape).state_dict()
+        header.require({name: tuple(one.shape) for name, one in expected.items()})
+        judge, tensors = Judge(*shape), safe.load(path, header)
+        for name, own in judge.state_dict().items():
+            own.copy_(tensors[name])
+        judge.digest = sha256(path)
+        return judge.eval().requires_grad_(False), facts["auroc"]
+
+    return guarded(path, read)

@@ -1,0 +1,110 @@
+"""How good samples are: distances to real pictures in the judge's features, by steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..engine import Model
+from ..errors import UsageError
+from ..images import to_pixels
+from ..metrics import frechet, kernel_distance, precision_recall
+from ..plots import Line, Plot
+from ..sampling import Sampling
+from ..views.sheets import sheet
+from .finding import Finding, Row, column, needs_pictures
+from .judge import Judge
+
+STEPS = (10, 20, 50, 100)
+SHOWN = 8  # samples of each kind in the sheet
+LEAST = 5  # pictures of a set: precision and recall ask for third neighbours
+KINDS = {"unconditional": "eps_theta alone", "latent": "PDAE with its latent DPM"}
+
+
+def samples(
+    model: Model,
+    judge: Judge,
+    real: Tensor,
+    train: Tensor,
+    *,
+    count: int = 64,
+    steps: Sequence[int] = STEPS,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> Finding:
+    """Samples of eps_theta alone, and of PDAE where the model has a latent DPM, beside real
+    pictures: Fréchet and kernel distance in the judge's features, precision and recall.
+
+    `train` are as many training pictures: how far real ones are from real ones. Each row has the
+    protocol: how many pictures, and which features of what. The judge's distances can't be
+    compared with FID and KID. Raises UsageError for a judge of another size.
+    """
+    if judge.size != model.config.unet.image_size or judge.channels != model.config.unet.channels:
+        raise UsageError(
+            f"the judge takes {judge.channels}x{judge.size}x{judge.size} pictures, the model makes "
+            "others; train one on DATA by leaving --judge out"
+        )
+    needs_pictures(real, LEAST)
+    needs_pictures(train, LEAST)
+    features = judge.features(real)
+    protocol = {"real": len(real), "features": f"judge {judge.digest[:12]}, 192, of 8-bit pictures"}
+    rows: list[Row] = [
+        {"samples": "training pictures", **_distances(judge.features(train), features)}
+        | {"count": len(train)} | protocol
+    ]  # fmt: skip
+    shown = [real[:SHOWN]]
+    kinds = [k for k in KINDS if (model.latent_dpm if k == "latent" else not model.takes_z)]
+    for kind in kinds:
+        for number in steps:
+            how = (sampling or Sampling()).changed({"inference_steps": number})
+            made, _ = model.sample(count, how, seed=seed, unconditional=kind == "unconditional")
+            row = {"samples": KINDS[kind], "inference_steps": number, "solver": how.solver}
+            rows.append(
+                row | _distances(judge.features(made), features) | {"count": count} | protocol
+            )
+        shown.append(made[:SHOWN])
+    lines = [
+        Line(
+            KINDS[kind],
+            column(rows, "inference_steps", samples=KINDS[kind]),
+            column(rows, "judge_frechet", samples=KINDS[kind]),
+        )
+        for kind in kinds
+    ]
+    floor = rows[0]["judge_frechet"]
+    lines.append(Line("training pictures", list(steps), [floor] * len(steps), dashed=True))
+    pixels = sheet(
+        list(to_pixels(torch.cat(shown))),
+        columns=len(shown[0]),
+        row_titles=["held out", *(KINDS[kind] for kind in kinds)],
+    )
+    title = f"Judge-Fréchet distance, {count} samples, {len(real)} real pictures (not FID)"
+    plot = Plot(title, "solver steps", "judge-Fréchet", lines, log_x=True)
+    return Finding("samples", _words(rows, count), rows, plot, pixels)
+
+
+def _distances(made: Tensor, real: Tensor) -> Row:
+    precision, recall = precision_recall(real, made)
+    return {
+        "judge_frechet": frechet(made, real),
+        "judge_kid": kernel_distance(made, real),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def _words(rows: Sequence[Row], count: int) -> str:
+    best = {title: min((r for r in rows if r["samples"] == title),
+                       key=lambda r: r["judge_frechet"], default=None)
+            for title in KINDS.values()}  # fmt: skip
+    told = [
+        f"{title} {row['judge_frechet']:.3g} in {row['inference_steps']} steps"
+        for title, row in best.items()
+        if row is not None
+    ]
+    return (
+        f"Judge-Fréchet distance to real pictures at best: {', '.join(told)}; training pictures "
+        f"{rows[0]['judge_frechet']:.3g}. {count} samples; not comparable with FID."
+    )

@@ -1,0 +1,76 @@
+"""What z holds and what x_T holds: all pairs of some z and some x_T, decoded."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..codes import stack
+from ..engine import Model
+from ..images import to_pixels
+from ..noise import generator
+from ..plots import Line, Plot
+from ..sampling import Sampling
+from ..views.sheets import sheet
+from .finding import Finding, Row, needs_pictures
+
+
+def shares(values: Tensor) -> Row:
+    """Variance of values (I, J, …) and its shares: of the first index alone, of the second alone,
+    and of both together (two-way analysis of variance without repetition), which add up to 1."""
+    values = values.double()
+    mean = values.mean((0, 1), keepdim=True)
+    rows, columns = values.mean(1, keepdim=True), values.mean(0, keepdim=True)
+    total = (values - mean).square().mean().item()
+    parts = [(rows - mean), (columns - mean), (values - rows - columns + mean)]
+    found = [part.square().mean().item() / total if total else 0.0 for part in parts]
+    return {"variance": total} | dict(zip(("z", "x_T", "together"), found, strict=True))
+
+
+def semantics(
+    model: Model, x_0: Tensor, *, noises: int = 6, sampling: Sampling | None = None, seed: int = 0
+) -> Finding:
+    """Decode each picture's z with each of `noises` x_T ~ N(0, I): what of the results' variance
+    is z's, and what x_T's.
+
+    Of values averaged over blocks of 1, 2, 4 … pixels, and of the attribute scores of the results'
+    own z, if the model has attributes. The sheet has a z a row and an x_T a column. Raises
+    UsageError for fewer than two pictures.
+    """
+    needs_pictures(x_0, 2)
+    codes = model.encode(x_0, sampling or Sampling(), noise=False)
+    pairs = stack([codes[k : k + 1] for k in range(len(codes)) for _ in range(noises)])
+    generators = [generator(seed, "x_T", number) for _ in codes.z for number in range(noises)]
+    made = model.decode(pairs, generators=generators, random_noise=True)
+    rows: list[Row] = []
+    block = 1
+    while block <= min(made.shape[2:]):
+        pooled = F.avg_pool2d(made, block).unflatten(0, (len(codes), noises))
+        rows.append({"of": f"blocks of {block}", "block": block} | shares((pooled + 1) / 2))
+        block *= 2
+    if model.attributes is not None:
+        scores = model.scores(model.encode(made.clamp(-1, 1), noise=False))
+        rows.append({"of": "attribute scores"} | shares(scores.unflatten(0, (len(codes), noises))))
+    rows = [row | {"pictures": len(codes), "noises": noises} for row in rows]
+    blocks = [row for row in rows if "block" in row]
+    lines = [
+        Line(label, [r["block"] for r in blocks], [r[name] for r in blocks])
+        for name, label in (("z", "z"), ("x_T", "x_T"), ("together", "both together"))
+    ]
+    title = f"Whose the variance is, over {len(codes)} z and {noises} x_T"
+    plot = Plot(title, "side of the blocks averaged over, in pixels", "share", lines, log_x=True)
+    words = (
+        f"z decides {blocks[0]['z']:.0%} of the variance of single values and "
+        f"{max(row['z'] for row in blocks):.0%} of that of blocks at most, x_T "
+        f"{blocks[0]['x_T']:.0%} and {max(row['x_T'] for row in blocks):.0%}"
+    )
+    if model.attributes is not None:
+        words += f"; z decides {rows[-1]['z']:.0%} of that of attribute scores, x_T "
+        words += f"{rows[-1]['x_T']:.0%}"
+    pixels = sheet(
+        list(to_pixels(made)),
+        columns=noises,
+        titles=[f"x_T {number + 1}" for number in range(noises)],
+        row_titles=[f"z {number + 1}" for number in range(len(codes))],
+    )
+    return Finding("semantics", words + ".", rows, plot, pixels)
