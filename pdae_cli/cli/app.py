@@ -29,6 +29,7 @@ from .output import Output
 from .reconstruct import reconstruct
 from .redo import redo
 from .sample import sample
+from .train_diffae import diffae
 
 EPILOG = (
     "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some or all inputs failed; "
@@ -52,6 +53,7 @@ for command in COMMANDS:
 app.add_typer(attributes.app, name="attributes")
 app.add_typer(codes.app, name="codes")
 app.add_typer(evaluate.app, name="evaluate")
+train.app.command()(diffae)
 app.add_typer(train.app, name="train")
 
 

@@ -206,26 +206,39 @@ def needs_in_words(needs: dict[str, Any]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class ShapeFlags(TrainFlags):
+    """What eps_theta is to be."""
+
+    init_from: Annotated[str | None, typer.Option(help="Start from this model's weights.")] = None
+    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64
+    channels: Annotated[int, typer.Option(help="3 for colour, 1 for gray.")] = 3
+    patch: Annotated[int, typer.Option(help="Space-to-depth at the input: 1 (none) or 2.")] = 1
+    base_channels: Annotated[int, typer.Option(help="Width of the first level.")] = 64
+    multipliers: Annotated[str, typer.Option(help="Width of each level / base.")] = "1,2,3,4"
+    blocks: Annotated[int, typer.Option(help="Residual blocks a level.")] = 2
+    attention: Annotated[str, typer.Option(help="Attention at these map sizes.")] = "16,8"
+    head_channels: Annotated[int, typer.Option(help="Channels an attention head.")] = 64
+    dropout: Annotated[float, typer.Option(help="In every residual block.")] = 0.1
+    betas: Annotated[str, typer.Option(help="Noise schedule: linear or cosine.")] = "linear"
+    prediction: Annotated[
+        str, typer.Option(help="What the network outputs: v, or eps as in DDPM.")
+    ] = "v"
+
+    def network(self) -> dict[str, Any]:
+        """The seed of its weights, what it predicts of which noise, and fields of UNetConfig."""
+        theirs = {one.name for one in fields(TrainFlags)} | {"init_from"}
+        chosen = {name: value for name, value in asdict(self).items() if name not in theirs}
+        lists = {name: tuple(numbers(chosen[name])) for name in ("multipliers", "attention")}
+        return chosen | lists | {"seed": self.seed}
+
+
 @app.command()
-@takes(TrainFlags)
+@takes(ShapeFlags)
 def dpm(
     data: Data,
     output: Folder,
-    options: TrainFlags,
-    init_from: Annotated[str | None, typer.Option(help="Start from this model's weights.")] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
-    channels: Annotated[int, typer.Option(help="3 for colour, 1 for gray.")] = 3,
-    patch: Annotated[int, typer.Option(help="Space-to-depth at the input: 1 (none) or 2.")] = 1,
-    base_channels: Annotated[int, typer.Option(help="Width of the first level.")] = 64,
-    multipliers: Annotated[str, typer.Option(help="Width of each level / base.")] = "1,2,3,4",
-    blocks: Annotated[int, typer.Option(help="Residual blocks a level.")] = 2,
-    attention: Annotated[str, typer.Option(help="Attention at these map sizes.")] = "16,8",
-    head_channels: Annotated[int, typer.Option(help="Channels an attention head.")] = 64,
-    dropout: Annotated[float, typer.Option(help="In every residual block.")] = 0.1,
-    betas: Annotated[str, typer.Option(help="Noise schedule: linear or cosine.")] = "linear",
-    prediction: Annotated[
-        str, typer.Option(help="What the network outputs: v, or eps as in DDPM.")
-    ] = "v",
+    options: ShapeFlags,
 ) -> None:
     """Train eps_theta, a diffusion model of the pictures.
 
@@ -233,23 +246,10 @@ def dpm(
     """
     from ..training.dpm import dpm_stage, new_dpm
 
-    if init_from is None:
-        model = new_dpm(
-            options.seed,
-            betas,
-            prediction,
-            image_size=image_size,
-            channels=channels,
-            patch=patch,
-            base_channels=base_channels,
-            multipliers=tuple(numbers(multipliers)),
-            blocks=blocks,
-            attention=tuple(numbers(attention)),
-            head_channels=head_channels,
-            dropout=dropout,
-        )
+    if options.init_from is None:
+        model = new_dpm(**options.network())
     else:
-        model = load_model(init_from)
+        model = load_model(options.init_from)
     options.placed(model)
     train, held_out = options.data(data, model.config.unet)
     run(dpm_stage(model, train, held_out, output, options.stored()), options, output)
@@ -284,6 +284,8 @@ def autoencoder(
     if (dpm is None) == (init_from is None):
         raise UsageError("give either --dpm, to train new parts, or --init-from, to go on with old")
     if condition is not None:
+        from .train_conditional import run_conditional
+
         return run_conditional(data, output, options, dpm, init_from, z_dim, condition)
     if dpm is not None:
         model = with_autoencoder(load_dpm(dpm, Output().say), z_dim, options.seed)
@@ -294,38 +296,6 @@ def autoencoder(
     options.placed(model)
     train, held_out = options.data(data, model.config.unet)
     run(autoencoder_stage(model, train, held_out, output, options.stored()), options, output)
-
-
-def run_conditional(
-    data: Path,
-    output: Path,
-    options: TrainFlags,
-    dpm: str | None,
-    init_from: str | None,
-    z_dim: int,
-    columns: str,
-) -> None:
-    """Train a G_psi that takes labels in z's place."""
-    from ..checkpoints import load_dpm
-    from ..training.conditional import condition, conditional_stage, with_labels
-    from ..training.data import find_labels
-
-    labels = condition(find_labels(data, options.labels), split_names(columns))
-    if dpm is not None:
-        model = with_labels(load_dpm(dpm, Output().say), labels.classes, z_dim, options.seed)
-    else:
-        model = load_model(str(init_from))
-        if model.config.labels is None or model.config.labels.classes != labels.classes:
-            raise UsageError(f"{init_from} has no G_psi that takes these labels; use --dpm")
-    options.placed(model)
-    train, held_out = options.data(data, model.config.unet)
-    stage = conditional_stage(model, train, held_out, labels, output, options.stored())
-    run(stage, options, output)
-
-
-def split_names(text: str) -> list[str]:
-    """ "a, b" → ["a", "b"]."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def load_model(name: str) -> Model:

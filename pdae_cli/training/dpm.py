@@ -28,14 +28,15 @@ HELD_OUT = 256  # pictures that metrics are computed on
 
 class DPMLoss(nn.Module):
     """E |eps - eps_theta(x_t, t)|^2 (DDPM eq. 14); where the network predicts v, E |v - v_theta|^2,
-    the same divided by alpha_bar_t (Salimans & Ho 2022)."""
+    the same divided by alpha_bar_t (Salimans & Ho 2022). A Diff-AE's eps_theta takes z (N, D) too.
+    """
 
     def __init__(self, heads: Heads, schedule: Schedule) -> None:
         super().__init__()
         self.heads, self.schedule = heads, schedule
 
-    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        predicted, _ = self.heads(self.schedule.add_noise(x_0, t, eps), t)
+    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, *z: Tensor) -> Tensor:
+        predicted, _ = self.heads(self.schedule.add_noise(x_0, t, eps), t, *z)
         errors = (eps - predicted).square()
         if self.heads.prediction == "v":
             errors = errors / gather(self.schedule.alpha_bar, t, eps)

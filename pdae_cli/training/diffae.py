@@ -1,0 +1,96 @@
+"""Diff-AE (Preechakul et al. 2022), PDAE's baseline: E_phi and an eps_theta that takes z, both from
+scratch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import write_model
+from ..engine import Model
+from ..errors import UsageError
+from ..images import to_float, write_sheet
+from ..networks.encoder import Encoder, EncoderConfig
+from .autoencoder import PREVIEWED, statistics
+from .data import Pictures
+from .dpm import DPMLoss, held_out_noise, new_dpm, uniform
+from .loop import Stage
+
+
+class DiffAELoss(nn.Module):
+    """E |eps - eps_theta(x_t, t, E_phi(x_0))|^2 (Diff-AE eq. 8), or its form for v: see DPMLoss."""
+
+    def __init__(self, eps_theta: DPMLoss, encoder: nn.Module) -> None:
+        super().__init__()
+        self.eps_theta, self.encoder = eps_theta, encoder
+        self.requires_grad_(True).train()
+
+    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        loss: Tensor = self.eps_theta(x_0, t, eps, self.encoder(x_0))
+        return loss
+
+
+def held_out_losses(model: Model, held_out: Pictures) -> dict[str, float]:
+    """The objective on held-out pictures: with their own z, and with the z of other pictures. If
+    both are alike, z isn't used."""
+    parts = held_out_noise(held_out, 0, model.schedule.timesteps - 1)
+    objective = DPMLoss(model.heads, model.schedule)
+    sums = {"held_out_loss": 0.0, "held_out_loss_shuffled": 0.0}
+    for batch in zip(*(part.split(64) for part in parts), strict=True):
+        x_0, t, eps = (part.to(model.device) for part in batch)
+        z = model.encoder(x_0)
+        for name, code in zip(sums, (z, z.roll(1, 0)), strict=True):
+            sums[name] += objective(x_0, t, eps, code).item() * len(x_0)
+    return {name: total / len(parts[0]) for name, total in sums.items()}
+
+
+def diffae_stage(
+    model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
+) -> Stage:
+    """Train the model's E_phi and its eps_theta together."""
+    if model.encoder_network is None or not model.takes_z:
+        raise ValueError("the model's eps_theta takes no z, or no encoder makes it")
+    schedule = model.schedule.to(model.device)
+    objective = DiffAELoss(DPMLoss(model.heads, schedule), model.encoder_network)
+    before = model.config.training
+
+    def preview(path: Path) -> None:
+        x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
+        codes = model.encode(x_0, inference_steps=20)
+        rows = [x_0, model.decode(codes), model.decode(codes, random_noise=True)]
+        sheet = path.with_suffix(".png")
+        write_sheet(sheet, torch.cat(rows), len(x_0), {"command": "train diffae"})
+
+    def save(summary: dict[str, Any]) -> None:
+        model.config = replace(
+            model.config, normalisation=statistics(model, train), training=(*before, summary)
+        )
+        write_model(folder, model, dtype)
+
+    return Stage(
+        "diffae",
+        objective,
+        train,
+        uniform(schedule),
+        lambda: held_out_losses(model, held_out),
+        preview,
+        save,
+    )
+
+
+def new_diffae(seed: int, betas: str, prediction: str, z_dim: int, **shape: Any) -> Model:
+    """A model with an untrained encoder and an eps_theta that takes its z in every block; `shape`:
+    fields of UNetConfig. Raises UsageError for a shape that can't be."""
+    model = new_dpm(seed, betas, prediction, z_channels=z_dim, **shape)
+    unet = model.config.unet
+    try:
+        encoder = EncoderConfig.for_size(unet.image_size, unet.channels, z_dim)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Model(
+        replace(model.config, encoder=encoder), model.dpm, encoder_network=Encoder(encoder)
+    )

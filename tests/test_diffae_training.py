@@ -1,0 +1,200 @@
+"""Diff-AE as a baseline: its objective, that z is used, resuming, and the model that comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command, randomise
+from PIL import Image
+from safetensors.torch import load_file
+
+from pdae_cli.checkpoints import read_model
+from pdae_cli.engine import Model
+from pdae_cli.errors import UsageError
+from pdae_cli.images import to_float
+from pdae_cli.noise import generator
+from pdae_cli.schedule import gather
+from pdae_cli.training.data import Pictures, open_pictures
+from pdae_cli.training.diffae import DiffAELoss, diffae_stage, held_out_losses, new_diffae
+from pdae_cli.training.dpm import DPMLoss
+from pdae_cli.training.loop import Run, TrainOptions
+
+SHAPE: dict[str, Any] = {
+    "image_size": 32, "channels": 3, "patch": 1, "base_channels": 8, "multipliers": (1, 2),
+    "blocks": 1, "attention": (16,), "head_channels": 8,
+}  # fmt: skip
+TINY = (
+    "--image-size", 32, "--base-channels", 8, "--multipliers", "1,2", "--blocks", 1,
+    "--attention", 16, "--head-channels", 8, "--z-dim", 6, "--batch-size", 4, "--quiet",
+    "--device", "cpu",
+)  # fmt: skip
+OPTIONS = TrainOptions(
+    images=32, batch_size=8, accumulate=1, lr=3e-3, warmup=2, grad_clip=1.0, ema_images=1000,
+    precision="no", channels_last=False, compile=False, flip=True, seed=5, log_every=1,
+    save_every=100,
+)  # fmt: skip
+
+
+def untrained(prediction: str = "v", dropout: float = 0.0) -> Model:
+    return new_diffae(3, "linear", prediction, 6, dropout=dropout, **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 plain pictures, red or blue, with labels."""
+    folder = tmp_path_factory.mktemp("photos")
+    lines = ["file,red"]
+    for number in range(24):
+        shade = 120 + 5 * number
+        colour = (shade, 20, 20) if number % 2 else (20, 20, shade)
+        Image.new("RGB", (32, 32), colour).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{number % 2}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(photos: Path) -> tuple[Pictures, Pictures]:
+    pictures = open_pictures(photos, 32)
+    return pictures.subset(pictures.names[:16]), pictures.subset(pictures.names[16:])
+
+
+def quiet(record: dict[str, object]) -> None:
+    pass
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_objective_is_the_papers(prediction: str, data: tuple[Pictures, Pictures]) -> None:
+    """E |eps - eps_theta(x_t, t, E_phi(x_0))|^2 (Diff-AE eq. 8), from the networks' own outputs;
+    with v, the error of v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0."""
+    model = untrained(prediction)
+    assert model.encoder_network is not None
+    randomise(model.dpm)
+    x_0, t = to_float(data[0].stack(range(3))), torch.tensor([10, 400, 990])
+    eps = torch.randn(x_0.shape)
+    loss = DiffAELoss(DPMLoss(model.heads, model.schedule), model.encoder_network).eval()
+    alpha_bar = gather(model.schedule.alpha_bar, t, x_0)
+    x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+    output = model.dpm(x_t, t, model.encoder_network(x_0))
+    target = eps if prediction == "eps" else alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+    expected = (target - output).square().mean()
+    assert torch.allclose(loss(x_0, t, eps), expected, rtol=1e-4)
+
+
+def test_losses_go_down_and_both_networks_are_trained(
+    data: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    model = untrained()
+    before, fresh = weights(model), held_out_losses(model, data[1])
+    assert fresh["held_out_loss"] == fresh["held_out_loss_shuffled"]  # blocks begin as nothing
+    options, records = replace(OPTIONS, images=320, lr=1e-3), list[dict[str, object]]()
+    Run(diffae_stage(model, *data, tmp_path, torch.float32), options, tmp_path).train(
+        records.append
+    )
+    assert float(str(records[-1]["held_out_loss"])) < 0.9 * fresh["held_out_loss"]
+    changed = [name for name, value in weights(model).items() if not value.equal(before[name])]
+    assert {name.split(".")[0] for name in changed} == {"dpm", "encoder"}
+    assert list((tmp_path / "training").glob("diffae-*.png"))
+
+
+def weights(model: Model) -> dict[str, torch.Tensor]:
+    assert model.encoder_network is not None
+    parts = torch.nn.ModuleDict({"dpm": model.dpm, "encoder": model.encoder_network})
+    return {name: value.clone() for name, value in parts.state_dict().items()}
+
+
+def test_z_comes_to_matter() -> None:
+    """Where x_t is nearly noise, only z tells which of four waves it was: another's is worse."""
+    model = untrained()
+    assert model.encoder_network is not None
+    wave = torch.linspace(0, 4 * torch.pi, 32).sin().expand(3, 32, 32)
+    x_0, t = torch.stack([wave, -wave, wave.mT, -wave.mT]), torch.full((4,), 900)
+    alone = DPMLoss(model.heads, model.schedule)
+    objective = DiffAELoss(alone, model.encoder_network)
+    adam = torch.optim.Adam(objective.parameters(), lr=1e-3)
+    draws = generator(0)
+    for _ in range(45):
+        adam.zero_grad()
+        objective(x_0, t, torch.randn(x_0.shape, generator=draws)).backward()
+        adam.step()
+    eps, z = torch.randn(x_0.shape, generator=draws), model.encoder(x_0)
+    own, others = alone(x_0, t, eps, z), alone(x_0, t, eps, z.roll(1, 0))
+    assert own < 0.2 and others > 3 * own
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    accumulate: int, data: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    states = []
+    for name, stops in (("whole", [32]), ("broken", [16, 32])):
+        folder = tmp_path / name
+        for images in stops:
+            stage = diffae_stage(untrained(dropout=0.2), *data, folder, torch.float32)
+            Run(stage, replace(OPTIONS, images=images, accumulate=accumulate), folder).train(quiet)
+        states.append(load_file(folder / "training" / "diffae.safetensors"))
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 10
+    for key, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][key]), key
+
+
+def test_the_model_that_is_written_is_the_one_that_was_trained(
+    data: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    model = untrained()
+    Run(diffae_stage(model, *data, tmp_path, torch.float32), OPTIONS, tmp_path).train(quiet)
+    written = read_model(tmp_path, "written")
+    assert written.takes_z and written.gradient_estimator is None
+    assert written.config.unet.z_channels == 6 and written.config.training[0]["stage"] == "diffae"
+    norm = written.config.normalisation
+    z = written.encoder(to_float(data[0].stack(range(16)))).double()
+    assert norm is not None
+    assert torch.allclose(z.mean(0), torch.tensor(norm.mean, dtype=torch.float64), atol=1e-5)
+    state = load_file(tmp_path / "training" / "diffae.safetensors")
+    average = {key.removeprefix("ema/"): value for key, value in state.items() if "ema/" in key}
+    for name, value in written.dpm.named_parameters():
+        assert torch.equal(value, average[f"eps_theta.heads.dpm.{name}"])
+
+
+def test_a_size_that_no_encoder_takes_is_one_line() -> None:
+    with pytest.raises(UsageError):
+        new_diffae(0, "linear", "v", 6, dropout=0.0, **SHAPE | {"image_size": 2})
+
+
+def test_every_command_takes_it(pdae: Command, photos: Path, tmp_path: Path) -> None:
+    """Trained, resumed, attributes fitted; encoded, decoded, edited, measured and sampled."""
+    model, face = tmp_path / "diffae", photos / "3.png"
+    for images in (8, 16):
+        run = pdae("train", "diffae", photos, "-o", model, "--images", images, *TINY)
+        assert run.code == 0, run.err
+    fast = ("--inference-steps", 3, "-m", model, "--quiet")
+    assert pdae("attributes", "fit", photos, "-m", model, "--quiet").code == 0
+    for line in (
+        ("encode", face, "-o", tmp_path / "z.safetensors", *fast),
+        ("decode", tmp_path / "z.safetensors", "-o", tmp_path / "back.png", "-m", model),
+        ("reconstruct", face, "-o", tmp_path / "both.png", "--compare", *fast),
+        ("manipulate", face, "--attr", "red=0.5", "-o", tmp_path / "red.png", *fast),
+        ("interpolate", face, photos / "4.png", "--steps", 3, "-o", tmp_path / "row.png", *fast),
+        ("train", "latent", photos, "-m", model, "--images", 8, "--batch-size", 4, "--width", 16,
+         "--layers", 3, "--quiet"),
+        ("sample", "-n", 2, "-o", tmp_path / "new.png", *fast),
+        ("info", model),
+    ):  # fmt: skip
+        run = pdae(*line)
+        assert run.code == 0, (line, run.err)
+    again = pdae("train", "diffae", photos, "-o", tmp_path / "b", "--init-from", model, *TINY,
+                 "--images", 4)  # fmt: skip
+    assert again.code == 0, again.err
+    stages = [one["stage"] for one in read_model(tmp_path / "b", "b").config.training]
+    assert stages == ["diffae", "diffae"]
+
+
+def test_it_goes_on_only_with_a_diffae(
+    pdae: Command, photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    run = pdae("train", "diffae", photos, "-o", tmp_path / "x", "--init-from", tiny_folder, *TINY)
+    assert run.code == 2 and "is no Diff-AE" in run.err
