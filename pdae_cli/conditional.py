@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from .classes import log_probability
 from .codes import Codes
+from .computing import computing, joined
+from .config import ScheduleConfig
 from .engine import Model
-from .errors import ModelError
-from .networks.classes import ClassEmbedding
+from .errors import ModelError, UsageError
+from .networks.blocks import UNetConfig
+from .networks.classes import ClassEmbedding, Classes
+from .networks.classifier import NoisyClassifier
 from .noise import generator
 from .sampling import Sampling
 from .schedule import Schedule
 from .solvers import Predict
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What fixes a classifier of noisy pictures."""
+
+    unet: UNetConfig  # whose input half it has the shape of
+    classes: Classes
+    schedule: ScheduleConfig  # of the noise
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """p(y | x_t): the network gives its logits."""
+
+    config: ClassifierConfig
+    network: NoisyClassifier
+    digest: str = ""  # SHA-256 of its file
+
 
 LogProbability = Callable[[Tensor, int], Tensor]  # x_t (N, C, H, W), t → log p(y | x_t) (N,)
 
@@ -46,6 +71,45 @@ def embedding(model: Model) -> ClassEmbedding:
             f"G_psi of {model.name} takes no labels; `pdae train autoencoder --condition` makes one"
         )
     return model.labels
+
+
+def by_classifier(
+    model: Model,
+    classifier: Classifier,
+    y: Tensor,
+    scale: float,
+    numbers: Sequence[int],
+    sampling: Sampling,
+    seed: int,
+) -> Tensor:
+    """Pictures (N, C, H, W) of labels y (1, A), see `networks.classes`, by eps_theta alone and the
+    classifier's gradient, `scale` times.
+
+    Picture i depends on (seed, i); with scale 0 it is the unconditional sample i. Raises UsageError
+    for a classifier of other pictures or other noise.
+    """
+    theirs, ours = classifier.config, model.config
+    frames = [(one.unet.image_size, one.unet.channels, one.schedule) for one in (theirs, ours)]
+    if frames[0] != frames[1]:
+        raise UsageError(
+            f"the classifier is of other pictures or noise than {model.name}'s; train one --dpm "
+            f"{model.name}"
+        )
+    network, y = classifier.network.to(model.device), y.to(model.device)
+
+    def log_p(x_t: Tensor, t: int) -> Tensor:
+        with computing(model.device, model.dtype, differentiable=True):
+            logits = network(x_t, torch.full((len(x_t),), t, device=x_t.device))
+            return log_probability(theirs.classes, logits.float(), y)
+
+    predict = steered(model.guided(sampling), log_p, scale, model.schedule)
+    generators = [generator(seed, "sample", number) for number in numbers]
+    x_T, trajectory = model.noise(generators), model.trajectory(sampling)
+
+    def work(rows: slice) -> Tensor:
+        return trajectory.to_picture(predict, x_T[rows].to(model.device), generators[rows])
+
+    return joined(model.by_batches(work, len(numbers)))
 
 
 def steered(predict: Predict, log_p: LogProbability, scale: float, schedule: Schedule) -> Predict:

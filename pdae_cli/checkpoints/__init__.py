@@ -1,5 +1,6 @@
 """Models on disk: our own format (`native`), found by bundled name, folder or Hub id (`find`)."""
 
+from .classifier import read_classifier, write_classifier
 from .find import bundled_models, load, load_dpm, model_folder, writable_folder
 from .native import (
     read_attributes,
@@ -15,9 +16,11 @@ __all__ = [
     "load_dpm",
     "model_folder",
     "read_attributes",
+    "read_classifier",
     "read_model",
     "writable_folder",
     "write_attributes",
+    "write_classifier",
     "write_latent_dpm",
     "write_model",
 ]

@@ -29,6 +29,7 @@ from .output import Output
 from .reconstruct import reconstruct
 from .redo import redo
 from .sample import sample
+from .train_conditional import classifier
 from .train_diffae import diffae
 
 EPILOG = (
@@ -54,6 +55,7 @@ app.add_typer(attributes.app, name="attributes")
 app.add_typer(codes.app, name="codes")
 app.add_typer(evaluate.app, name="evaluate")
 train.app.command()(diffae)
+train.app.command()(classifier)
 app.add_typer(train.app, name="train")
 
 

@@ -30,6 +30,7 @@ def painter_of(
     runner: Runner,
     unconditional: bool,
     labels: Sequence[str],
+    classifier: tuple[str, float] | None,
     with_: str | None,
     without: str | None,
 ) -> Painter:
@@ -39,6 +40,10 @@ def painter_of(
     asked = {"--unconditional": unconditional, "--label": labels, "--like": with_}
     if len(names := [name for name, value in asked.items() if value]) > 1:
         raise UsageError(f"{' and '.join(names)} exclude each other")
+    if classifier is not None:
+        if not labels:
+            raise UsageError("--classifier guides to a --label; give that too")
+        return by_gradient(runner, labels, *classifier)
     if labels:
         return of_label(runner, labels)
     if with_ is not None:
@@ -68,6 +73,21 @@ def of_label(runner: Runner, labels: Sequence[str]) -> Painter:
         return labelled(model, y, numbers, sampling, runner.options.seed)
 
     return Painter(paint)
+
+
+def by_gradient(runner: Runner, labels: Sequence[str], folder: str, scale: float) -> Painter:
+    """Of a label, by the gradient of a classifier."""
+    from ..checkpoints import read_classifier
+    from ..classes import chosen
+    from ..conditional import by_classifier
+
+    model, classifier = runner.model, read_classifier(Path(folder))
+    y = chosen(classifier.config.classes, labels)
+
+    def paint(numbers: Sequence[int], sampling: Sampling) -> Tensor:
+        return by_classifier(model, classifier, y, scale, numbers, sampling, runner.options.seed)
+
+    return Painter(paint, classifier.digest)
 
 
 def like(runner: Runner, with_: Path, without: Path | None) -> Painter:

@@ -64,8 +64,14 @@ def sample(
     ] = False,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="Class of the pictures, of a model that takes labels; NAME=0: without."),
+        typer.Option(help="Class of the pictures, of the model or --classifier; NAME=0: without."),
     ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Folder of a classifier, whose gradient guides to --label.")
+    ] = None,
+    classifier_scale: Annotated[
+        float, typer.Option(help="Strength of that gradient; 1 is Bayes' rule.")
+    ] = 1.0,
     like: Annotated[
         str | None, typer.Option(help="Make pictures like those in this folder, zip or codes file.")
     ] = None,
@@ -98,7 +104,8 @@ def sample(
     runner = Runner(options, "sample", destination)
     samplings = options.samplings()
     runner.nfe = len(samplings) * runner.model.evaluations(samplings[0])[1]
-    painter = painter_of(runner, unconditional, label or [], like, unlike)
+    guide = None if classifier is None else (classifier, classifier_scale)
+    painter = painter_of(runner, unconditional, label or [], guide, like, unlike)
     record = {"model": runner.model.name, "seed": options.seed}
     sheet: list[Tensor] = []
 

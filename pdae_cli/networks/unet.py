@@ -161,17 +161,31 @@ def own_conditioning(cfg: UNetConfig) -> Conditioning | None:
     return Conditioning(cfg.z_channels, shift=False) if cfg.z_channels else None
 
 
+class TimeEmbedding(nn.Sequential):
+    """Timesteps (N,) → (N, E)."""
+
+    def __init__(self, cfg: UNetConfig) -> None:
+        super().__init__(
+            Linear(cfg.base_channels, cfg.embedding_channels),
+            nn.SiLU(),
+            Linear(cfg.embedding_channels, cfg.embedding_channels),
+        )
+        self.cfg = cfg
+
+    def forward(self, t: Tensor) -> Tensor:
+        cfg = self.cfg
+        return super().forward(
+            timestep_embedding(t, cfg.base_channels, cfg.sine_first, cfg.frequency_shift)
+        )
+
+
 class UNet(nn.Module):
     """eps_theta(x_t, t), or with `z_channels` eps_theta(x_t, t, z): predicts the noise in x_t."""
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.time = nn.Sequential(
-            Linear(cfg.base_channels, cfg.embedding_channels),
-            nn.SiLU(),
-            Linear(cfg.embedding_channels, cfg.embedding_channels),
-        )
+        self.time = TimeEmbedding(cfg)
         self.input = InputHalf(cfg)
         c_out = cfg.channels * (2 if cfg.learn_sigma else 1)
         self.output = OutputHalf(cfg, c_out, own_conditioning(cfg))
@@ -185,10 +199,7 @@ class UNet(nn.Module):
 
     def embedded(self, t: Tensor) -> Tensor:
         """The time embedding (N, E) of timesteps (N,)."""
-        cfg = self.cfg
-        return self.time(
-            timestep_embedding(t, cfg.base_channels, cfg.sine_first, cfg.frequency_shift)
-        )
+        return self.time(t)
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """x_t: (N, C, H, W); t: (N,) integer timesteps; z: (N, z_channels). Returns (N, C, H, W),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import write_model
+from ..classes import chosen
 from ..conditional import labelled
 from ..engine import Model
 from ..errors import UsageError
@@ -61,6 +62,11 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
     return Condition(Classes(tuple(names), exclusive=True), rows)
 
 
+def one_by_one(classes: Classes) -> Sequence[Tensor]:
+    """y (1, A) of each class, of the first PREVIEWED."""
+    return [chosen(classes, [name]) for name in classes.names[:PREVIEWED]]
+
+
 def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
     """The model's eps_theta with an untrained gradient estimator that takes labels."""
     if model.takes_z:
@@ -89,14 +95,13 @@ def conditional_stage(
     embedding, before = model.labels, model.config.training
     objective = AutoencoderLoss(model.heads, embedding, model.schedule.to(model.device))
     y, y_held_out = labels.matrix(train.names), labels.matrix(held_out.names)
-    shown = torch.eye(len(labels.classes.names), dtype=torch.int8)[:PREVIEWED]
-    shown = shown if labels.classes.exclusive else shown * 2 - 1  # the others are unknown
 
     def measure() -> dict[str, float]:
         return gap_closed(model, held_out, zs=embedding(y_held_out.to(model.device)))
 
     def preview(path: Path) -> None:
-        rows = [labelled(model, one[None], range(PREVIEWED), Sampling(), 0) for one in shown]
+        shown = one_by_one(labels.classes)
+        rows = [labelled(model, one, range(PREVIEWED), Sampling(), 0) for one in shown]
         what = {"command": "train autoencoder"}
         write_sheet(path.with_suffix(".png"), torch.cat(rows), PREVIEWED, what)
 

@@ -1,0 +1,95 @@
+"""A classifier of noisy pictures, for classifier guidance (Dhariwal & Nichol 2021, sec. 4)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import write_classifier
+from ..classes import log_probability
+from ..conditional import Classifier, ClassifierConfig, by_classifier
+from ..engine import Model
+from ..errors import UsageError
+from ..images import write_sheet
+from ..networks.classes import Classes
+from ..networks.classifier import NoisyClassifier
+from ..sampling import Sampling
+from ..schedule import Schedule
+from .conditional import PREVIEWED, Condition, one_by_one
+from .data import Pictures
+from .dpm import held_out_noise, uniform
+from .loop import Stage
+
+
+class ClassifierLoss(nn.Module):
+    """E -log p(y | x_t, t), over all timesteps alike."""
+
+    def __init__(self, network: NoisyClassifier, schedule: Schedule) -> None:
+        super().__init__()
+        self.network, self.schedule = network, schedule
+
+    def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
+        logits = self.network(self.schedule.add_noise(x_0, t, eps), t)
+        return -log_probability(self.network.classes, logits.float(), y).mean()
+
+
+def new_classifier(model: Model, classes: Classes, base_channels: int, seed: int) -> Classifier:
+    """An untrained classifier of the model's noisy pictures, of the shape of its U-Net's input half
+    but for the width. Raises UsageError for a width that can't be."""
+    try:
+        unet = replace(
+            model.config.unet,
+            base_channels=base_channels,
+            embedding_channels=0,
+            groups=math.gcd(32, base_channels),
+            learn_sigma=False,
+            z_channels=0,
+        )
+        config = ClassifierConfig(unet, classes, model.config.schedule)
+        torch.manual_seed(seed)
+        return Classifier(config, NoisyClassifier(unet, classes))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def classifier_stage(
+    model: Model,
+    classifier: Classifier,
+    train: Pictures,
+    held_out: Pictures,
+    labels: Condition,
+    folder: Path,
+    dtype: torch.dtype,
+) -> Stage:
+    """Train the classifier; the model only makes sample sheets with it."""
+    network = classifier.network.to(model.device).requires_grad_(True).train()
+    schedule = model.schedule.to(model.device)
+    objective = ClassifierLoss(network, schedule)
+    x_0, t, eps = held_out_noise(held_out, 0, schedule.timesteps - 1)
+    y = labels.matrix(held_out.names[: len(x_0)])
+
+    def measure() -> dict[str, float]:
+        losses = [
+            objective(*(part.to(model.device) for part in batch)) * len(batch[0])
+            for batch in zip(x_0.split(64), t.split(64), eps.split(64), y.split(64), strict=True)
+        ]
+        return {"held_out_loss": torch.stack(losses).sum().item() / len(x_0)}
+
+    def preview(path: Path) -> None:
+        rows = [
+            by_classifier(model, classifier, one, 1.0, range(PREVIEWED), Sampling(), 0)
+            for one in one_by_one(labels.classes)
+        ]
+        what = {"command": "train classifier"}
+        write_sheet(path.with_suffix(".png"), torch.cat(rows), PREVIEWED, what)
+
+    def save(summary: dict[str, Any]) -> None:
+        write_classifier(folder, classifier, summary, dtype)
+
+    y_train = labels.matrix(train.names)
+    return Stage("classifier", objective, train, uniform(schedule), measure, preview, save, y_train)
