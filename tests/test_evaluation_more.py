@@ -194,7 +194,8 @@ class TestSamples:
         for row in finding.rows:
             assert (row["count"], row["real"]) == (5, 6) and "judge" in row["features"]
             assert row["judge_frechet"] >= -1e-9 and 0 <= row["precision"] <= 1
-        assert "not comparable with FID" in finding.words
+        assert "Not comparable with KID and FID" in finding.words
+        assert "it has 192 dimensions" in finding.words  # of 5 samples
 
     def test_the_set_itself_is_at_no_distance(self, model: Model) -> None:
         real = faces(6)

@@ -49,7 +49,7 @@ def samples(
     needs_pictures(real, LEAST)
     needs_pictures(train, LEAST)
     features = judge.features(real)
-    protocol = {"real": len(real), "features": f"judge {judge.digest[:12]}, 192, of 8-bit pictures"}
+    protocol = {"real": len(real), "features": f"judge {judge.digest[:12]}, of 8-bit pictures"}
     rows: list[Row] = [
         {"samples": "training pictures", **_distances(judge.features(train), features)}
         | {"count": len(train)} | protocol
@@ -82,7 +82,7 @@ def samples(
     )
     title = f"Judge-Fréchet distance, {count} samples, {len(real)} real pictures (not FID)"
     plot = Plot(title, "solver steps", "judge-Fréchet", lines, log_x=True)
-    return Finding("samples", _words(rows, count), rows, plot, pixels)
+    return Finding("samples", _words(rows, count, features.shape[1]), rows, plot, pixels)
 
 
 def _distances(made: Tensor, real: Tensor) -> Row:
@@ -95,16 +95,22 @@ def _distances(made: Tensor, real: Tensor) -> Row:
     }
 
 
-def _words(rows: Sequence[Row], count: int) -> str:
-    best = {title: min((r for r in rows if r["samples"] == title),
-                       key=lambda r: r["judge_frechet"], default=None)
-            for title in KINDS.values()}  # fmt: skip
-    told = [
-        f"{title} {row['judge_frechet']:.3g} in {row['inference_steps']} steps"
-        for title, row in best.items()
-        if row is not None
-    ]
-    return (
-        f"Judge-Fréchet distance to real pictures at best: {', '.join(told)}; training pictures "
-        f"{rows[0]['judge_frechet']:.3g}. {count} samples; not comparable with FID."
+def _words(rows: Sequence[Row], count: int, features: int) -> str:
+    """The best of each kind by judge-KID, which few samples don't bias."""
+    told = []
+    for title in KINDS.values():
+        own = [row for row in rows if row["samples"] == title]
+        if own:
+            best = min(own, key=lambda row: row["judge_kid"])
+            told.append(
+                f"{title} {best['judge_kid']:.2g} ({best['judge_frechet']:.3g}) in "
+                f"{best['inference_steps']} steps"
+            )
+    words = (
+        f"Judge-KID (judge-Fréchet) of {count} samples at best: {', '.join(told)}; training "
+        f"pictures {rows[0]['judge_kid']:.2g} ({rows[0]['judge_frechet']:.3g}). Not comparable "
+        "with KID and FID"
     )
+    if count <= features:
+        words += f"; of so few, judge-Fréchet says little: it has {features} dimensions"
+    return words + "."

@@ -17,7 +17,8 @@ from ..images import encode_picture
 from ..plots import Plot
 from .report import _asset, _cell, _facts, _hash, _head, _is_number, _safe, _table
 
-WIDE = "main > img { height: auto; max-width: 100%; outline: 0; margin: .8rem 0; }"
+WIDE = """main > img { height: auto; max-width: 100%; outline: 0; margin: .8rem 0; }
+td.number { white-space: nowrap; }"""
 LONG = 24  # rows of a table that are seen at once
 
 
