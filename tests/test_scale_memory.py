@@ -162,7 +162,7 @@ class TestDryRun:
 
     def test_in_words(self, pdae: Command, photos: Path, tmp_path: Path) -> None:
         result = pdae("train", "dpm", photos, "-o", tmp_path / "run", *TINY, "--dry-run")
-        assert result.code == 0 and result.err == ""
+        assert result.code == 0 and result.err == "" and len(result.text.splitlines()) == 5
         for word in ("parameters", "memory a process", "GFLOP a step", "free", "s a step"):
             assert word in result.text
 

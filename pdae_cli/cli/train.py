@@ -151,9 +151,7 @@ def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
     first = training.accelerator.is_main_process
     out = Output(json=flags.json and first, quiet=flags.quiet or not first)
     if flags.dry_run:
-        needs = estimate(training, flags.stored())
-        out.result(needs, needs_in_words(needs))
-        return
+        return show_needs(out, estimate(training, flags.stored()))
     parameters = sum(p.numel() for p in training.parameters.values())
     out.say(
         f"{stage.name}: {parameters / 1e6:.2f} M parameters on {training.accelerator.device}, "
@@ -184,26 +182,28 @@ def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
         training.train(report)
 
 
-def needs_in_words(needs: dict[str, Any]) -> str:
-    """A dry run's record as lines for people."""
+def show_needs(out: Output, needs: dict[str, Any]) -> None:
+    """A dry run's record, or lines for people."""
+    if out.json:
+        return out.result(needs, "")
 
     def size(name: str) -> str:
         return f"{needs[f'{name}_bytes'] / 2**20:,.1f} MiB"
 
     parts = ("weights", "gradients", "adam", "average", "activations")
     hours = needs["seconds_left"] / 3600
-    return "\n".join(
-        (
-            f"{needs['stage']} on {needs['processes']} x {needs['device']}: "
-            f"{needs['parameters']:,} parameters, {needs['trained_parameters']:,} of them trained",
-            f"memory a process: {size('memory')} ({', '.join(f'{n} {size(n)}' for n in parts)})",
-            f"arithmetic: {needs['flops_a_step'] / 1e9:,.1f} GFLOP a step",
-            f"disk: {size('checkpoint')} a checkpoint, twice that while it is replaced; "
-            f"{size('free')} free",
-            f"time: {needs['seconds_a_step']:.3g} s a step, {hours:.3g} h for "
-            f"{needs['steps_left']:,} steps, without metrics and sample sheets",
-        )
+    lines = (
+        f"{needs['stage']} on {needs['processes']} x {needs['device']}: "
+        f"{needs['parameters']:,} parameters, {needs['trained_parameters']:,} of them trained",
+        f"memory a process: {size('memory')} ({', '.join(f'{n} {size(n)}' for n in parts)})",
+        f"arithmetic: {needs['flops_a_step'] / 1e9:,.1f} GFLOP a step",
+        f"disk: {size('checkpoint')} a checkpoint, twice that while it is replaced; "
+        f"{size('free')} free",
+        f"time: {needs['seconds_a_step']:.3g} s a step, {hours:.3g} h for "
+        f"{needs['steps_left']:,} steps, without metrics and sample sheets",
     )
+    for line in lines:
+        out.result({}, line)
 
 
 @dataclass(frozen=True)
