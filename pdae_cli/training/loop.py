@@ -179,6 +179,8 @@ class Run:
         objective = stage.objective.to(self.accelerator.device)
         if options.channels_last:
             objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if options.checkpoint_activations:
+            checkpoint_activations(objective)
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self.ema = EMA(self.parameters, options.ema_images)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=options.lr, fused=True)
@@ -192,8 +194,6 @@ class Run:
         if options.compile:
             # Parameters, their average and the model are named and saved from `stage.objective`,
             # so the wrapper's own names appear nowhere.
-        if options.checkpoint_activations:
-            checkpoint_activations(objective)
             check_compiler(self.accelerator.device)
             self.objective = torch.compile(self.objective)
 
