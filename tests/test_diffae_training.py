@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Command, randomise
+from conftest import ROOT, Command, randomise
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -198,3 +201,35 @@ def test_it_goes_on_only_with_a_diffae(
 ) -> None:
     run = pdae("train", "diffae", photos, "-o", tmp_path / "x", "--init-from", tiny_folder, *TINY)
     assert run.code == 2 and "is no Diff-AE" in run.err
+
+
+def test_the_comparison_trains_both_on_the_same(
+    photos: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """benchmarks/baseline.py, small: a row a method and number of images, from runs that go on; in
+    words, who is ahead, and from how many images on PDAE is."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import baseline
+
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    lines = (photos / "labels.csv").read_text().split("\n")
+    held_out = [f"{line},{'val' if number > 16 else 'train'}" for number, line in enumerate(lines)]
+    (data / "labels.csv").write_text("\n".join(["file,red,split", *held_out[1:]]))
+    rows = baseline.compared(
+        Namespace(data=data, dpm=str(tiny_folder), images=[4, 8], z_dim=6, batch_size=4, lr=1e-3,
+                  output=tmp_path / "runs")
+    )  # fmt: skip
+    assert [(row["method"], row["images"]) for row in rows] == [
+        ("PDAE", 4), ("PDAE", 8), ("Diff-AE", 4), ("Diff-AE", 8)
+    ]  # fmt: skip
+    assert all(math.isfinite(row[name]) for row in rows for name in baseline.COLUMNS)
+    figures = {"MSE": 0.1, "SSIM": 0.5, "unexplained": 0.2, "AUROC": 0.7}
+    better = {"MSE": 0.05, "SSIM": 0.6, "unexplained": 0.1, "AUROC": 0.8}
+    text = baseline.words([
+        {"method": "PDAE", "images": 1, **figures},
+        {"method": "PDAE", "images": 2, **better},
+        {"method": "Diff-AE", "images": 2, **figures | {"AUROC": 0.9}},
+    ])  # fmt: skip
+    assert "- MSE: PDAE is ahead at 2 images; PDAE is there after 1 images." in text
+    assert "- AUROC: Diff-AE is ahead at 2 images." in text
