@@ -62,6 +62,14 @@ def said(process: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in process.stderr.splitlines() if line.startswith("error: ")]
 
 
+def worker(launcher: int, rank: int) -> int:
+    """The process of this rank."""
+    for path in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{path}/environ").read_bytes().split(b"\0"):
+            return int(path)
+    raise LookupError(rank)
+
+
 @pytest.mark.parametrize("shards", [2, 4])
 def test_shards_are_the_rows_of_one_batch(photos: Path, shards: int) -> None:
     """Pictures, timesteps, noise and flips: to the bit, however a step is cut up."""
@@ -146,6 +154,22 @@ class TestTwoProcesses:
         (line,) = said(done)
         assert "not a multiple of 2 (2 processes x 1 micro-batches)" in line
         assert not (tmp_path / "run").exists()
+
+    def test_a_killed_one_ends_the_other_with_a_line(self, photos: Path, tmp_path: Path) -> None:
+        whole = command(2, "train", "dpm", photos, "-o", tmp_path, *TINY, "--images", 10**6)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        with subprocess.Popen(
+            whole, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        ) as launcher:
+            assert launcher.stderr is not None
+            lines = []
+            for line in launcher.stderr:
+                lines.append(line)
+                if line.startswith("step 3 "):
+                    os.kill(worker(launcher.pid, rank=1), signal.SIGKILL)
+        assert launcher.returncode == 1
+        (said,) = [line for line in lines if line.startswith("error: ")]
+        assert "another process of this run has ended; the same command resumes" in said
 
     def test_sigterm_stops_all_after_the_same_step(self, photos: Path, tmp_path: Path) -> None:
         """And the state resumes."""

@@ -29,7 +29,7 @@ from ..errors import PdaeError, UsageError
 from ..noise import generator, normal
 from .data import order
 from .memory import checkpoint_activations
-from .peers import PeerLost, Peers
+from .peers import PeerLost, Peers, reaching
 from .state import EMA, append_log, load_state, read_facts, save_state, trim_log
 
 PREFETCH = 3  # micro-batches prepared ahead, in threads
@@ -312,7 +312,8 @@ class Run:
             with contextlib.nullcontext() if sync else accelerator.no_sync(self.objective):
                 with self.autocast():
                     loss = self.objective(x_0, t, eps, *labels) / len(group)
-                accelerator.backward(loss)
+                with reaching():
+                    accelerator.backward(loss)
             total += loss.detach()
         nn.utils.clip_grad_norm_(self.parameters.values(), options.grad_clip)
         self.optimizer.step()

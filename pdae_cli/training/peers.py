@@ -6,6 +6,8 @@ that none waits for those of a process that has failed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -25,6 +27,17 @@ class PeerFailed(SystemExit):
     """Another process has failed, and says why itself."""
 
 
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Around what needs the other processes. Raises PeerLost where one of them is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
+            raise
+        raise PeerLost("another process of this run has ended; the same command resumes") from error
+
+
 class Peers:
     """The processes of one run. Alone, nothing here costs anything."""
 
@@ -36,12 +49,8 @@ class Peers:
         if self.group is None:
             return value
         shared = torch.tensor(value, dtype=torch.float64)
-        try:
+        with reaching():
             dist.all_reduce(shared, how, group=self.group)
-        except RuntimeError as error:  # a connection that was closed
-            raise PeerLost(
-                "another process of this run has ended; the same command resumes"
-            ) from error
         return shared.item()
 
     def mean(self, value: float) -> float:
