@@ -1,0 +1,78 @@
+"""How many of the samples like a few pictures have what those have in common, by the judge.
+
+The pictures are held out: no model and no attribute was learnt from them.
+
+    python benchmarks/fewshot.py DATA --judge runs/judge.safetensors --attr Eyeglasses Smiling
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import pdae_cli as pdae
+from pdae_cli import fewshot
+from pdae_cli.engine import Model
+from pdae_cli.evaluation.judge import Judge, read_judge
+from pdae_cli.images import write_sheet
+from pdae_cli.sampling import Sampling
+from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
+from pdae_cli.training.latent import encode_all
+
+
+def held_out_z(
+    model: Model, pictures: Pictures, labels: Labels, attribute: str, value: int, count: int
+) -> Tensor:
+    """Normalised z (count, D) of the first held-out pictures with that label."""
+    column = labels.matrix(pictures.names)[:, labels.attributes.index(attribute)]
+    names = [name for name, one in zip(pictures.names, column, strict=True) if one == value]
+    return model.normalise(encode_all(model, pictures.subset(names[:count])))
+
+
+def share(judge: Judge, attribute: str, x: Tensor) -> float:
+    """Of pictures (N, C, H, W), the share that the judge finds the attribute in."""
+    with torch.no_grad():
+        return (judge(x)[:, judge.names.index(attribute)] > 0).float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="faces64")
+    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--attr", nargs="+", required=True)
+    parser.add_argument("--labelled", type=int, default=50, help="pictures of each kind")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--sheets", type=Path, help="folder for the pictures")
+    args = parser.parse_args()
+    model, (judge, _) = pdae.load(args.model), read_judge(args.judge)
+    labels = find_labels(args.data, None)
+    if labels is None:
+        raise SystemExit(f"{args.data} has no labels.csv")
+    unet = model.config.unet
+    _, held_out = split(open_pictures(args.data, unet.image_size, unet.channels), labels)
+    drawn, numbers = fewshot.unlabelled(model), range(args.samples)
+    plain, _ = model.sample(args.samples)
+    for name in args.attr:
+        print(f"{name:12} all samples  {share(judge, name, plain):.0%}", flush=True)
+        with_, without = (
+            held_out_z(model, held_out, labels, name, value, args.labelled) for value in (1, 0)
+        )
+        for kind, unlike in (("with, without", without), ("with alone", None)):
+            likeness = fewshot.learn(with_, unlike, drawn)
+            x = fewshot.pictures(model, likeness, numbers, Sampling(), seed=0)
+            print(
+                f"{name:12} {kind:13} {share(judge, name, x):.0%}; AUROC {likeness.auroc:.3f}, "
+                f"share {likeness.share:.1%}",
+                flush=True,
+            )
+            if args.sheets:
+                path = args.sheets / f"{name}-{kind.replace(', ', '-')}.png"
+                write_sheet(path, x, 8, {"command": "benchmarks/fewshot.py"})
+
+
+if __name__ == "__main__":
+    main()
