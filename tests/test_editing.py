@@ -164,10 +164,13 @@ def pictures_of(n: int) -> Tensor:
 
 
 class TestCompletion:
-    def test_everything_masked_is_decoding_from_noise(self, model: Model) -> None:
+    @pytest.mark.parametrize("sampling", ways(5), ids=name_of)
+    def test_everything_masked_is_decoding_from_noise(
+        self, model: Model, sampling: Sampling
+    ) -> None:
         x, z = pictures_of(2), torch.randn(2, 6)
-        made = inpaint(model, x, torch.ones(1, 1, 32, 32), z, inference_steps=STEPS)
-        codes = model.encode(x, noise=False, inference_steps=STEPS)
+        made = inpaint(model, x, torch.ones(1, 1, 32, 32), z, sampling)
+        codes = model.encode(x, sampling, noise=False)
         plain = Codes(z, digests=codes.digests, sampling=codes.sampling)
         assert torch.equal(made, model.decode(plain, random_noise=True))
 
