@@ -320,23 +320,14 @@ def test_pdae_without_z(golden: Path, folder: str, name: str, seen: States) -> N
 
 
 @about(PDAE, "interpolation")
-def test_pdae_interpolates(
-    golden: Path, folder: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pdae_interpolates(golden: Path, folder: str, name: str) -> None:
     expected, model = expected_in(golden / folder, name), replace(pdae_model(golden, folder))
     a, b = expected["in.slerp_a"], expected["in.slerp_b"]
     ends = codes(model.encoder(expected["in.x0"]), torch.cat([a, b]))
     settings: dict[str, Any] = {"parity": "pdae", "inference_steps": 10}
-    with monkeypatch.context() as patch:  # of the nine pictures between, make the one at 0.3 alone
-        patch.setattr(
-            model,
-            "by_batches",
-            lambda work, count: [work(slice(2, 3)) if count == 9 else expected["in.x0"]],
-        )
-        made = model.interpolate(ends, 11, mode="trajectory", **settings)
-        expected.check("trajectory_ddim10_alpha030", made[1:2])
-        latent = model.interpolate(ends, 11, **settings)
-        expected.check("lerp_decode_ddim10_alpha030", latent[1:2])
+    made = model.interpolate(ends, [0.3], mode="trajectory", **settings)
+    expected.check("trajectory_ddim10_alpha030", made)
+    expected.check("lerp_decode_ddim10_alpha030", model.interpolate(ends, [0.3], **settings))
     middle = between(ends, [step / 10 for step in range(11)])
     assert middle.x_T is not None
     for name_, share in expected.starting("slerp_"):
@@ -579,7 +570,7 @@ def test_guided_networks(golden: Path, folder: str, name: str) -> None:
         for t in (0, 1, 500, 999):
             expected.check(f"out_t{t}", model.dpm(x_t, at(t, x_t)))
         expected.check("out_tmixed", model.dpm(x_t, mixed))
-    assert torch.equal(model.predict(x_t, mixed, None)[0], model.dpm(x_t, mixed)[:, :3])
+        assert torch.equal(model.predict(x_t, mixed, None)[0], model.dpm(x_t, mixed)[:, :3])
     expected.complete()
 
 

@@ -20,7 +20,7 @@ from test_runs import ended, folder_of, outputs, records, running
 
 from pdae_cli.codes import read_codes
 
-KILLS = int(os.environ.get("PDAE_KILLS", "8"))
+KILLS = int(os.environ.get("PDAE_KILLS", "5"))
 chance = random.Random(0)
 TWICE = int(os.environ.get("PDAE_TWICE", "3"))
 pytestmark = pytest.mark.slow

@@ -335,6 +335,7 @@ class TestStreams:
 
 def running(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     """The command as a process of its own, on one thread."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     environment = os.environ | {"PDAE_MODEL": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "pdae_cli", *map(str, arguments)],

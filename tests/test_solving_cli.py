@@ -60,7 +60,8 @@ def test_decode_follows_the_codes_and_warns_when_told_otherwise(
     same = pdae("decode", z, "-o", tmp_path / "b", *FAST)
     assert same.err == ""
     for name in ("z-0000.png", "z-0002.png"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        with Image.open(tmp_path / "a" / name) as a, Image.open(tmp_path / "b" / name) as b:
+            assert a.tobytes() == b.tobytes()
     other = pdae("decode", z, "-o", tmp_path / "c", "--inference-steps", 4, "--solver", "ddim")
     assert other.code == 0 and other.err.count("warning") == 1
     assert "inference_steps 3, not 4" in other.err and "solver dpmpp, not ddim" in other.err
@@ -108,7 +109,7 @@ def test_codes_of_different_settings_dont_mix(
     pdae("encode", pictures[0], "-o", a, *FAST)
     pdae("encode", pictures[1], "-o", b, "--inference-steps", 4)
     result = pdae("interpolate", a, b, "-o", tmp_path / "strip.png")
-    assert result.code == 3 and "different settings; encode them alike" in result.err
+    assert result.code == 3 and "encode them alike" in result.err
     assert not (tmp_path / "strip.png").exists()
 
 
