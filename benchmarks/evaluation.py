@@ -155,7 +155,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> flo
 def operations(model: Model, count: int) -> int:
     """FLOPs of one evaluation: convolutions and products, a multiplication and an addition as 2."""
     compiled, model.heads.compiled = model.heads.compiled, None
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with torch.backends.mkldnn.flags(enabled=False), counter:  # it knows torch's own operations
         evaluation(model, count)()
     model.heads.compiled = compiled
     return counter.get_total_flops()

@@ -39,7 +39,7 @@ class Linear(nn.Linear):
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is inference in float32 on a CPU with oneDNN."""
+    """Whether this is inference in float32 on a CPU with oneDNN, as torch is set."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -48,4 +48,5 @@ def _plain(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
     )
