@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, picture
 
-from pdae_cli.cli.manifest import Job, Manifest
+from pdae_cli.cli.running.manifest import Job, Manifest
 from pdae_cli.errors import InputError, StorageError
 
 FAST = ("--inference-steps", "3")
@@ -120,7 +120,7 @@ class TestManifest:
     def test_a_claim_is_one_process_own_until_it_ends(self, tmp_path: Path) -> None:
         code = (
             "import sys, time; from pathlib import Path\n"
-            "from pdae_cli.cli.manifest import Job, Manifest\n"
+            "from pdae_cli.cli.running.manifest import Job, Manifest\n"
             "m = Manifest(Path(sys.argv[1]), Job('encode', 'm', {}))\n"
             "print(m.claim(Path(sys.argv[1], 'a.png')), flush=True); time.sleep(60)"
         )
@@ -296,7 +296,7 @@ class TestStreams:
     def test_pngs_in_pngs_out(self, pdae: Command, tmp_path: Path) -> None:
         from io import BytesIO
 
-        from pdae_cli.cli.pngs import split_pngs
+        from pdae_cli.cli.running.pngs import split_pngs
 
         data = self.stream(tmp_path, 3)
         command = ("reconstruct", "-", "-o", "-", "--stream", "png", *FAST)

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .batch import Made, Runner
-from .destination import Destination, picture_suffix
-from .loading import Loaded
-from .making import pixels_file
 from .options import FileOptions, Format, Inputs, OutputPath, takes
 from .photos import LandmarksFile, squares_of_photos
+from .running.batch import Made, Runner
+from .running.destination import Destination, picture_suffix
+from .running.loading import Loaded
+from .running.making import pixels_file
 
 
 @takes(FileOptions)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError, UsageError
-from .inputs import CODES, PICTURES
 from .options import ModelOptions, SamplingOptions, takes
 from .output import Output
+from .running.inputs import CODES, PICTURES
 
 if TYPE_CHECKING:
     from torch import Tensor

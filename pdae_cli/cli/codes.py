@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, UsageError
-from .destination import CODES_SUFFIX, Destination, write_stdout
-from .inputs import CODES, PICTURES, collect
 from .options import FilesFrom, Null, OutputPath, Recursive, takes
 from .output import Output
+from .running.destination import CODES_SUFFIX, Destination, write_stdout
+from .running.inputs import CODES, PICTURES, collect
 
 if TYPE_CHECKING:
     from ..codes import Codes

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UsageError
-from .batch import Runner
-from .inputs import CODES
+from .running.batch import Runner
+from .running.inputs import CODES
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from .batch import Made, Runner
-from .destination import Destination, picture_suffix
-from .loading import Loaded
-from .making import codes_of, generators, picture_file
 from .options import FileOptions, Format, Inputs, OutputPath, takes
+from .running.batch import Made, Runner
+from .running.destination import Destination, picture_suffix
+from .running.loading import Loaded
+from .running.making import codes_of, generators, picture_file
 
 
 @takes(FileOptions)

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from .batch import Made, Runner
-from .destination import CODES_SUFFIX, Destination
-from .loading import Loaded
-from .making import codes_of
 from .options import FileOptions, Inputs, OutputPath, takes
+from .running.batch import Made, Runner
+from .running.destination import CODES_SUFFIX, Destination
+from .running.loading import Loaded
+from .running.making import codes_of
 
 
 @takes(FileOptions)

@@ -12,12 +12,12 @@ import typer
 
 from .. import __version__
 from ..errors import InputError, ModelError, UsageError
-from .batch import Made, Runner
 from .evaluating import EvaluateOptions, FolderOptions, Material, deliver, facts_of, listed
-from .loading import Loaded
-from .making import generators
 from .options import FileOptions, Inputs, numbers, takes
 from .output import Output
+from .running.batch import Made, Runner
+from .running.loading import Loaded
+from .running.making import generators
 
 if TYPE_CHECKING:
     from ..evaluation.finding import Finding

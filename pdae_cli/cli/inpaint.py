@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .batch import Made, Runner
-from .destination import Destination, picture_suffix
-from .inputs import collect
-from .loading import Loaded, pictures_and_codes
-from .making import codes_of, generators
-from .manifest import State
 from .manipulate import row_file
 from .masks import Mask
 from .options import FileOptions, Format, Inputs, OutputPath, takes
 from .photos import Align, LandmarksFile, PasteBack, squares_of_photos
+from .running.batch import Made, Runner
+from .running.destination import Destination, picture_suffix
+from .running.inputs import collect
+from .running.loading import Loaded, pictures_and_codes
+from .running.making import codes_of, generators
+from .running.manifest import State
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, UsageError
-from .batch import Made, Runner
-from .destination import PICTURE_SUFFIXES, Destination
-from .inputs import Item, collect
-from .loading import Loaded, numbered, pictures_and_codes
-from .making import codes_of, picture_file, recipe
-from .manifest import State
 from .options import BatchOptions, OutputPath, takes
+from .running.batch import Made, Runner
+from .running.destination import PICTURE_SUFFIXES, Destination
+from .running.inputs import Item, collect
+from .running.loading import Loaded, numbered, pictures_and_codes
+from .running.making import codes_of, picture_file, recipe
+from .running.manifest import State
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,14 +9,14 @@ import typer
 
 from ..errors import UsageError
 from .attributes import print_attributes
-from .batch import Made, Runner
-from .destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
-from .inputs import Item
-from .loading import Loaded
-from .making import attribute, codes_of, generators, picture_file, pixels_file
 from .masks import Mask
 from .options import FileOptions, Inputs, OutputPath, takes
 from .photos import Align, LandmarksFile, PasteBack, Watch, pasted, squares_of_photos
+from .running.batch import Made, Runner
+from .running.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
+from .running.inputs import Item
+from .running.loading import Loaded
+from .running.making import attribute, codes_of, generators, picture_file, pixels_file
 
 if TYPE_CHECKING:
     from torch import Tensor

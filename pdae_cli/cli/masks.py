@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .batch import Runner
-from .loading import Loaded
+from .running.batch import Runner
+from .running.loading import Loaded
 
 if TYPE_CHECKING:
     from PIL import Image

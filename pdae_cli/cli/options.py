@@ -15,7 +15,7 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..engine import Model
     from ..sampling import Sampling
-    from .inputs import Item
+    from .running.inputs import Item
 
 DEFAULT_MODEL = "faces64"
 FITS = ("crop", "pad", "stretch")
@@ -222,7 +222,7 @@ class FileOptions(BatchOptions):
 
     def items(self, inputs: list[str] | None, streamed: bool = True) -> Iterable[Item]:
         """The inputs; unless they are `streamed`, --stream is about the output alone."""
-        from .inputs import collect
+        from .running.inputs import collect
 
         stream = self.stream if streamed else None
         return collect(inputs, self.files_from, self.recursive, null=self.null, stream=stream)

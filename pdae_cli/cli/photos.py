@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
-from .batch import Runner
-from .inputs import Item
-from .loading import Find, Load, Loaded, pictures_and_codes
 from .options import BatchOptions
+from .running.batch import Runner
+from .running.inputs import Item
+from .running.loading import Find, Load, Loaded, pictures_and_codes
 
 if TYPE_CHECKING:
     from PIL import Image

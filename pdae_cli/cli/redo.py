@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError
-from .manifest import FOLDER, options_that_matter
 from .output import Output
+from .running.manifest import FOLDER, options_that_matter
 
 COMMANDS = (
     "decode", "reconstruct", "interpolate", "manipulate", "inpaint", "colourise", "sample", "align"

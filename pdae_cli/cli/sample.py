@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .batch import Made, Runner
 from .conditions import painter_of
-from .destination import Destination, picture_suffix
-from .inputs import Item
-from .loading import Loaded, numbered
-from .making import picture_file, recipe
 from .options import BatchOptions, Format, OutputPath, Stream, takes
+from .running.batch import Made, Runner
+from .running.destination import Destination, picture_suffix
+from .running.inputs import Item
+from .running.loading import Loaded, numbered
+from .running.making import picture_file, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

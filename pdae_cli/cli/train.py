@@ -12,7 +12,7 @@ import typer
 from ..errors import UsageError
 from .options import FITS, numbers, takes
 from .output import Output
-from .processes import device_of_share, launched
+from .running.processes import device_of_share, launched
 
 if TYPE_CHECKING:
     import torch

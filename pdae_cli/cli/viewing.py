@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import InputError, UsageError
 from ..files import read_limited, write_bytes
-from .destination import PICTURE_SUFFIXES, Destination
-from .loading import Load, Loaded
-from .manifest import Job, State
 from .options import BatchOptions
 from .output import Output
+from .running.destination import PICTURE_SUFFIXES, Destination
+from .running.loading import Load, Loaded
+from .running.manifest import Job, State
 
 if TYPE_CHECKING:
     from torch import Tensor

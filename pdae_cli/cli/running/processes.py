@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 OPTION = "--num-processes"
 
@@ -48,7 +48,7 @@ def run_shares(arguments: Sequence[str], count: int) -> int:
         for process in processes:
             process.wait()
         raise
-    from .output import Output
+    from ..output import Output
 
     for number, code in enumerate(codes, start=1):
         if code < 0:

@@ -7,7 +7,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 CODES_SUFFIX = ".safetensors"
@@ -56,7 +56,7 @@ class Destination:
 
     def write(self, place: Path, data: bytes) -> None:
         """Write one result. Raises InputError, StorageError."""
-        from ..files import write_bytes
+        from ...files import write_bytes
 
         if self.stdout:
             write_stdout(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from ..errors import InputError
+from ...errors import InputError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

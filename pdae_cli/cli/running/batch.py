@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import InputError, UsageError
+from ...errors import InputError, UsageError
+from ..options import BatchOptions
+from ..output import Output, ProgressLine
+from ..viewing import Viewer
 from . import processes
 from .destination import Destination
 from .inputs import Item
 from .loading import Load, Loaded, loaded_ahead, pictures_and_codes
 from .manifest import Job, Manifest, State, options_that_matter
-from .options import BatchOptions
-from .output import Output, ProgressLine
-from .viewing import Viewer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engine import Model
+    from ...engine import Model
 
 STATUSES = ("done", "unchanged", "skipped", "failed")
 POLL = 0.2  # seconds between looks at what another process works on

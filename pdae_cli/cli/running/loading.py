@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ...errors import InputError
 from .inputs import Item
 from .manifest import State
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ..codes import Codes
-    from ..engine import Model
-    from .options import BatchOptions
-    from .photos import Framed
+    from ...codes import Codes
+    from ...engine import Model
+    from ..options import BatchOptions
+    from ..photos import Framed
 
 READERS = 2  # threads that read and decode pictures
 
@@ -77,7 +77,7 @@ def pictures_and_codes(model: Model, options: BatchOptions) -> Load:
 def _pictures(
     item: Item, data: bytes, source: str, model: Model, options: BatchOptions, find: Find
 ) -> Iterator[Loaded]:
-    from ..images import has_more_frames, open_frames, open_picture
+    from ...images import has_more_frames, open_frames, open_picture
 
     state = find(item.place, source)
     if state.done:
@@ -106,8 +106,8 @@ def _picture(
     state: State,
 ) -> Loaded:
     """A decoded picture in the model's frame; `suffix` tells its frames apart."""
-    from ..images import alpha_of, digest, prepare, to_float, upright_size
-    from ..metadata import exif_of
+    from ...images import alpha_of, digest, prepare, to_float, upright_size
+    from ...metadata import exif_of
 
     unet = model.config.unet
     pixels = prepare(image, unet.image_size, unet.channels, options.fit)
@@ -126,7 +126,7 @@ def _picture(
 
 
 def _codes(item: Item, data: bytes, source: str, model: Model, find: Find) -> Iterator[Loaded]:
-    from ..codes import read_codes
+    from ...codes import read_codes
 
     codes = read_codes(io.BytesIO(data), item.label)
     try:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import sha256, unwritable
+from ...files import sha256, unwritable
 from .locks import lock, unlock
 
 FOLDER = ".pdae"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ..errors import InputError, UsageError
-from ..files import read_limited, read_member
+from ...errors import InputError, UsageError
+from ...files import read_limited, read_member
 from .pngs import split_pngs
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..errors import ModelError
+from ... import __version__
+from ...errors import ModelError
 from .batch import Runner
 from .loading import Loaded
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from ..codes import Codes
+    from ...codes import Codes
 
 
 def codes_of(runner: Runner, batch: list[Loaded], noise: bool = True) -> Codes:
     """The codes of a batch: as read, or encoded now."""
     import torch
 
-    from ..codes import stack
+    from ...codes import stack
 
     if batch[0].codes is not None:
         codes = stack([one.codes for one in batch if one.codes is not None])
@@ -43,7 +43,7 @@ def codes_of(runner: Runner, batch: list[Loaded], noise: bool = True) -> Codes:
 
 def _tell_of_precision(runner: Runner, codes: Codes, picture: Tensor) -> None:
     """Say, once, how much of a picture a low precision gives back."""
-    from ..metrics import equal_share, mse
+    from ...metrics import equal_share, mse
 
     dtype = runner.options.dtype
     if runner.first_time(dtype):
@@ -78,7 +78,7 @@ def attribute(runner: Runner, name: str) -> str:
 
 def generators(runner: Runner, batch: list[Loaded]) -> list[Generator]:
     """Each picture's own random numbers: of the seed and its content, nothing else."""
-    from ..noise import generator
+    from ...noise import generator
 
     return [generator(runner.options.seed, one.digest) for one in batch]
 
@@ -92,7 +92,7 @@ def picture_file(
 ) -> bytes:
     """A float picture (C, H, W) as a file that says how it was made; `sources`: of what, where that
     isn't `one` itself."""
-    from ..images import to_pixels, with_alpha
+    from ...images import to_pixels, with_alpha
 
     pixels = to_pixels(picture)
     if one.alpha is not None:  # as often as pictures stand side by side
@@ -109,7 +109,7 @@ def pixels_file(
     sources: Sequence[Loaded] | None = None,
 ) -> bytes:
     """A uint8 picture (C, H, W), with alpha or without, as such a file."""
-    from ..images import encode_picture
+    from ...images import encode_picture
 
     assert runner.destination is not None
     if one.codes is not None:
