@@ -56,7 +56,7 @@ def reconstruction(model: Model, x_0: Tensor, train: Pictures) -> Figures:
     """Inferred x_T; z with random x_T; eps_theta with random x_T; the mean training face."""
     codes = model.encode(x_0)
     mean = to_float(train.stack(range(0, len(train), 10))).mean(0, keepdim=True).expand_as(x_0)
-    evaluations = model.evaluations(pdae_cli.Sampling(**codes.sampling))
+    evaluations = model.trajectory(pdae_cli.Sampling(**codes.sampling)).evaluations()
     return {
         "pictures": len(x_0),
         "nfe": sum(evaluations),
@@ -205,7 +205,7 @@ def main() -> None:
     labels = find_labels(args.data, None)
     if labels is None:
         raise SystemExit(f"{args.data} has no labels.csv")
-    size, channels = model.config.unet.image_size, model.config.unet.channels
+    size, channels = model.config.image_size, model.config.channels
     train, held_out = split(open_pictures(args.data, size, channels), labels)
     x_0 = to_float(held_out.stack(range(args.pictures)))
     sections: dict[str, Callable[[], Figures]] = {

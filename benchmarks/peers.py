@@ -64,7 +64,10 @@ def whole(model: Model, x_0: Tensor, compiled: Model | None) -> list[list[object
     rows: list[list[object]] = []
     for name, one, encode, decode in ways:
         there = Sampling(**encode)
-        nfe = one.evaluations(there)[0] + one.evaluations(there.changed(decode))[1]
+        nfe = (
+            one.trajectory(there).evaluations()[0]
+            + one.trajectory(there.changed(decode)).evaluations()[1]
+        )
         rows.append([name, nfe, *timed(ours(one, encode, decode), x_0)])
         print(rows[-1], flush=True)
     slowest = rows[-1][2]
@@ -122,7 +125,9 @@ def bare(x_0: Tensor, device: str) -> list[list[object]]:
             ("ours, DDIM, 50", Sampling(solver="ddim", inference_steps=50, spacing="uniform")),
             ("ours, default", Sampling()),
         ):
-            rows.append([name, sum(model.evaluations(sampling)), *timed(trip(sampling), x_0)])
+            rows.append(
+                [name, sum(model.trajectory(sampling).evaluations()), *timed(trip(sampling), x_0)]
+            )
     slowest = rows[0][2]
     assert isinstance(slowest, float)
     # Exactness says nothing on random weights.

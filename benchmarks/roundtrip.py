@@ -115,7 +115,10 @@ def round_trips(
         back = model.decode(codes, **way.decode)
         seconds = (time.perf_counter() - begun) / len(x_0)
         there = Sampling(**way.encode)
-        nfe = model.evaluations(there)[0] + model.evaluations(there.changed(way.decode))[1]
+        nfe = (
+            model.trajectory(there).evaluations()[0]
+            + model.trajectory(there.changed(way.decode)).evaluations()[1]
+        )
         assert codes.x_T is not None
         rows.append(
             {"name": way.name, "nfe": nfe, "seconds": seconds}
@@ -204,7 +207,7 @@ def samples(model: Model, judge: Judge, count: int, real: Tensor) -> list[Figure
     for solver, spacing, steps in wanted:
         sampling = Sampling(solver=solver, spacing=spacing, inference_steps=steps)
         pictures, _ = model.sample(count, sampling)
-        nfe = model.evaluations(sampling)[1] + (solver == "leapfrog")
+        nfe = model.trajectory(sampling).evaluations()[1] + (solver == "leapfrog")
         distance = metrics.frechet(judge.features(pictures), judge.features(real))
         rows.append({"name": f"{solver}, {spacing}, {steps}", "nfe": nfe, "frechet": distance})
         print(rows[-1], flush=True)

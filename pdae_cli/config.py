@@ -12,6 +12,7 @@ from typing import Any
 from .networks.blocks import UNetConfig
 from .networks.classes import EmbeddingConfig
 from .networks.encoder import EncoderConfig
+from .networks.first_stage import FirstStageConfig
 from .networks.half_unet import HalfUNetConfig
 from .solvers import VARIANCES
 from .tensors import shown
@@ -63,6 +64,7 @@ class ModelConfig:
     clip_sample: bool = False  # whether the source's own sampler clamps its prediction of x_0
     source: str = ""  # what a converted model was before
     labels: EmbeddingConfig | None = None  # of a G_psi that takes labels in z's place
+    first_stage: FirstStageConfig | None = None  # of a latent diffusion model
     format: str = field(default=FORMAT)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,29 @@ class ModelConfig:
                 raise ValueError(f"statistics of {given} dimensions of z, which has {needed}")
         if self.labels is not None and (self.encoder is not None or self.unet.z_channels):
             raise ValueError("G_psi takes labels or the encoder's z, not both")
+        if self.first_stage is not None:
+            made, taken = self.first_stage.latent_channels, self.unet.channels
+            if made != taken:
+                raise ValueError(f"latents of {made} channels for an eps_theta of {taken}")
+            encoder = self.encoder
+            seen = encoder and (encoder.image_size, encoder.channels)
+            if seen and seen != (self.image_size, self.channels):
+                raise ValueError(f"an encoder of {seen}, pictures of {self.image_size} pixels")
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pictures, in pixels."""
+        return self.unet.image_size * (self.first_stage.factor if self.first_stage else 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures: 3 for RGB."""
+        return self.first_stage.channels if self.first_stage else self.unet.channels
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of x_T: that of the pictures, or of their latents."""
+        return self.unet.channels, self.unet.image_size, self.unet.image_size
 
     @property
     def z_dim(self) -> int | None:

@@ -111,7 +111,7 @@ def colourise(
 ) -> Tensor:
     """Pictures (N, 3, H, W) with new colours and their own luma (see `by_luma`): grey ones with
     R = G = B get some. Else as `inpaint`. Raises ModelError for a model of grey pictures."""
-    if model.config.unet.channels != len(LUMA):
+    if model.config.channels != len(LUMA):
         raise ModelError(f"{model.name} makes pictures without colours; take a model that has them")
     sampling = (sampling or COMPLETING).changed(changes)
     return _completed(model, pictures, lambda rows: by_luma, z, sampling, generators)

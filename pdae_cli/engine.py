@@ -26,6 +26,7 @@ from .heads import Heads
 from .images import Pictures, as_tensor, digest, to_pixels
 from .networks.classes import ClassEmbedding
 from .networks.encoder import Encoder
+from .networks.first_stage import FirstStage
 from .networks.gradient import GradientEstimator
 from .networks.half_unet import HalfUNet
 from .networks.latent import LatentDPM
@@ -45,6 +46,7 @@ class Model:
     gradient_estimator: GradientEstimator | None = None  # G_psi
     encoder_network: Encoder | HalfUNet | None = None  # E_phi
     labels: ClassEmbedding | None = None  # y → z, where G_psi takes labels
+    first_stage: FirstStage | None = None  # pictures → latents, which eps_theta may be of
     attributes: Attributes | None = None
     latent_dpm: LatentDPM | None = None
     name: str = "unnamed"
@@ -63,7 +65,7 @@ class Model:
 
     def networks(self) -> list[nn.Module]:
         """The networks that this model has."""
-        coders = (self.encoder_network, self.labels, self.latent_dpm)
+        coders = (self.encoder_network, self.labels, self.latent_dpm, self.first_stage)
         return [p for p in (self.dpm, self.gradient_estimator, *coders) if p is not None]
 
     def to(self, device: str = "auto", dtype: str = "float32", compile: bool = False) -> Model:
@@ -165,7 +167,17 @@ class Model:
 
     def pictures(self, images: Pictures, fit: str = "crop") -> Tensor:
         """Bring tensors, Pillow pictures or paths into this model's frame: (N, C, H, W) float32."""
-        return as_tensor(images, self.config.unet.image_size, self.config.unet.channels, fit)
+        return as_tensor(images, self.config.image_size, self.config.channels, fit)
+
+    def latents(self, x_0: Tensor) -> Tensor:
+        """What eps_theta is of: the pictures x_0 (N, C, H, W) themselves, or their latents."""
+        with computing(self.device, "float32"):
+            return x_0 if self.first_stage is None else self.first_stage.encode(x_0)
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """The way back from `latents`."""
+        with computing(self.device, "float32"):
+            return latents if self.first_stage is None else self.first_stage.decode(latents)
 
     def encode(
         self,
@@ -229,26 +241,20 @@ class Model:
         trajectory = self.trajectory(sampling)
 
         def work(rows: slice) -> Tensor:
-            return trajectory.to_picture(
-                self.guided(sampling, codes.z[rows].to(self.device)),
-                x_T[rows].to(self.device),
-                generators[rows],
-                None if eps_T is None else eps_T[rows].to(self.device),
-            )
+            predict = self.guided(sampling, codes.z[rows].to(self.device))
+            second = None if eps_T is None else eps_T[rows].to(self.device)
+            x = x_T[rows].to(self.device)
+            return trajectory.to_picture(predict, x, generators[rows], second)
 
         return joined(self.by_batches(work, len(codes)))
 
     def check(self, codes: Codes) -> None:
         """Raise InputError unless this model can decode the codes."""
-        codes.check(self.name, self.digest, self.config.z_dim, self._shape())
+        codes.check(self.name, self.digest, self.config.z_dim, self.config.state_shape)
 
     def noise(self, generators: Sequence[Generator]) -> Tensor:
         """x_T ~ N(0, I), one row a generator."""
-        return normal(generators, self._shape())
-
-    def _shape(self) -> torch.Size:
-        unet = self.config.unet
-        return torch.Size((unet.channels, unet.image_size, unet.image_size))
+        return normal(generators, self.config.state_shape)
 
     def by_batches(self, work: Callable[[slice], T], count: int) -> list[T]:
         """work(rows) over batches; a batch that memory has no room for is halved, for good."""
@@ -261,12 +267,8 @@ class Model:
 
     def trajectory(self, sampling: Sampling) -> Trajectory:
         """The way between noise and picture that the settings mean for this model."""
-        config = self.config
-        return Trajectory(self.schedule, sampling, config.variance, config.clip_sample)
-
-    def evaluations(self, sampling: Sampling) -> tuple[int, int]:
-        """Network evaluations (NFE) of encoding and of decoding one picture."""
-        return self.trajectory(sampling).evaluations()
+        theirs = self.config.variance, self.config.clip_sample
+        return Trajectory(self.schedule, sampling, *theirs, self.latents, self.from_latents)
 
     # --- Edits -----------------------------------------------------------------------------------
 
@@ -309,10 +311,9 @@ class Model:
         share = torch.tensor(shares, device=self.device)
 
         def work(rows: slice) -> Tensor:
-            some = share[rows, None, None, None]
+            some, x = share[rows, None, None, None], x_T[rows].to(self.device)
             zs = (z.expand(len(some), -1) for z in z_ends)
             predict = self.guided(sampling, *zs, shares=(1 - some, some))
-            x = x_T[rows].to(self.device)
             return self.trajectory(sampling).to_picture(predict, x, generators[rows])
 
         return joined(self.by_batches(work, len(middle)))
@@ -378,16 +379,15 @@ class Model:
 
         def work(rows: slice) -> Tensor:
             zs = () if z is None else (z[rows].to(self.device),)
-            x = x_T[rows].to(self.device)
-            predict = self.guided(sampling, *zs)
-            return self.trajectory(sampling).to_picture(predict, x, generators[rows])
+            way, x = self.trajectory(sampling), x_T[rows].to(self.device)
+            return way.to_picture(self.guided(sampling, *zs), x, generators[rows])
 
         return joined(self.by_batches(work, len(numbers))), z
 
     def sample_z(self, generators: Sequence[Generator], sampling: Sampling | None = None) -> Tensor:
         """z (N, D) from the latent DPM by DDIM, one row a generator."""
-        network: LatentDPM = self._needs(self.latent_dpm, "a latent DPM")
-        return self.solve_z(normal(generators, (network.cfg.z_dim,)), sampling or Sampling())
+        z_dim = self._needs(self.latent_dpm, "a latent DPM").cfg.z_dim
+        return self.solve_z(normal(generators, (z_dim,)), sampling or Sampling())
 
     def solve_z(self, z_T: Tensor, sampling: Sampling) -> Tensor:
         """z (N, D) that the latent DPM makes of noise z_T (N, D)."""

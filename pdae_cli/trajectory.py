@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +28,11 @@ class Inverted:
     x_T: Tensor | None = None
     eps_T: Tensor | None = None  # the second state, of a solver that has one
     converged: Tensor | None = None  # (N,) bool: whether corrections, where asked for, went well
+
+
+def unchanged(x_0: Tensor) -> Tensor:
+    """Between pictures and what eps_theta is of, where that is pictures."""
+    return x_0
 
 
 class Watched:
@@ -73,6 +78,8 @@ class Trajectory:
     sampling: Sampling
     variance: str  # of ancestral sampling
     clip_sample: bool  # of the source's own sampler, where its procedure is followed
+    latents: Callable[[Tensor], Tensor] = unchanged  # pictures → the states' x_0
+    from_latents: Callable[[Tensor], Tensor] = unchanged
 
     @property
     def solver(self) -> solvers.Solver:
@@ -84,7 +91,7 @@ class Trajectory:
         Raises InputError where numbers stop being finite.
         """
         watched = Watched(predict)
-        found = self._to_noise(watched, x_0)
+        found = self._to_noise(watched, self.latents(x_0))
         watched.check(x_T=found.x_T, eps_T=found.eps_T)
         return found
 
@@ -113,7 +120,7 @@ class Trajectory:
         """Pictures of x_T, and of eps_T where the solver has it; the generators, one a row, are
         for a stochastic solver's noise. Raises InputError where numbers stop being finite."""
         watched = Watched(predict)
-        x_0 = self._to_picture(watched, x_T, generators, eps_T)
+        x_0 = self.from_latents(self._to_picture(watched, x_T, generators, eps_T))
         watched.check(x_0=x_0)
         return x_0
 
@@ -159,11 +166,12 @@ class Trajectory:
             asked.append(t)
             return x
 
-        plain = replace(self, sampling=replace(self.sampling, corrections=0))
+        once_each = replace(self.sampling, corrections=0)
+        plain = Trajectory(self.schedule, once_each, self.variance, self.clip_sample)
         x = torch.zeros(1, 1, 1, 1)
         found = plain.to_noise(predict, x)
         once = len(asked)
-        self.to_picture(predict, x, [Generator()], found.eps_T)
+        plain.to_picture(predict, x, [Generator()], found.eps_T)
         back = len(asked) - once
         return once + self.sampling.corrections * (once + back), back
 

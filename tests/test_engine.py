@@ -172,7 +172,7 @@ def test_evaluations_are_those_that_are_made(settings: dict[str, Any]) -> None:
     codes = model.encode(pictures_of(1), **settings)
     encoding = len(asked)
     model.decode(codes)
-    assert model.evaluations(Sampling(**settings)) == (encoding, len(asked) - encoding)
+    assert model.trajectory(Sampling(**settings)).evaluations() == (encoding, len(asked) - encoding)
 
 
 def test_results_dont_depend_on_batch_size(model: Model) -> None:
@@ -348,7 +348,7 @@ class TestParity:
         assert codes.x_T is not None and plain.x_T is not None
         assert not torch.allclose(codes.x_T, plain.x_T, atol=1e-2)
         assert torch.equal(model.decode(codes), model.decode(codes, parity=program))
-        assert model.evaluations(Sampling(parity=program, inference_steps=4)) == (4, 4)
+        assert model.trajectory(Sampling(parity=program, inference_steps=4)).evaluations() == (4, 4)
 
     def test_edits_move_by_the_authors_constant(self, model: Model) -> None:
         codes = model.encode(pictures_of(1), parity="pdae", inference_steps=2)

@@ -69,6 +69,7 @@ class Found:
             dpm=ours["dpm"],
             gradient_estimator=ours.get("gradient"),
             encoder_network=ours.get("encoder"),
+            first_stage=ours.get("first_stage"),
             attributes=self.attributes,
             latent_dpm=latent,
             name=name,

@@ -27,6 +27,7 @@ from ..errors import ModelError
 from ..files import replacing, sha256, write_bytes
 from ..networks.classes import ClassEmbedding
 from ..networks.encoder import Encoder
+from ..networks.first_stage import FirstStage
 from ..networks.gradient import GradientEstimator
 from ..networks.half_unet import HalfUNet, HalfUNetConfig
 from ..networks.latent import LatentConfig, LatentDPM
@@ -74,6 +75,7 @@ def read_model(folder: Path, name: str) -> Model:
             gradient_estimator=parts.get("gradient"),
             encoder_network=parts.get("encoder"),
             labels=parts.get("labels"),
+            first_stage=parts.get("first_stage"),
             attributes=attributes,
             latent_dpm=latent_dpm,
             name=name,
@@ -94,6 +96,8 @@ def build_networks(config: ModelConfig) -> nn.ModuleDict:
         parts["encoder"] = HalfUNet(encoder)
     elif encoder is not None:
         parts["encoder"] = Encoder(encoder)
+    if config.first_stage is not None:
+        parts["first_stage"] = FirstStage(config.first_stage)
     return nn.ModuleDict(parts)
 
 
@@ -157,6 +161,7 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
         "gradient": model.gradient_estimator,
         "encoder": model.encoder_network,
         "labels": model.labels,
+        "first_stage": model.first_stage,
     }
     for prefix, part in parts.items():
         if part is not None:

@@ -145,7 +145,7 @@ def _report(fitted: Attributes, whole: Attributes, z: Tensor, out: Output) -> No
 def _pictures(model: Model, data: Path) -> Pictures:
     from ..training.data import open_pictures
 
-    return open_pictures(data, model.config.unet.image_size, model.config.unet.channels)
+    return open_pictures(data, model.config.image_size, model.config.channels)
 
 
 def _normalised(model: Model, pictures: Pictures, out: Output) -> Tensor:
@@ -286,7 +286,7 @@ def _write_sheet(
             for count in DEVIATIONS
         ]
     )
-    nfe = model.evaluations(options.sampling())[1]
+    nfe = model.trajectory(options.sampling()).evaluations()[1]
     with out.progress("sheet", len(moved), nfe) as bar:
         model.evaluated = bar.evaluated
         pictures = model.decode(moved, random_noise=moved.x_T is None, **options.changes())

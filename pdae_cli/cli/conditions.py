@@ -122,8 +122,8 @@ def _normalised(model: Model, path: Path, runner: Runner) -> Tensor:
         return model.normalise(codes.z)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise UsageError(f"{path} is one picture; name a folder, zip or codes file of several")
-    unet = model.config.unet
-    pictures = open_pictures(path, unet.image_size, unet.channels, runner.options.fit)
+    config = model.config
+    pictures = open_pictures(path, config.image_size, config.channels, runner.options.fit)
     with runner.out.progress("encode", len(pictures)) as bar:
         z = encode_all(model, pictures, bar.advance_to)
     if pictures.bad:

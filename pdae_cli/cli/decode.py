@@ -31,7 +31,7 @@ def decode(
     items = options.items(inputs, streamed=False)
     destination = Destination.parse(output, picture_suffix(format), stream=options.stream)
     runner = Runner(options, "decode", destination)
-    runner.nfe = runner.model.evaluations(options.sampling())[1]
+    runner.nfe = runner.model.trajectory(options.sampling()).evaluations()[1]
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
         codes = codes_of(runner, batch)

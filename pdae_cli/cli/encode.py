@@ -33,7 +33,7 @@ def encode(
     items = options.items(inputs)
     destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})
     runner = Runner(options, "encode", destination)
-    runner.nfe = 0 if no_noise else runner.model.evaluations(options.sampling())[0]
+    runner.nfe = 0 if no_noise else runner.model.trajectory(options.sampling()).evaluations()[0]
     stacked: list[Codes] = []
 
     def process(batch: list[Loaded]) -> Sequence[Made]:

@@ -108,7 +108,7 @@ def _complete(
     given = None if like is None else _z_of(runner, like)
     sampling = _sampling(options)
     first = like is None and sampling.guidance != 0  # a try without z
-    runner.nfe = model.evaluations(sampling)[1] * (2 if first else 1)
+    runner.nfe = model.trajectory(sampling).evaluations()[1] * (2 if first else 1)
     load = squares_of_photos(runner, *framing) if any(framing) or paste_back else None
 
     def process(batch: list[Loaded]) -> Sequence[Made]:

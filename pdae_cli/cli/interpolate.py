@@ -71,7 +71,8 @@ def interpolate(
     pause = milliseconds_of(rate, destination.suffix)
     ffmpeg = needed(shutil.which("ffmpeg")) if destination.suffix == ".mp4" else None
     runner = Runner(options, "interpolate", destination)
-    runner.nfe = runner.model.evaluations(options.sampling())[1] * (2 if mode != "latent" else 1)
+    decoding = runner.model.trajectory(options.sampling()).evaluations()[1]
+    runner.nfe = decoding * (1 if mode == "latent" else 2)
     load = pictures_and_codes(runner.model, options)
     try:
         ends = [one for item in items for one in load(item, lambda place, source: State())]

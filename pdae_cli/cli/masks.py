@@ -33,7 +33,7 @@ class Mask:
 
         image = on_white(normalised(open_picture(Path(name), name))).convert("L")
         runner.job.options["mask_sha256"] = sha256(Path(name))  # another mask makes other pictures
-        size = runner.model.config.unet.image_size
+        size = runner.model.config.image_size
         return cls(image, name, size, runner.options.fit)
 
     def of(self, batch: Sequence[Loaded]) -> Tensor:

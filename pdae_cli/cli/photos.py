@@ -53,7 +53,7 @@ def squares_of_photos(runner: Runner, align: bool, landmarks: str | None) -> Loa
     """Like `pictures_and_codes`, but a picture is a square of its photo: by landmarks from a file,
     by detectors, or by --fit. Raises UsageError, and InputError for the file of landmarks."""
     model, options = runner.model, runner.options
-    size = model.config.unet.image_size
+    size = model.config.image_size
     if landmarks is not None:
         framing = _by_file(runner, size, Path(landmarks))
     else:
@@ -132,12 +132,12 @@ def _in_frame(
     from ..images import digest, on_white, prepare, to_float
     from ..photos.frames import take
 
-    unet, whole = model.config.unet, photo()
+    config, whole = model.config, photo()
     frame, found = framing(on_white(whole), one.label)
-    pixels = prepare(take(on_white(whole), frame), unet.image_size, unet.channels)
+    pixels = prepare(take(on_white(whole), frame), config.image_size, config.channels)
     alpha = None
     if options.keep_alpha and whole.mode == "RGBA":
-        alpha = prepare(take(whole.getchannel("A"), frame), unet.image_size, channels=1)
+        alpha = prepare(take(whole.getchannel("A"), frame), config.image_size, channels=1)
     return replace(
         one,
         digest=digest(pixels),

@@ -43,7 +43,7 @@ def reconstruct(
     items = options.items(inputs)
     destination = Destination.parse(output, picture_suffix(format)) if output else None
     runner = Runner(options, "reconstruct", destination)
-    to_noise, to_picture = runner.model.evaluations(options.sampling())
+    to_noise, to_picture = runner.model.trajectory(options.sampling()).evaluations()
     runner.nfe = to_picture + (0 if random_noise else to_noise)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:

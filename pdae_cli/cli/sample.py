@@ -103,7 +103,7 @@ def sample(
     single = not destination.folder and not destination.stream
     runner = Runner(options, "sample", destination)
     samplings = options.samplings()
-    runner.nfe = len(samplings) * runner.model.evaluations(samplings[0])[1]
+    runner.nfe = len(samplings) * runner.model.trajectory(samplings[0]).evaluations()[1]
     guide = None if classifier is None else (classifier, classifier_scale)
     painter = painter_of(runner, unconditional, label or [], guide, like, unlike)
     record = {"model": runner.model.name, "seed": options.seed}

@@ -17,8 +17,8 @@ from .running.processes import device_of_share, launched
 if TYPE_CHECKING:
     import torch
 
+    from ..config import ModelConfig
     from ..engine import Model
-    from ..networks.blocks import UNetConfig
     from ..training.data import Pictures
     from ..training.loop import Stage, TrainOptions
 
@@ -132,11 +132,11 @@ class TrainFlags:
             return "cpu"
         return device_of_share(self.device, launched()[0])
 
-    def data(self, data: Path, unet: UNetConfig) -> tuple[Pictures, Pictures]:
+    def data(self, data: Path, config: ModelConfig) -> tuple[Pictures, Pictures]:
         """Training and validation pictures in the model's frame."""
         from ..training.data import find_labels, open_pictures, split
 
-        pictures = open_pictures(data, unet.image_size, unet.channels, self.fit)
+        pictures = open_pictures(data, config.image_size, config.channels, self.fit)
         return split(pictures, find_labels(data, self.labels))
 
 
@@ -251,7 +251,7 @@ def dpm(
     else:
         model = load_model(options.init_from)
     options.placed(model)
-    train, held_out = options.data(data, model.config.unet)
+    train, held_out = options.data(data, model.config)
     run(dpm_stage(model, train, held_out, output, options.stored()), options, output)
 
 
@@ -294,7 +294,7 @@ def autoencoder(
         if model.gradient_estimator is None or model.encoder_network is None:
             raise UsageError(f"{init_from} has no encoder and gradient estimator; use --dpm")
     options.placed(model)
-    train, held_out = options.data(data, model.config.unet)
+    train, held_out = options.data(data, model.config)
     run(autoencoder_stage(model, train, held_out, output, options.stored()), options, output)
 
 
@@ -326,7 +326,7 @@ def latent(
 
     folder = writable_folder(model_name)
     model = load(model_name, options.place())
-    train, held_out = options.data(data, model.config.unet)
+    train, held_out = options.data(data, model.config)
     stage = latent_stage(
         model, train, held_out, folder, width, layers, dropout, options.seed, options.stored()
     )

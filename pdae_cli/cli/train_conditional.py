@@ -34,7 +34,7 @@ def classifier(
     labels = conditioned(find_labels(data, options.labels), split_names(condition))
     model = options.placed(load_dpm(dpm, Output().say))
     network = new_classifier(model, labels.classes, base_channels, options.seed)
-    train, held_out = options.data(data, model.config.unet)
+    train, held_out = options.data(data, model.config)
     stage = classifier_stage(model, network, train, held_out, labels, output, options.stored())
     run(stage, options, output)
 
@@ -61,7 +61,7 @@ def run_conditional(
         if model.config.labels is None or model.config.labels.classes != labels.classes:
             raise UsageError(f"{init_from} has no G_psi that takes these labels; use --dpm")
     options.placed(model)
-    train, held_out = options.data(data, model.config.unet)
+    train, held_out = options.data(data, model.config)
     stage = conditional_stage(model, train, held_out, labels, output, options.stored())
     run(stage, options, output)
 

@@ -31,5 +31,5 @@ def diffae(
         if not model.takes_z or model.encoder_network is None:
             raise UsageError(f"{options.init_from} is no Diff-AE; leave --init-from out")
     options.placed(model)
-    train, held_out = options.data(data, model.config.unet)
+    train, held_out = options.data(data, model.config)
     run(diffae_stage(model, train, held_out, output, options.stored()), options, output)

@@ -109,8 +109,8 @@ def _picture(
     from ...images import alpha_of, digest, prepare, to_float, upright_size
     from ...metadata import exif_of
 
-    unet = model.config.unet
-    pixels = prepare(image, unet.image_size, unet.channels, options.fit)
+    config = model.config
+    pixels = prepare(image, config.image_size, config.channels, options.fit)
     return Loaded(
         item,
         item.label + suffix,
@@ -120,7 +120,7 @@ def _picture(
         state,
         to_float(pixels)[None],
         upright_size(image),
-        alpha=alpha_of(image, unet.image_size, options.fit) if options.keep_alpha else None,
+        alpha=alpha_of(image, config.image_size, options.fit) if options.keep_alpha else None,
         exif=exif_of(image) if options.keep_exif else None,
     )
 

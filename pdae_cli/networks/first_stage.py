@@ -1,0 +1,125 @@
+"""The first stage of a latent diffusion model (Rombach et al. 2022, sec. 3.1): pictures to latents
+and back, by an AutoencoderKL or a VQModel of diffusers, which is an optional package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+
+KINDS = ("AutoencoderKL", "VQModel")
+DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+MAX_LEVELS, MAX_BLOCKS = 8, 16  # twice what is usual: building takes time even without memory
+
+
+@dataclass(frozen=True)
+class FirstStageConfig:
+    """Everything that fixes the shape of a first stage, and the scale of its latents."""
+
+    kind: str  # see KINDS: diffusers' class
+    channels: int  # of the pictures
+    latent_channels: int
+    down_blocks: tuple[str, ...]  # diffusers' classes, from the pictures on
+    up_blocks: tuple[str, ...]  # from the latents on
+    widths: tuple[int, ...]  # of each level
+    blocks: int  # residual blocks a level (one more on the way up)
+    groups: int  # of every GroupNorm
+    middle_attention: bool
+    bottleneck: bool  # 1x1 convolutions beside the latents; a VQModel always has them
+    codes: int  # of a VQModel's codebook, and their channels
+    code_channels: int
+    scale: float  # latents are scale (encoded - shift), of about unit variance
+    shift: float
+
+    def __post_init__(self) -> None:
+        levels = len(self.widths)
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown first stage {self.kind!r}; known: {', '.join(KINDS)}")
+        if not 1 <= levels <= MAX_LEVELS or not 1 <= self.blocks <= MAX_BLOCKS:
+            raise ValueError(f"a first stage of {levels} levels of {self.blocks} blocks")
+        if not len(self.down_blocks) == len(self.up_blocks) == levels:
+            raise ValueError(f"a first stage of {levels} widths and other numbers of blocks")
+        unknown = {*self.down_blocks, *self.up_blocks} - {*DOWN_BLOCKS, *UP_BLOCKS}
+        if unknown:
+            raise ValueError(f"blocks {', '.join(sorted(unknown))} of a first stage")
+        if min(self.channels, self.latent_channels, self.groups, *self.widths) < 1:
+            raise ValueError("a first stage without channels")
+        if any(width % self.groups for width in self.widths):
+            raise ValueError(f"widths {self.widths} don't divide into {self.groups} groups")
+        if self.kind == "VQModel" and min(self.codes, self.code_channels) < 1:
+            raise ValueError("a VQModel without a codebook")
+        if not 0 < self.scale < float("inf"):
+            raise ValueError(f"latents of scale {self.scale}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, in height and in width."""
+        return 2 ** (len(self.widths) - 1)
+
+    def arguments(self) -> dict[str, Any]:
+        """Of diffusers' class."""
+        common = {
+            "in_channels": self.channels,
+            "out_channels": self.channels,
+            "latent_channels": self.latent_channels,
+            "down_block_types": self.down_blocks,
+            "up_block_types": self.up_blocks,
+            "block_out_channels": self.widths,
+            "layers_per_block": self.blocks,
+            "norm_num_groups": self.groups,
+            "mid_block_add_attention": self.middle_attention,
+            "scaling_factor": self.scale,
+        }
+        if self.kind == "VQModel":
+            return common | {
+                "num_vq_embeddings": self.codes,
+                "vq_embed_dim": self.code_channels,
+            }
+        convs = {"use_quant_conv": self.bottleneck, "use_post_quant_conv": self.bottleneck}
+        return common | convs | {"shift_factor": self.shift or None}
+
+
+class FirstStage(nn.Module):
+    """Frozen. Raises ModelError where diffusers isn't installed."""
+
+    def __init__(self, cfg: FirstStageConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        try:
+            from diffusers import AutoencoderKL, VQModel
+        except ImportError as error:
+            raise ModelError(
+                "a latent diffusion model needs diffusers: pip install 'pdae-cli[diffusers]'"
+            ) from error
+        made = VQModel if cfg.kind == "VQModel" else AutoencoderKL
+        self.network: Any = made(**cfg.arguments())
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(N, C, H, W) float32 in [-1, 1] → latents (N, C', H / factor, W / factor) of about unit
+        variance: the posterior's mean, or what a VQModel would quantise."""
+
+        def latents(x: Tensor) -> Tensor:
+            found = self.network.encode(x)
+            return found.latents if self.cfg.kind == "VQModel" else found.latent_dist.mode()
+
+        return (one_by_one(latents, pictures) - self.cfg.shift) * self.cfg.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The way back; a VQModel quantises on it. Pictures may leave [-1, 1]."""
+        return one_by_one(
+            lambda x: self.network.decode(x).sample, latents / self.cfg.scale + self.cfg.shift
+        )
+
+
+def one_by_one(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """network(x); on a CPU, where a batch gains nothing, row by row, so that a picture's result is
+    the same to the bit in every batch (see layers.py)."""
+    if x.device.type != "cpu" or len(x) < 2:
+        return network(x)
+    return torch.cat([network(row) for row in x.split(1)])
