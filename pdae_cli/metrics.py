@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,20 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     similarity = similarity / (mean_a.square() + mean_b.square() + c1)
     similarity = similarity / (variance_a + variance_b + c2)
     return similarity.mean(dim=(1, 2, 3))
+
+
+def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """How far two sets of pictures are apart in a network's layers: (N,), each in 0 … 4 a layer.
+
+    a, b: a layer's features each, (N, C, H, W), as many layers and of the same shapes. The vector
+    at each place is brought to length 1; squared distances are averaged over places and summed
+    over layers. LPIPS's formula with all of its learned weights 1 (Zhang et al. 2018, eq. 1).
+    """
+    layers = [
+        (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean(dim=(1, 2))
+        for one, other in zip(a, b, strict=True)
+    ]
+    return torch.stack(layers).sum(0)
 
 
 def auroc(scores: Tensor, truth: Tensor) -> float:

@@ -107,6 +107,17 @@ class TestReconstruction:
         changed = reconstruction(other, x_0, solvers=("ddim",), steps=(3,)).rows
         assert rows[2] == changed[2] and rows[1] != changed[1]
 
+    def test_all_ways_start_from_the_same_noise(self, model: Model) -> None:
+        """A way that comes twice gives the same twice; without a shift z changes nothing."""
+        for solver in ("ddim", "ddpm"):
+            rows = reconstruction(model, faces(2), solvers=(solver, solver), steps=(3,)).rows
+            assert rows[:3] == rows[3:]
+        assert model.gradient_estimator is not None
+        for parameter in model.gradient_estimator.parameters():
+            parameter.zero_()
+        _, z, neither = reconstruction(model, faces(2), solvers=("ddim",), steps=(3,)).rows
+        assert z["mse"] == pytest.approx(neither["mse"], rel=1e-6)
+
     def test_measures(self) -> None:
         a = torch.zeros(2, 3, 16, 16)
         found = compared(a, a + 0.2)  # 0.1 on [0, 1]

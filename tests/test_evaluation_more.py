@@ -21,6 +21,7 @@ from pdae_cli.evaluation.probes import (
     pixels_and_components,
     standardised,
 )
+from pdae_cli.evaluation.reconstruction import reconstruction
 from pdae_cli.evaluation.samples import samples
 from pdae_cli.evaluation.semantics import semantics, shares
 from pdae_cli.evaluation.stages import stages
@@ -175,6 +176,31 @@ class TestStages:
         model.attributes = None
         assert "agreement" not in stages(model, faces(2), edges=(0, 999), sampling=FAST).rows[0]
 
+    def test_every_pair_starts_from_the_same_x_T(self, model: Model) -> None:
+        """What guidance can't change, as G_psi is 0, is the same to the bit in every row."""
+        assert model.gradient_estimator is not None
+        for parameter in model.gradient_estimator.parameters():
+            parameter.zero_()
+        finding = stages(model, faces(2), edges=(0, 500, 999), sampling=FAST)
+        assert len({r["mse"] for r in finding.rows}) == 1 and len(finding.rows) == 4
+        assert "takes nothing off the error" in finding.words
+
+    def test_the_part_that_gains_most_is_named(self, model: Model) -> None:
+        """Of parts that take 1, 6 and 2 off an error of 10, of which the whole takes 8."""
+        from pdae_cli.evaluation.stages import _words
+
+        errors = {None: 10, (999, 0): 2, (300, 0): 9, (600, 300): 4, (999, 600): 8, (600, 0): 1}
+        rows = [
+            {"mse": error, "guide_from": pair and pair[0], "guide_until": pair and pair[1]}
+            for pair, error in errors.items()
+        ]
+        assert "guiding at 600 >= t >= 300 alone takes 75%" in _words(rows, [0, 300, 600, 999])
+
+    @pytest.mark.parametrize("edges", [(), (500,), (500, 500), (-1, 500), (0, 1000)])
+    def test_edges_that_make_no_pair(self, model: Model, edges: tuple[int, ...]) -> None:
+        with pytest.raises(UsageError, match=r"two edges or more, of 0 … 999"):
+            stages(model, faces(2), edges=edges)
+
     def test_without_a_gradient_estimator_it_is_refused(self, model: Model) -> None:
         model.gradient_estimator = None
         with pytest.raises(ModelError, match="no G_psi"):
@@ -184,6 +210,58 @@ class TestStages:
 def judge(size: int = 32) -> Judge:
     torch.manual_seed(0)
     return Judge(["a", "b"], size).eval().requires_grad_(False)
+
+
+class TestJudge:
+    """Its distance of pictures, in the features of all of its layers."""
+
+    def test_layers_are_what_each_stage_hands_to_the_next(self) -> None:
+        found = judge().layers(faces(2))
+        assert [tuple(one.shape[1:]) for one in found] == [
+            (32, 16, 16), (64, 8, 8), (128, 4, 4), (192, 2, 2)
+        ]  # fmt: skip
+        assert torch.equal(found[-1].mean((2, 3)).double(), judge().features(faces(2)))
+
+    def test_a_network_by_hand(self) -> None:
+        """One layer that adds up a picture's channels, and takes the same from a second one: at
+        each place its features are (s, 0) or (0, -s), so pictures of one sign are at no distance
+        and those of two signs at 2."""
+        it = judge()
+        it.body = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1, bias=False), torch.nn.ReLU())
+        with torch.no_grad():
+            it.body[0].weight[0], it.body[0].weight[1] = 1.0, -1.0
+        light, dark = torch.full((1, 3, 32, 32), 0.5), torch.full((1, 3, 32, 32), -0.3)
+        half = torch.cat([light[..., :16], dark[..., :16]], dim=3)
+        assert it.distance(light, 0.4 * light).item() == pytest.approx(0, abs=1e-12)
+        assert it.distance(light, dark).item() == pytest.approx(2)
+        assert it.distance(light, half).item() == pytest.approx(1)
+
+    def test_more_noise_is_farther(self) -> None:
+        x, noise = 0.5 * faces(), draw(4, 3, 32, 32, seed=5).float()
+        found = [judge().distance(x, x + much * noise).mean() for much in (0, 0.05, 0.2, 0.8)]
+        assert found[0] == 0 and found == sorted(found) and len(set(found)) == 4
+
+    def test_what_8_bits_dont_show_is_no_distance(self) -> None:
+        x = torch.full((1, 3, 32, 32), 0.5)
+        assert judge().distance(x, x + 1e-4).item() == 0
+        assert judge().distance(x + 1, x + 2).item() == 0  # both are white
+
+    def test_parts_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        a, b = faces(5), faces(5).flip(0)
+        whole = judge().distance(a, b)
+        monkeypatch.setattr("pdae_cli.evaluation.judge.CHUNK", 2)
+        assert torch.allclose(judge().distance(a, b), whole, rtol=1e-5)
+
+    def test_reconstruction_has_it_where_a_judge_is_given(self, model: Model) -> None:
+        x_0 = faces(2)
+        finding = reconstruction(model, x_0, solvers=("leapfrog",), steps=(4,), judge=judge())
+        both, z, _ = finding.rows
+        assert both["judge_distance"] < 0.1 * z["judge_distance"]
+        assert both["features"].startswith("judge untrained") and "not LPIPS" in finding.words
+        back = model.decode(model.encode(x_0, solver="leapfrog", inference_steps=4))
+        assert both["judge_distance"] == judge().distance(back, x_0).mean().item()
+        with pytest.raises(UsageError, match="3x64x64 pictures, the model makes 3x32x32"):
+            reconstruction(model, x_0, solvers=("ddim",), steps=(2,), judge=judge(64))
 
 
 class TestSamples:

@@ -112,6 +112,36 @@ def test_auroc_is_the_share_of_ordered_pairs() -> None:
     assert math.isnan(metrics.auroc(scores, torch.ones(60)))
 
 
+class TestFeatureDistance:
+    """LPIPS's formula with all of its learned weights 1 (Zhang et al. 2018, eq. 1)."""
+
+    def layers(self, seed: int = 3) -> list[torch.Tensor]:
+        shapes = (2, 4, 6, 6), (2, 3, 3, 5)
+        return [torch.randn(shape, generator=generator(seed)) for shape in shapes]
+
+    def test_nothing_is_far_from_itself_or_from_a_multiple_of_itself(self) -> None:
+        a = self.layers()
+        assert metrics.feature_distance(a, a).tolist() == [0, 0]
+        longer = [3 * one for one in a]  # only directions count
+        assert metrics.feature_distance(a, longer).max() < 1e-12
+
+    def test_it_is_symmetric_and_at_most_4_a_layer(self) -> None:
+        a, b = self.layers(), self.layers(4)
+        found = metrics.feature_distance(a, b)
+        assert torch.equal(found, metrics.feature_distance(b, a)) and found.shape == (2,)
+        opposite = metrics.feature_distance(a, [-one for one in a])
+        assert opposite.tolist() == pytest.approx([4 * len(a)] * 2, rel=1e-6)
+
+    def test_by_hand(self) -> None:
+        """One place at a right angle (2), one alike (0), one without features beside one with (1),
+        averaged over three places; a second layer adds its own."""
+        a = torch.tensor([[[[1.0, 0.6, 0.0]], [[0.0, 0.8, 0.0]]]])
+        b = torch.tensor([[[[0.0, 3.0, 5.0]], [[7.0, 4.0, 0.0]]]])
+        assert metrics.feature_distance([a], [b]).item() == pytest.approx(1)
+        again = metrics.feature_distance([a, a[..., :1]], [b, b[..., :1]])
+        assert again.item() == pytest.approx(1 + 2)
+
+
 class TestAttributes:
     def attributes(self) -> Attributes:
         return Attributes(["Smiling", "5_o_Clock_Shadow"], torch.eye(2), torch.zeros(2))

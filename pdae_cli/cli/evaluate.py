@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from .running.making import generators
 
 if TYPE_CHECKING:
     from ..evaluation.finding import Finding
+    from ..evaluation.judge import Judge
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure a model: the paper's experiments, and likelihood."
@@ -55,15 +57,23 @@ def reconstruction(
     options: FolderOptions,
     solvers: Annotated[str, typer.Option(help="Solvers to compare.")] = "dpmpp,ddim,ddpm",
     steps: Annotated[str, typer.Option(help="Numbers of their steps.")] = "5,10,20,50",
+    judge: Annotated[
+        Path | None, typer.Option(help="Judge's file: adds a distance in its features.")
+    ] = None,
 ) -> None:
     """What comes back from z and x_T, from z alone, and from neither, by solver and steps.
+
+    The judge's distance is LPIPS's formula on features of this project's own, so it isn't LPIPS.
 
     Example: pdae evaluate reconstruction faces.zip --pictures 16 -o reconstruction/
     """
     from ..evaluation.reconstruction import reconstruction as measure
 
-    m, ways = options.material(data), (listed(solvers), numbers(steps))
-    finding = measure(m.model, m.measured(16), solvers=ways[0], steps=ways[1], seed=options.seed)
+    ways, m = (listed(solvers), numbers(steps)), options.material(data)
+    found = m.judge(judge) if judge else None
+    finding = measure(
+        m.model, m.measured(16), solvers=ways[0], steps=ways[1], judge=found, seed=options.seed
+    )
     deliver(finding, options, m.model)
 
 
@@ -221,19 +231,26 @@ def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[]
     from ..evaluation.stages import stages
 
     model, seed = m.model, m.options.seed
+    given = m.judge(judge) if judge else None  # a wrong file ends the command before all work
     few, sampled, labelled = (4, 48, 600) if quick else (16, 256, 2000)
 
+    @cache
+    def judged() -> Judge:
+        return given or (m.judge(None, 1, 6000) if quick else m.judge(None))
+
+    def measure_reconstruction() -> Finding:
+        found = judged() if given or m.labels else None
+        steps = (10, 20) if quick else SOLVED
+        return reconstruction(model, m.measured(few), steps=steps, judge=found, seed=seed)
+
     def measure_samples() -> Finding:
-        found = m.judge(judge, 1, 6000) if quick else m.judge(judge)
         real, train = m.measured(500 if quick else 2000), m.some(m.train, sampled)
         steps = (10, 20, 50) if quick else SAMPLED
-        return samples(model, found, real, train, count=sampled, steps=steps, seed=seed)
+        return samples(model, judged(), real, train, count=sampled, steps=steps, seed=seed)
 
     return {
         "gap": lambda: gap(model, m.measured(2 * few if quick else 64), seed=seed),
-        "reconstruction": lambda: reconstruction(
-            model, m.measured(few), steps=(10, 20) if quick else SOLVED, seed=seed
-        ),
+        "reconstruction": measure_reconstruction,
         "stages": lambda: stages(model, m.measured(few), seed=seed),
         "attributes": lambda: attributes(*m.probed(labelled, labelled), seed=seed),
         "samples": measure_samples,

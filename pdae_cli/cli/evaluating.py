@@ -60,8 +60,8 @@ class EvaluateOptions(ModelOptions):
         from ..training.data import find_labels, open_pictures, split
 
         model = model or self.load()
-        unet, labels = model.config.unet, find_labels(data, self.labels)
-        pictures = open_pictures(data, unet.image_size, unet.channels, self.fit)
+        config, labels = model.config, find_labels(data, self.labels)
+        pictures = open_pictures(data, config.image_size, config.channels, self.fit)
         train, held_out = (pictures, pictures) if self.whole else split(pictures, labels)
         return Material(self, model, data, train, held_out, labels)
 
@@ -142,12 +142,15 @@ class Material:
     def judge(
         self, path: Path | None, epochs: int = JUDGE_EPOCHS, most: int | None = None
     ) -> Judge:
-        """The judge in a file, or one that is trained now, on at most so many training pictures."""
+        """The judge in a file, or one that is trained now, on at most so many training pictures.
+        Raises ModelError for a file that is none, UsageError for a judge of other pictures."""
         from ..evaluation.judge import read_judge
         from ..training.judge import train_judge
 
         if path is not None:
-            return read_judge(path)[0]
+            found = read_judge(path)[0]
+            found.check(self.train.channels, self.train.size)
+            return found
         labels, rows = self.table(), self.rows(self.train, most or len(self.train))
         pictures = self.train.subset([self.train.names[row] for row in rows])
         report = Output(quiet=self.options.quiet).say

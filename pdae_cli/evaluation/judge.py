@@ -1,8 +1,9 @@
 """The judge: a small classifier of clean pictures, trained on their labels alone.
 
 It shares nothing with the models that it judges. Its last features stand where other programs have
-Inception's: distances in them are called judge-Fréchet and judge-KID, since they can't be compared
-with FID and KID of anybody else.
+Inception's, and those of all its layers where LPIPS has its own network's: what is measured in them
+is called judge-Fréchet, judge-KID and judge-distance, since it can't be compared with FID, KID and
+LPIPS of anybody else.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from .. import tensors as safe
 from ..checkpoints.native import guarded
+from ..errors import UsageError
 from ..files import sha256, write_bytes
 from ..images import to_float, to_pixels
+from ..metrics import feature_distance
 
 WIDTHS = (32, 64, 128, 192)
 CHUNK = 256
@@ -46,15 +49,41 @@ class Judge(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The last map's mean over its places, of pictures rounded to 8 bits: (N, 192) float64."""
-        eight_bits = to_float(to_pixels(x))
-        with torch.no_grad():
-            parts = [self.body(part).mean(dim=(2, 3)) for part in eight_bits.split(CHUNK)]
+        parts = [self.layers(part)[-1].mean(dim=(2, 3)) for part in x.split(CHUNK)]
         return torch.cat(parts).double()
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """What each layer makes of pictures rounded to 8 bits, after its ReLU: (N, C, H, W)."""
+        found, x = [], to_float(to_pixels(x))
+        with torch.no_grad():
+            for module in self.body:
+                x = module(x)
+                if isinstance(module, nn.ReLU):
+                    found.append(x)
+        return found
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """How far pictures are from others, by all layers (see `feature_distance`): (N,)."""
+        pairs = zip(a.split(CHUNK), b.split(CHUNK), strict=True)
+        return torch.cat([feature_distance(self.layers(x), self.layers(y)) for x, y in pairs])
 
     def logits(self, x: Tensor) -> Tensor:
         """What it thinks of pictures: (N, A), without gradients."""
         with torch.no_grad():
             return torch.cat([self(part) for part in x.clamp(-1, 1).split(CHUNK)])
+
+    @property
+    def protocol(self) -> str:
+        """What its figures are figures of: two are comparable where this is the same."""
+        return f"judge {self.digest[:12]}, of 8-bit pictures"
+
+    def check(self, channels: int, size: int) -> None:
+        """Raise UsageError unless it takes pictures (channels, size, size)."""
+        if (self.channels, self.size) != (channels, size):
+            raise UsageError(
+                f"the judge takes {self.channels}x{self.size}x{self.size} pictures, the model "
+                f"makes {channels}x{size}x{size}; take a judge of those"
+            )
 
 
 def write_judge(path: Path, judge: Judge, auroc: dict[str, float | None]) -> None:

@@ -57,7 +57,7 @@ def reconstruction(
     judge's features is. Raises UsageError for a judge of another size.
     """
     if judge is not None:
-        judge.needs_frame(model.config.unet.image_size, model.config.unet.channels)
+        judge.check(*x_0.shape[1:3])
     generators = [generator(seed, "x_T", number) for number in range(len(x_0))]
     rows: list[Row] = []
     shown: list[Tensor] = [x_0[:FACES]]

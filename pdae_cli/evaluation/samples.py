@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..engine import Model
-from ..errors import UsageError
 from ..images import to_pixels
 from ..metrics import frechet, kernel_distance, precision_recall
 from ..plots import Line, Plot
@@ -41,15 +40,11 @@ def samples(
     protocol: how many pictures, and which features of what. The judge's distances can't be
     compared with FID and KID. Raises UsageError for a judge of another size.
     """
-    if judge.size != model.config.unet.image_size or judge.channels != model.config.unet.channels:
-        raise UsageError(
-            f"the judge takes {judge.channels}x{judge.size}x{judge.size} pictures, the model makes "
-            "others; train one on DATA by leaving --judge out"
-        )
+    judge.check(*real.shape[1:3])
     needs_pictures(real, LEAST)
     needs_pictures(train, LEAST)
     features = judge.features(real)
-    protocol = {"real": len(real), "features": f"judge {judge.digest[:12]}, of 8-bit pictures"}
+    protocol = {"real": len(real), "features": judge.protocol}
     rows: list[Row] = [
         {"samples": "training pictures", **_distances(judge.features(train), features)}
         | {"count": len(train)} | protocol

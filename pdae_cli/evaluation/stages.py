@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..codes import Codes
 from ..engine import Model
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from ..images import to_pixels
-from ..noise import generator
+from ..noise import clone, generator
 from ..plots import Line, Plot
 from ..sampling import Sampling
 from ..views.sheets import sheet
@@ -36,14 +36,18 @@ def stages(
     all: error to the pictures, with random x_T and with the x_T inferred under full guidance.
 
     `agreement`: share of the model's attributes on whose side of the classifier the decoded
-    picture's own z is where the picture's is. Raises ModelError for a model without G_psi.
+    picture's own z is where the picture's is. Raises ModelError for a model without G_psi,
+    UsageError for less than two edges, or one that is no timestep.
     """
+    rising = sorted(set(edges))
+    if len(rising) < 2 or rising[0] < 0 or rising[-1] >= model.schedule.timesteps:
+        last = model.schedule.timesteps - 1
+        raise UsageError(f"stages take two edges or more, of 0 … {last}, not {list(edges)}")
     if model.gradient_estimator is None:
         raise ModelError(f"{model.name} has no G_psi to guide with")
     sampling = sampling or Sampling()
     codes = model.encode(x_0, sampling)
     generators = [generator(seed, "x_T", number) for number in range(len(x_0))]
-    rising = sorted(set(edges))
     pairs = [(high, low) for low in rising for high in rising if high > low]
     rows, shown = [], [x_0[:FACES]]
     for pair in [None, *pairs]:
@@ -52,7 +56,8 @@ def stages(
         )
         row: Row = {"guide_from": pair and pair[0], "guide_until": pair and pair[1]}
         for suffix, random_noise in (("", True), ("_inferred", False)):
-            made = model.decode(codes, generators=generators, random_noise=random_noise, **part)
+            draws = [clone(one) for one in generators]  # the same x_T for every pair
+            made = model.decode(codes, generators=draws, random_noise=random_noise, **part)
             found = compared(made, x_0) | agreement(model, codes, made)
             row |= {f"{key}{suffix}": found[key] for key in found if key in KEPT}
             if random_noise and _is_shown(row, rising):
@@ -100,13 +105,18 @@ def _plot(rows: Sequence[Row], edges: Sequence[int], count: int) -> Plot:
 
 def _words(rows: Sequence[Row], edges: Sequence[int]) -> str:
     """Which of the intervals between neighbouring edges gains most of what guidance gains."""
-    none, gains = rows[0]["mse"], {}
-    whole = next(r for r in rows if (r["guide_until"], r["guide_from"]) == (edges[0], edges[-1]))
-    for low, high in pairwise(edges):
-        mse = column(rows, "mse", guide_from=high, guide_until=low)[0]
-        gains[(high, low)] = (none - mse) / (none - whole["mse"])
-    (high, low), gain = max(gains.items(), key=lambda one: one[1])
+    none = rows[0]["mse"]
+    errors = {
+        (high, low): column(rows, "mse", guide_from=high, guide_until=low)[0]
+        for low, high in [(edges[0], edges[-1]), *pairwise(edges)]
+    }
+    whole = errors[edges[-1], edges[0]]
+    told = f"the error (MSE {none:.3g} to {whole:.3g})"
+    if not whole < none:
+        return f"Guidance from {edges[-1]} to {edges[0]} takes nothing off {told}."
+    high, low = min(pairwise(edges), key=lambda one: errors[one[1], one[0]])[::-1]
+    gain = (none - errors[high, low]) / (none - whole)
     return (
-        f"Of what guidance all the way takes off the error (MSE {none:.3g} to {whole['mse']:.3g}), "
-        f"guiding at {high} >= t >= {low} alone takes {gain:.0%}, more than any other."
+        f"Of what guidance from {edges[-1]} to {edges[0]} takes off {told}, guiding at "
+        f"{high} >= t >= {low} alone takes {gain:.0%}, more than any other part."
     )
