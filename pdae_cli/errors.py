@@ -26,7 +26,7 @@ class InputError(PdaeError):
 
 
 class StorageError(PdaeError):
-    """There is no room for outputs; going on would compute for nothing."""
+    """There is no room for outputs, or a server of inputs fails; going on would be for nothing."""
 
     exit_code = 3
 

@@ -15,7 +15,7 @@ from test_scale import TINY
 
 from pdae_cli.errors import InputError, UsageError
 from pdae_cli.training.data import open_pictures
-from pdae_cli.training.shards import INDEX, Shards, braces, shard_paths
+from pdae_cli.training.shards import INDEX, LocalShard, Shards, braces, find_shards
 
 
 def write_shard(path: Path, files: dict[str, bytes]) -> None:
@@ -56,16 +56,12 @@ class TestPatterns:
             braces(pattern)
 
     def test_several_disks(self, pattern: Path, tmp_path: Path) -> None:
-        found = [path.relative_to(tmp_path).as_posix() for path in shard_paths(pattern)]
-        assert found == ["disk0/000.tar", "disk0/002.tar", "disk1/001.tar"]
+        found = [shard.label for shard in find_shards(pattern)]
+        assert found == [f"{tmp_path}/disk{n % 2}/{n:03}.tar" for n in (0, 2, 1)]
 
     def test_one_that_is_missing(self, pattern: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"disk0/001\.tar: no such shard"):
-            shard_paths(tmp_path / "disk0" / "{000..002}.tar")
-
-    def test_urls(self) -> None:
-        with pytest.raises(UsageError, match="fetch them first"):
-            shard_paths(Path("https://example.org/{00..10}.tar"))
+            find_shards(tmp_path / "disk0" / "{000..002}.tar")
 
     def test_two_of_a_name(self, tmp_path: Path) -> None:
         for disk in ("a", "b"):
@@ -91,21 +87,21 @@ class TestReading:
     def test_the_index_is_made_once_and_again_when_a_shard_changes(self, tmp_path: Path) -> None:
         shard = tmp_path / "0.tar"
         write_shard(shard, {"a.png": b"one", "b.png": b"two"})
-        assert Shards([shard]).read("0.tar/b.png", 9) == b"two"
+        assert Shards([LocalShard(shard)]).read("0.tar/b.png", 9) == b"two"
         kept = shard.with_name(shard.name + INDEX)
         content = json.loads(kept.read_bytes())
         content["members"][0][0] = "c.png"  # to see that it is read
         kept.write_text(json.dumps(content))
-        assert list(Shards([shard]).members) == ["0.tar/c.png", "0.tar/b.png"]
+        assert list(Shards([LocalShard(shard)]).members) == ["0.tar/c.png", "0.tar/b.png"]
         write_shard(shard, {"a.png": b"longer than it was", "b.png": b"2", "e.png": b""})
-        assert len(Shards([shard]).members) == 3
+        assert len(Shards([LocalShard(shard)]).members) == 3
 
     @pytest.mark.parametrize("broken", ["[]", "{", '{"shard": 1}', "\0"])
     def test_an_index_that_is_none_is_made_anew(self, tmp_path: Path, broken: str) -> None:
         shard = tmp_path / "0.tar"
         write_shard(shard, {"a.png": b"one"})
         shard.with_name(shard.name + INDEX).write_text(broken)
-        assert Shards([shard]).read("0.tar/a.png", 9) == b"one"
+        assert Shards([LocalShard(shard)]).read("0.tar/a.png", 9) == b"one"
 
     def test_links_and_folders_are_no_pictures(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "0.tar", "w") as archive:
@@ -113,7 +109,7 @@ class TestReading:
                 info = tarfile.TarInfo(name)
                 info.type, info.linkname = kind, "/etc/passwd"
                 archive.addfile(info)
-        assert Shards([tmp_path / "0.tar"]).members == {}
+        assert Shards([LocalShard(tmp_path / "0.tar")]).members == {}
 
     @pytest.mark.parametrize("mode", ["w:gz", None])
     def test_what_is_no_plain_tar(self, tmp_path: Path, mode: str | None) -> None:
@@ -123,7 +119,7 @@ class TestReading:
             with tarfile.open(shard, "w:gz") as archive:
                 archive.addfile(tarfile.TarInfo("a.png"))
         with pytest.raises(InputError, match="can't be read as an uncompressed tar"):
-            Shards([shard])
+            Shards([LocalShard(shard)])
 
     def test_bad_pictures_are_counted_as_in_folders(self, tmp_path: Path) -> None:
         """One is replaced by the next; a shard that is cut off counts the picture it cuts."""
@@ -139,7 +135,7 @@ class TestReading:
     def test_members_that_are_too_large(self, tmp_path: Path) -> None:
         write_shard(tmp_path / "0.tar", {"a.png": b"12345"})
         with pytest.raises(InputError, match="larger than"):
-            Shards([tmp_path / "0.tar"]).read("0.tar/a.png", 4)
+            Shards([LocalShard(tmp_path / "0.tar")]).read("0.tar/a.png", 4)
 
 
 def test_training_sees_what_it_saw_in_a_folder(
@@ -149,8 +145,8 @@ def test_training_sees_what_it_saw_in_a_folder(
     labels' CSV, which names the pictures, holds the same one out."""
     states = []
     (tmp_path / "folder").mkdir()
-    for shard in shard_paths(pattern):
-        with tarfile.open(shard) as archive:
+    for shard in find_shards(pattern):
+        with tarfile.open(shard.label) as archive:
             archive.extractall(tmp_path / "folder" / shard.name, filter="data")
     names = open_pictures(pattern, 32).names
     rows = ["file,x,split", *(f"{name},1,train" for name in names[1:]), f"{names[0]},0,val"]

@@ -143,9 +143,9 @@ def _report(fitted: Attributes, whole: Attributes, z: Tensor, out: Output) -> No
 
 
 def _pictures(model: Model, data: Path) -> Pictures:
-    from ..training.data import open_pictures
+    from .data import open_data
 
-    return open_pictures(data, model.config.image_size, model.config.channels)
+    return open_data(data, model.config.image_size, model.config.channels)
 
 
 def _normalised(model: Model, pictures: Pictures, out: Output) -> Tensor:

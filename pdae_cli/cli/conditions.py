@@ -113,8 +113,8 @@ def like(runner: Runner, with_: Path, without: Path | None) -> Painter:
 def _normalised(model: Model, path: Path, runner: Runner) -> Tensor:
     """Normalised z (N, D) of a codes file, or of the pictures in a folder or zip."""
     from ..codes import read_codes
-    from ..training.data import open_pictures
     from ..training.latent import encode_all
+    from .data import open_data
 
     if path.suffix.lower() == CODES:
         codes = read_codes(path, str(path))
@@ -123,7 +123,8 @@ def _normalised(model: Model, path: Path, runner: Runner) -> Tensor:
     if path.is_file() and path.suffix.lower() != ".zip":
         raise UsageError(f"{path} is one picture; name a folder, zip or codes file of several")
     config = model.config
-    pictures = open_pictures(path, config.image_size, config.channels, runner.options.fit)
+    options = runner.options
+    pictures = open_data(path, config.image_size, config.channels, options.fit, options.quiet)
     with runner.out.progress("encode", len(pictures)) as bar:
         z = encode_all(model, pictures, bar.advance_to)
     if pictures.bad:

@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 Data = Annotated[
-    Path, typer.Argument(help="Folder tree or zip of pictures, or tar shards: 'a/{00..99}.tar'.")
+    Path, typer.Argument(help="Folder, zip or tar shards of pictures: 'a/{00..99}.tar', s3://….")
 ]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Model folder; the same resumes.")]
 
@@ -134,9 +134,10 @@ class TrainFlags:
 
     def data(self, data: Path, config: ModelConfig) -> tuple[Pictures, Pictures]:
         """Training and validation pictures in the model's frame."""
-        from ..training.data import find_labels, open_pictures, split
+        from ..training.data import find_labels, split
+        from .data import open_data
 
-        pictures = open_pictures(data, config.image_size, config.channels, self.fit)
+        pictures = open_data(data, config.image_size, config.channels, self.fit, self.quiet)
         return split(pictures, find_labels(data, self.labels))
 
 
@@ -211,6 +212,10 @@ class ShapeFlags(TrainFlags):
     """What eps_theta is to be."""
 
     init_from: Annotated[str | None, typer.Option(help="Start from this model's weights.")] = None
+    first_stage: Annotated[
+        str | None,
+        typer.Option(help="Diffuse this autoencoder's latents: diffusers' folder or Hub id."),
+    ] = None
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64
     channels: Annotated[int, typer.Option(help="3 for colour, 1 for gray.")] = 3
     patch: Annotated[int, typer.Option(help="Space-to-depth at the input: 1 (none) or 2.")] = 1
@@ -226,10 +231,14 @@ class ShapeFlags(TrainFlags):
     ] = "v"
 
     def network(self) -> dict[str, Any]:
-        """The seed of its weights, what it predicts of which noise, and fields of UNetConfig."""
-        theirs = {one.name for one in fields(TrainFlags)} | {"init_from"}
+        """Arguments of training.dpm.new_dpm."""
+        from ..checkpoints import load_first_stage
+
+        theirs = {one.name for one in fields(TrainFlags)} | {"init_from", "first_stage"}
         chosen = {name: value for name, value in asdict(self).items() if name not in theirs}
         lists = {name: tuple(numbers(chosen[name])) for name in ("multipliers", "attention")}
+        if self.first_stage is not None:
+            chosen["first_stage"] = load_first_stage(self.first_stage, Output().say)
         return chosen | lists | {"seed": self.seed}
 
 

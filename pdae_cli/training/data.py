@@ -19,7 +19,7 @@ from ..errors import InputError, UsageError
 from ..files import read_member
 from ..images import READABLE, open_picture, prepare
 from ..noise import generator
-from .shards import Shards, shard_paths
+from .shards import Shards, find_shards
 
 CACHE_BYTES = 4 << 30  # decoded pictures are kept in memory up to this size
 MAX_FILE = 256 << 20  # bytes that a picture in a zip may unpack to
@@ -56,7 +56,8 @@ class Pictures:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Picture `index`, or the next readable one. Raises InputError when too many are bad."""
+        """Picture `index`, or the next readable one. Raises InputError when too many are bad,
+        StorageError where a server fails, which says nothing about the picture."""
         if self._cache is not None and self._cached[index]:
             return self._cache[index]
         name = self.names[index]
@@ -95,12 +96,14 @@ class Pictures:
         return Pictures(self.root, names, self.size, self.channels, self.fit, self.shards)
 
 
-def open_pictures(data: Path, size: int, channels: int = 3, fit: str = "crop") -> Pictures:
-    """All pictures below a folder, in a zip or in tar shards (a pattern: see `shard_paths`), sorted
-    by name. Raises InputError, UsageError."""
+def open_pictures(
+    data: Path, size: int, channels: int = 3, fit: str = "crop", cache: Path | None = None
+) -> Pictures:
+    """All pictures below a folder, in a zip or in tar shards (a pattern: see `find_shards`, as for
+    `cache`), sorted by name. Raises InputError, UsageError, StorageError for a remote shard."""
     shards = None
-    if paths := shard_paths(data):
-        shards = Shards(paths)
+    if found := find_shards(data, cache):
+        shards = Shards(found)
         names = list(shards.members)
     elif data.is_dir():
         files = (path for path in data.rglob("*") if path.is_file())
