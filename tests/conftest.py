@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -33,6 +34,13 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("PDAE_SHARED", ROOT.parent / "shared"))
 BUNDLED = ROOT / "weights" / "faces64"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in a test whatever ran before it, and in whichever process."""
+    torch.manual_seed(0)
+    random.seed(0)
 
 
 def unet_config(**changes: object) -> UNetConfig:
