@@ -151,10 +151,14 @@ class Material:
             found = read_judge(path)[0]
             found.check(self.train.channels, self.train.size)
             return found
-        labels, rows = self.table(), self.rows(self.train, most or len(self.train))
+        if self.labels is None:
+            raise UsageError(
+                f"{self.data} has no labels.csv to train a judge on; pass --labels CSV, or a judge"
+            )
+        rows = self.rows(self.train, most or len(self.train))
         pictures = self.train.subset([self.train.names[row] for row in rows])
         report = Output(quiet=self.options.quiet).say
-        return train_judge(pictures, self.held_out, labels, epochs, report=report)[0]
+        return train_judge(pictures, self.held_out, self.labels, epochs, report=report)[0]
 
 
 def listed(text: str) -> list[str]:
