@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from .options import FileOptions, Format, Inputs, OutputPath, takes
-from .photos import LandmarksFile, squares_of_photos
+from .options import FileOptions, Format, Inputs, LandmarksFile, OutputPath, takes
+from .photos import squares_of_photos
 from .running.batch import Made, Runner
 from .running.destination import Destination, picture_suffix
 from .running.loading import Loaded

@@ -10,8 +10,8 @@ import typer
 from ..errors import UsageError
 from .manipulate import row_file
 from .masks import Mask
-from .options import FileOptions, Format, Inputs, OutputPath, takes
-from .photos import Align, LandmarksFile, PasteBack, squares_of_photos
+from .options import Format, Inputs, OutputPath, PhotoOptions, takes
+from .photos import wanted_squares
 from .running.batch import Made, Runner
 from .running.destination import Destination, picture_suffix
 from .running.inputs import collect
@@ -28,16 +28,13 @@ Like = Annotated[str | None, typer.Option(help="Picture or codes whose z guides 
 Make = Callable[..., "Tensor"]  # (batch, pictures, z, sampling, generators=) → pictures
 
 
-@takes(FileOptions)
+@takes(PhotoOptions)
 def inpaint(
-    options: FileOptions,
+    options: PhotoOptions,
     mask: Annotated[str, typer.Option(help="Picture as large as the input: white is made anew.")],
     inputs: Inputs = None,
     output: OutputPath = "-",
     like: Like = None,
-    align: Align = False,
-    landmarks: LandmarksFile = None,
-    paste_back: PasteBack = False,
     format: Format = "png",
 ) -> None:
     """Make a part of pictures anew, so that it fits the rest, which stays as it is.
@@ -55,18 +52,15 @@ def inpaint(
     def make(batch: list[Loaded], pictures: Tensor, z: Tensor | None, **how: Any) -> Tensor:
         return editing.inpaint(runner.model, pictures, free.of(batch), z, **how)
 
-    _complete(runner, inputs, make, like, (align, landmarks), paste_back)
+    _complete(runner, inputs, make, like)
 
 
-@takes(FileOptions)
+@takes(PhotoOptions)
 def colourise(
-    options: FileOptions,
+    options: PhotoOptions,
     inputs: Inputs = None,
     output: OutputPath = "-",
     like: Like = None,
-    align: Align = False,
-    landmarks: LandmarksFile = None,
-    paste_back: PasteBack = False,
     format: Format = "png",
 ) -> None:
     """Give grey pictures colours; as grey pictures they stay what they are.
@@ -83,10 +77,10 @@ def colourise(
     def make(batch: list[Loaded], pictures: Tensor, z: Tensor | None, **how: Any) -> Tensor:
         return editing.colourise(runner.model, pictures, z, **how)
 
-    _complete(runner, inputs, make, like, (align, landmarks), paste_back)
+    _complete(runner, inputs, make, like)
 
 
-def _runner(options: FileOptions, command: str, output: str, format: str) -> Runner:
+def _runner(options: PhotoOptions, command: str, output: str, format: str) -> Runner:
     destination = Destination.parse(output, picture_suffix(format), stream=options.stream)
     return Runner(options, command, destination)
 
@@ -96,20 +90,17 @@ def _complete(
     inputs: list[str] | None,
     make: Make,
     like: str | None,
-    framing: tuple[bool, str | None],
-    paste_back: bool,
 ) -> None:
     """Go through the inputs; of codes, their picture and their z are taken."""
     import torch
 
-    assert isinstance(runner.options, FileOptions)
+    assert isinstance(runner.options, PhotoOptions)
     options, model = runner.options, runner.model
     items = options.items(inputs)
     given = None if like is None else _z_of(runner, like)
     sampling = _sampling(options)
     first = like is None and sampling.guidance != 0  # a try without z
     runner.nfe = model.trajectory(sampling).evaluations()[1] * (2 if first else 1)
-    load = squares_of_photos(runner, *framing) if any(framing) or paste_back else None
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
         draws = generators(runner, batch)
@@ -124,14 +115,14 @@ def _complete(
         made = make(batch, pictures, z, sampling=sampling, generators=draws)
         record = {"model": model.name, "seed": options.seed}
         return [
-            Made(one, row_file(runner, one, [picture], _frame(one), paste_back), record)
+            Made(one, row_file(runner, one, [picture], _frame(one), options.paste_back), record)
             for one, picture in zip(batch, made, strict=True)
         ]
 
-    runner.run(items, process, load=load)
+    runner.run(items, process, load=wanted_squares(runner))
 
 
-def _sampling(options: FileOptions) -> Sampling:
+def _sampling(options: PhotoOptions) -> Sampling:
     """What suits completing pictures, with what was given."""
     from ..editing import COMPLETING
 

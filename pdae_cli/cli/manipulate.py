@@ -10,8 +10,8 @@ import typer
 from ..errors import UsageError
 from .attributes import print_attributes
 from .masks import Mask
-from .options import FileOptions, Inputs, OutputPath, takes
-from .photos import Align, LandmarksFile, PasteBack, Watch, pasted, squares_of_photos
+from .options import Inputs, OutputPath, PhotoOptions, takes
+from .photos import Watch, pasted, wanted_squares
 from .running.batch import Made, Runner
 from .running.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
 from .running.inputs import Item
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from ..engine import Model
 
 
-@takes(FileOptions)
+@takes(PhotoOptions)
 def manipulate(
-    options: FileOptions,
+    options: PhotoOptions,
     inputs: Inputs = None,
     output: OutputPath = "-",
     attr: Annotated[
@@ -54,9 +54,6 @@ def manipulate(
             help="png, jpg, webp, or codes, where -o has no suffix; default: as the input."
         ),
     ] = None,
-    align: Align = False,
-    landmarks: LandmarksFile = None,
-    paste_back: PasteBack = False,
     mask: Annotated[
         str | None,
         typer.Option(help="Picture as large as the input: only what is white changes."),
@@ -82,22 +79,19 @@ def manipulate(
     )
     if destination.suffix == CODES_SUFFIX and len(steps) > 1:
         raise UsageError("a list of scales makes a row of pictures; codes take one scale")
-    if destination.suffix == CODES_SUFFIX and (paste_back or mask):
-        flag = "--paste-back" if paste_back else "--mask"
+    if destination.suffix == CODES_SUFFIX and (options.paste_back or mask):
+        flag = "--paste-back" if options.paste_back else "--mask"
         raise UsageError(f"{flag} makes pictures, not codes; give -o a picture's suffix")
     runner = Runner(options, "manipulate", destination)
     kept = [attribute(runner, name) for name in keep or []]
     check(runner, steps, kept)
     within = Mask.read(runner, mask) if mask else None
-
-    load, watch = None, Watch(runner)
-    if align or landmarks or paste_back:
-        load = squares_of_photos(runner, align, landmarks)
+    watch = Watch(runner)
 
     def process(batch: list[Loaded]) -> Sequence[Made]:
-        return edited(runner, batch, steps, kept, watch, paste_back, within)
+        return edited(runner, batch, steps, kept, watch, options.paste_back, within)
 
-    runner.run(items, process, load=load)
+    runner.run(items, process, load=wanted_squares(runner))
 
 
 Steps = list[list[tuple[str, "Scale"]]]  # the edits of each picture in a row

@@ -42,6 +42,9 @@ Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Go into folders; outputs mirror the tree.")
 ]
 Format = Annotated[str, typer.Option(help="Of pictures where -o has no suffix: png, jpg, webp.")]
+LandmarksFile = Annotated[
+    str | None, typer.Option("--landmarks", help="Align by this JSON file of eyes and mouths.")
+]
 
 
 @cache
@@ -226,6 +229,21 @@ class FileOptions(BatchOptions):
 
         stream = self.stream if streamed else None
         return collect(inputs, self.files_from, self.recursive, null=self.null, stream=stream)
+
+
+@dataclass(frozen=True)
+class PhotoOptions(FileOptions):
+    """For edits, which also go into full-size photos."""
+
+    align: Annotated[
+        bool,
+        typer.Option("--align", help="Find the face and bring it into the model's frame first."),
+    ] = False
+    landmarks: LandmarksFile = None
+    paste_back: Annotated[
+        bool,
+        typer.Option("--paste-back", help="Put the edited square back into the full-size photo."),
+    ] = False
 
 
 def numbers(text: str) -> list[int]:

@@ -8,12 +8,10 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .options import BatchOptions
+from .options import BatchOptions, PhotoOptions
 from .running.batch import Runner
 from .running.inputs import Item
 from .running.loading import Find, Load, Loaded, pictures_and_codes
@@ -27,15 +25,6 @@ if TYPE_CHECKING:
     from ..photos.frames import Frame
     from ..photos.likeness import Likeness
 
-Align = Annotated[
-    bool, typer.Option("--align", help="Find the face and bring it into the model's frame first.")
-]
-LandmarksFile = Annotated[
-    str | None, typer.Option("--landmarks", help="Align by this JSON file of eyes and mouths.")
-]
-PasteBack = Annotated[
-    bool, typer.Option("--paste-back", help="Put the edited square back into the full-size photo.")
-]
 WHOLE = "whole photo"
 Framing = Callable[["Image.Image", str], tuple["Frame", str]]  # photo, label → frame, how found
 
@@ -47,6 +36,17 @@ class Framed:
     photo: Callable[[], Image.Image]  # decodes it: many are read ahead, and large ones don't fit
     frame: Frame
     found: str  # how
+
+
+def wanted_squares(runner: Runner) -> Load | None:
+    """What reads squares of photos where the options ask for that; None for pictures as they are.
+    Raises UsageError, and InputError for the file of landmarks."""
+    options = runner.options
+    if not isinstance(options, PhotoOptions):
+        return None
+    if not (options.align or options.landmarks or options.paste_back):
+        return None
+    return squares_of_photos(runner, options.align, options.landmarks)
 
 
 def squares_of_photos(runner: Runner, align: bool, landmarks: str | None) -> Load:
