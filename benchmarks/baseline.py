@@ -64,7 +64,7 @@ METHODS: dict[str, tuple[Callable[[str, int], Model], Callable[..., Any]]] = {
 
 def measured(model: Model, train: Pictures, held_out: Pictures, labels: Labels | None) -> Row:
     """All figures of a model, on held-out pictures."""
-    x_0, t, eps = held_out_noise(held_out, 200, 800)
+    x_0, t, eps = held_out_noise(model, held_out, 200, 800)
     z = encoded(model, x_0)
     back = model.decode(
         Codes(z, sampling=asdict(Sampling())),

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .codes import Codes
@@ -66,6 +67,12 @@ def by_mask(mask: Tensor) -> Join:
     return join
 
 
+def states_mask(model: Model, mask: Tensor) -> Tensor:
+    """The mask (N, 1, H, W) of pictures for a trajectory's states: where those are latents, each is
+    as free as the freest of its pixels."""
+    return F.max_pool2d(mask, model.config.image_size // model.config.unet.image_size)
+
+
 def by_luma(known: Tensor, free: Tensor) -> Tensor:
     """The one's luma and the other's colours, for R, G, B in channels.
 
@@ -97,7 +104,12 @@ def inpaint(
     """
     free = (mask >= 0.5).to(pictures).expand(len(pictures), -1, -1, -1)
     sampling = (sampling or COMPLETING).changed(changes)
-    return _completed(model, pictures, lambda rows: by_mask(free[rows]), z, sampling, generators)
+    states = states_mask(model, free)
+
+    def joins(rows: slice) -> tuple[Join, Join]:
+        return by_mask(states[rows]), by_mask(free[rows])
+
+    return _completed(model, pictures, joins, z, sampling, generators)
 
 
 def colourise(
@@ -114,19 +126,22 @@ def colourise(
     if model.config.channels != len(LUMA):
         raise ModelError(f"{model.name} makes pictures without colours; take a model that has them")
     sampling = (sampling or COMPLETING).changed(changes)
-    return _completed(model, pictures, lambda rows: by_luma, z, sampling, generators)
+    if model.first_stage is not None:
+        raise ModelError(f"{model.name} diffuses latents, which have no colours to leave free")
+    both = by_luma, by_luma
+    return _completed(model, pictures, lambda rows: both, z, sampling, generators)
 
 
 def _completed(
     model: Model,
     pictures: Tensor,
-    join: Callable[[slice], Join],
+    joins: Callable[[slice], tuple[Join, Join]],
     z: Tensor | None,
     sampling: Sampling,
     generators: Sequence[Generator] | None,
 ) -> Tensor:
     """Pictures whose free part is made from noise, while the known one is diffused and comes back
-    (Song et al. 2021, app. I.2)."""
+    (Song et al. 2021, app. I.2). `joins`: of states, and of the pictures that come of them."""
     x_0 = model.pictures(pictures)
     generators = generators or [generator(0, digest(one)) for one in to_pixels(x_0)]
     guided = sampling.guidance != 0 or model.takes_z
@@ -135,19 +150,21 @@ def _completed(
         if not model.takes_z:
             alone = replace(sampling, guidance=0.0)
             draws = [clone(one) for one in generators]
-            shown = _completed(model, x_0, join, None, alone, draws)
+            shown = _completed(model, x_0, joins, None, alone, draws)
         z = joined(model.by_batches(lambda rows: model.encoder(shown[rows]), len(x_0)))
     trajectory, noise = model.trajectory(sampling), model.noise(generators)
     alpha_bar = model.schedule.alpha_bar[trajectory.timesteps()[-1]].item()
 
     def work(rows: slice) -> Tensor:
-        known, eps = x_0[rows].to(model.device), noise[rows].to(model.device)
+        pictures, eps = x_0[rows].to(model.device), noise[rows].to(model.device)
+        known = model.latents(pictures)
+        join, join_pictures = joins(rows)
         known_T = math.sqrt(alpha_bar) * known + math.sqrt(1 - alpha_bar) * eps
         zs = [z[rows].to(model.device)] if guided and z is not None else []
-        both = alongside(settled(model.schedule, known), model.guided(sampling, *zs), join(rows))
+        both = alongside(settled(model.schedule, known), model.guided(sampling, *zs), join)
         x_T, draws = torch.cat([known_T, eps]), [*generators[rows], *generators[rows]]
         free = trajectory.to_picture(both, x_T, draws).chunk(2)[1]
-        return join(rows)(known, free)
+        return join_pictures(pictures, free)
 
     return joined(model.by_batches(work, len(x_0)))
 
@@ -179,10 +196,11 @@ def decode_within(
     eps_T = codes.eps_T if sampling.same_way(recorded) else None
     z, x_T = torch.stack([codes.z, edited.z]), torch.stack([codes.x_T, edited.x_T])
     weights = mask.expand(len(codes), -1, -1, -1)
+    of_states = states_mask(model, weights)
 
     def work(rows: slice) -> Tensor:
         lead, predict = (model.guided(sampling, one[rows].to(model.device)) for one in z)
-        join, (known, free) = by_mask(weights[rows]), x_T[:, rows].to(model.device)
+        join, (known, free) = by_mask(of_states[rows]), x_T[:, rows].to(model.device)
         second = None
         if eps_T is not None:  # the edited trajectory begins anew: see Model.manipulate
             begun = predict(join(known, free), trajectory.grid()[0].t)
@@ -190,6 +208,6 @@ def decode_within(
         x_0 = trajectory.to_picture(
             alongside(lead, predict, join), torch.cat([known, free]), [*draws[rows]] * 2, second
         )
-        return join(*x_0.chunk(2))
+        return by_mask(weights[rows])(*x_0.chunk(2))
 
     return joined(model.by_batches(work, len(codes)))

@@ -30,6 +30,9 @@ class Inverted:
     converged: Tensor | None = None  # (N,) bool: whether corrections, where asked for, went well
 
 
+Latents = Callable[[Tensor], Tensor]  # pictures (N, C, H, W) → what states are of
+
+
 def unchanged(x_0: Tensor) -> Tensor:
     """Between pictures and what eps_theta is of, where that is pictures."""
     return x_0
@@ -78,8 +81,8 @@ class Trajectory:
     sampling: Sampling
     variance: str  # of ancestral sampling
     clip_sample: bool  # of the source's own sampler, where its procedure is followed
-    latents: Callable[[Tensor], Tensor] = unchanged  # pictures → the states' x_0
-    from_latents: Callable[[Tensor], Tensor] = unchanged
+    latents: Latents = unchanged
+    from_latents: Latents = unchanged  # the way back
 
     @property
     def solver(self) -> solvers.Solver:

@@ -231,7 +231,7 @@ class TestTraining:
         labels = condition(read_labels(data / "labels.csv", data), ["bright"])
         pictures = open_pictures(data, 32)
         y, even = labels.matrix(pictures.names), torch.full((1000,), 1e-3, dtype=torch.float64)
-        batch = draw_batch(pictures, even, OPTIONS, 5, 0, 8, y)
+        batch = draw_batch(pictures, even, (3, 32, 32), OPTIONS, 5, 0, 8, y)
         assert batch.y is not None
         assert (batch.x_0.mean((1, 2, 3)) > 0).tolist() == (batch.y[:, 0] == 1).tolist()
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, picture
 from safetensors.torch import load_file
-from test_training import EVEN, OPTIONS
+from test_training import EVEN, OPTIONS, SHAPE
 
 from pdae_cli.training.data import open_pictures
 from pdae_cli.training.loop import draw_batch
@@ -74,8 +74,8 @@ def worker(launcher: int, rank: int) -> int:
 def test_shards_are_the_rows_of_one_batch(photos: Path, shards: int) -> None:
     """Pictures, timesteps, noise and flips: to the bit, however a step is cut up."""
     pictures, count = open_pictures(photos, 32), 8 // shards
-    whole = draw_batch(pictures, EVEN, OPTIONS, 3, 0, 8)
-    parts = [draw_batch(pictures, EVEN, OPTIONS, 3, n * count, count) for n in range(shards)]
+    whole = draw_batch(pictures, EVEN, SHAPE, OPTIONS, 3, 0, 8)
+    parts = [draw_batch(pictures, EVEN, SHAPE, OPTIONS, 3, n * count, count) for n in range(shards)]
     for name in ("x_0", "t", "eps"):
         together = torch.cat([vars(part)[name] for part in parts])
         assert torch.equal(together, vars(whole)[name]), name
@@ -85,8 +85,8 @@ def test_shards_are_the_rows_of_one_batch(photos: Path, shards: int) -> None:
 def test_flips_are_fair(photos: Path) -> None:
     pictures = open_pictures(photos, 32)
     options = replace(OPTIONS, batch_size=24)
-    plain = draw_batch(pictures, EVEN, replace(options, flip=False), 0, 0, 24).x_0
-    mixed = draw_batch(pictures, EVEN, options, 0, 0, 24).x_0
+    plain = draw_batch(pictures, EVEN, SHAPE, replace(options, flip=False), 0, 0, 24).x_0
+    mixed = draw_batch(pictures, EVEN, SHAPE, options, 0, 0, 24).x_0
     flipped = [not torch.equal(a, b) for a, b in zip(plain, mixed, strict=True)]
     assert 4 <= sum(flipped) <= 20
     assert all(

@@ -35,6 +35,7 @@ from pdae_cli.training.latent import latent_stage
 from pdae_cli.training.loop import Run, TrainOptions, draw_batch
 from pdae_cli.training.state import EMA, load_state, save_state
 
+SHAPE = (3, 32, 32)
 EVEN = torch.full((1000,), 1e-3, dtype=torch.float64)
 OPTIONS = TrainOptions(
     images=48, batch_size=8, accumulate=1, lr=1e-3, warmup=2, grad_clip=1.0, ema_images=1000,
@@ -143,7 +144,7 @@ def test_a_batch_is_a_function_of_seed_step_and_row(data: tuple[Pictures, Pictur
     def draw(**changes: int) -> torch.Tensor:
         options = replace(OPTIONS, seed=changes.get("seed", 0))
         step, first = changes.get("step", 0), changes.get("first", 0)
-        return draw_batch(data[0], EVEN, options, step, first, 4).eps
+        return draw_batch(data[0], EVEN, SHAPE, options, step, first, 4).eps
 
     assert torch.equal(draw(), draw())
     for other in ({"seed": 1}, {"step": 1}, {"first": 4}):
@@ -151,7 +152,7 @@ def test_a_batch_is_a_function_of_seed_step_and_row(data: tuple[Pictures, Pictur
 
 
 def test_noise_is_normal_and_timesteps_are_uniform(data: tuple[Pictures, Pictures]) -> None:
-    batches = [draw_batch(data[0], EVEN, OPTIONS, step, 0, 8) for step in range(60)]
+    batches = [draw_batch(data[0], EVEN, SHAPE, OPTIONS, step, 0, 8) for step in range(60)]
     eps = torch.cat([batch.eps for batch in batches])
     t = torch.cat([batch.t for batch in batches]).double()
     assert abs(eps.mean()) < 0.01 and abs(eps.std() - 1) < 0.01

@@ -1,7 +1,14 @@
 """Models on disk: our own format (`native`), found by bundled name, folder or Hub id (`find`)."""
 
 from .classifier import read_classifier, write_classifier
-from .find import bundled_models, load, load_dpm, model_folder, writable_folder
+from .find import (
+    bundled_models,
+    load,
+    load_dpm,
+    load_first_stage,
+    model_folder,
+    writable_folder,
+)
 from .native import (
     read_attributes,
     read_model,
@@ -14,6 +21,7 @@ __all__ = [
     "bundled_models",
     "load",
     "load_dpm",
+    "load_first_stage",
     "model_folder",
     "read_attributes",
     "read_classifier",

@@ -1,21 +1,23 @@
-"""diffusers: UNet2DModel and DDPMPipeline folders, current and old layouts."""
+"""diffusers: UNet2DModel, DDPMPipeline and LDMPipeline folders, current and old layouts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import Tensor
 
 from ..config import ModelConfig, ScheduleConfig
 from ..errors import ModelError
 from ..networks.blocks import UNetConfig
+from ..networks.first_stage import KINDS, FirstStage, FirstStageConfig
 from ..tensors import check, load
 from . import names
 from .foreign import Found, Part, Settings, impossible, read_settings
 from .native import guarded
 from .source import Source
-from .transfer import Tensors
+from .transfer import Tensors, transfer
 
 NAME = "diffusers"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -24,6 +26,8 @@ RESIDUAL_BLOCKS = {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"}
 PLAIN_BLOCKS = {"DownBlock2D", "UpBlock2D"}
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
+
+FIRST_STAGES = ("vqvae", "vae")  # their folders in a pipeline
 
 # What a field is where an old or partial config.json doesn't name it.
 DEFAULTS: dict[str, Any] = {
@@ -39,6 +43,17 @@ DEFAULTS: dict[str, Any] = {
     "resnet_time_scale_shift": "default",
     "dropout": 0.0,
 }
+FIRST_STAGE_DEFAULTS: dict[str, Any] = {
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+    "mid_block_add_attention": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "num_vq_embeddings": 256,
+    "vq_embed_dim": None,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+}
 
 
 def recognises(source: Source) -> bool:
@@ -52,14 +67,14 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source) -> Found:
-    """eps_theta and its scheduler."""
+    """eps_theta and its scheduler, and of a latent diffusion model the first stage."""
     folder = network_folder(source)
     settings = Settings(
         str(folder / "config.json"), DEFAULTS | read_settings(folder / "config.json")
     )
     unet = unet_config(settings)
-    path = source.first("weights", [folder / name for name in WEIGHTS])
-    tensors = Tensors(str(path), _current_names(_tensors(source, path)))
+    stage = first_stage_folder(source)
+    first_stage = None if stage is None else read_first_stage(source, stage)
     scheduler = _scheduler(source, folder)
     config = ModelConfig(
         schedule_config(scheduler),
@@ -69,9 +84,11 @@ def read(source: Source) -> Found:
         variance=_variance(scheduler),
         clip_sample=scheduler.get("clip_sample", bool, True),
         source=f"{NAME}: {source.path.name}",
+        first_stage=None if first_stage is None else first_stage[0],
     )
-    part = Part("dpm", tensors, names.diffusers_unet(unet))
-    return Found(NAME, config, [part], settings=read_settings(folder / "config.json"))
+    parts = [Part("dpm", _tensors(source, folder), names.diffusers_unet(unet))]
+    parts += [] if first_stage is None else [first_stage[1]]
+    return Found(NAME, config, parts, settings=read_settings(folder / "config.json"))
 
 
 def network_folder(source: Source) -> Path:
@@ -96,10 +113,11 @@ def _scheduler(source: Source, folder: Path) -> Settings:
     return Settings(str(path), read_settings(path))
 
 
-def _tensors(source: Source, path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".bin":
-        return source.content(path)
-    return guarded(path, lambda: load(path, check(path)))
+def _tensors(source: Source, folder: Path) -> Tensors:
+    path = source.first("weights", [folder / name for name in WEIGHTS])
+    pickled = path.suffix == ".bin"
+    found = source.content(path) if pickled else guarded(path, lambda: load(path, check(path)))
+    return Tensors(str(path), _current_names(found))
 
 
 def _current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -200,6 +218,72 @@ def _block_resampling(settings: Settings, key: str, option: str, block: str) -> 
         settings.refuse(option, "conv", "resnet")
         return str(settings.values[option])
     return "resnet" if block in RESIDUAL_BLOCKS else "conv"
+
+
+# --- The first stage ----------------------------------------------------------------------------
+
+
+def first_stage_folder(source: Source) -> Path | None:
+    """Where a pipeline keeps it, or the folder of one alone; None where there is none."""
+    for folder in (*(source.path / name for name in FIRST_STAGES), source.path):
+        config = folder / "config.json"
+        if config.exists() and read_settings(config).get("_class_name") in KINDS:
+            return folder
+    return None
+
+
+def load_first_stage(source: Source) -> FirstStage:
+    """The first stage of a pipeline, or one alone. Raises ModelError."""
+    folder = first_stage_folder(source)
+    if folder is None:
+        raise ModelError(f"{source.path} holds no {' or '.join(KINDS)} of diffusers")
+    config, part = read_first_stage(source, folder)
+    with init_empty_weights(include_buffers=True):
+        network = FirstStage(config)
+    transfer(network, part.table, part.source)
+    part.source.check_all_used()
+    return network
+
+
+def read_first_stage(source: Source, folder: Path) -> tuple[FirstStageConfig, Part]:
+    """Its shape and weights. Raises ModelError."""
+    path = folder / "config.json"
+    config = first_stage_config(Settings(str(path), FIRST_STAGE_DEFAULTS | read_settings(path)))
+    tensors = _tensors(source, folder)
+    modules = {name.rpartition(".")[0] for name in tensors.tensors}
+    return config, Part("first_stage", tensors, {f"network.{one}": (one,) for one in modules})
+
+
+def first_stage_config(settings: Settings) -> FirstStageConfig:
+    """Its shape. Raises ModelError that names what isn't supported."""
+    settings.refuse("_class_name", *KINDS)
+    settings.refuse("act_fn", "silu")
+    settings.refuse("norm_type", "group")
+    settings.refuse("latents_mean", None)
+    settings.refuse("latents_std", None)
+    channels, latent = settings.get("in_channels", int), settings.get("latent_channels", int)
+    settings.refuse("out_channels", channels)
+    bottleneck = settings.get("use_quant_conv", bool)
+    settings.refuse("use_post_quant_conv", bottleneck)
+    try:
+        return FirstStageConfig(
+            kind=settings.get("_class_name", str),
+            channels=channels,
+            latent_channels=latent,
+            down_blocks=tuple(map(str, settings.get("down_block_types", (list, tuple)))),
+            up_blocks=tuple(map(str, settings.get("up_block_types", (list, tuple)))),
+            widths=tuple(map(int, settings.numbers("block_out_channels"))),
+            blocks=settings.get("layers_per_block", int),
+            groups=settings.get("norm_num_groups", int),
+            middle_attention=settings.get("mid_block_add_attention", bool),
+            bottleneck=bottleneck,
+            codes=settings.get("num_vq_embeddings", int),
+            code_channels=settings.get("vq_embed_dim", int, None) or latent,
+            scale=float(settings.get("scaling_factor", (int, float))),
+            shift=float(settings.get("shift_factor", (int, float), None) or 0),
+        )
+    except ValueError as error:
+        raise impossible(settings.where, error) from error
 
 
 # --- The scheduler ------------------------------------------------------------------------------

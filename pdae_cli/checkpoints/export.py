@@ -1,4 +1,5 @@
-"""A model's eps_theta as a folder that diffusers' DDPMPipeline runs."""
+"""A model's eps_theta as a folder that diffusers' DDPMPipeline runs; with a first stage,
+LDMPipeline."""
 
 from __future__ import annotations
 
@@ -21,20 +22,33 @@ from .transfer import separated
 VARIANCES = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}
 
 
-def write_diffusers(model: Model, folder: Path) -> None:
-    """Write model_index.json, unet/ and scheduler/. Raises UsageError for a network that
-    diffusers' UNet2DModel can't be."""
+def write_diffusers(model: Model, folder: Path) -> str:
+    """Write model_index.json, unet/, scheduler/ and the first stage as vqvae/; returns the
+    pipeline's class. Raises UsageError for a network that diffusers' UNet2DModel can't be."""
     unet, scheduler = unet_config(model.config.unet), scheduler_config(model.config)
-    index = {
-        "_class_name": "DDPMPipeline",
-        "scheduler": ["diffusers", "DDPMScheduler"],
+    first_stage = model.first_stage
+    pipeline = "DDPMPipeline" if first_stage is None else "LDMPipeline"
+    index: dict[str, Any] = {
+        "_class_name": pipeline,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    weights = save(unet_tensors(model), metadata={"format": "pt"})
-    write_bytes(folder / "unet" / "diffusion_pytorch_model.safetensors", weights)
-    write_bytes(folder / "unet" / "config.json", _json(unet))
+    _write_network(folder / "unet", unet, unet_tensors(model))
+    if first_stage is not None:
+        cfg, tensors = first_stage.cfg, first_stage.network.state_dict()
+        _need(cfg.shift == 0, "latents that are shifted, in an LDMPipeline")
+        index["vqvae"] = ["diffusers", cfg.kind]
+        _write_network(folder / "vqvae", {"_class_name": cfg.kind} | cfg.arguments(), tensors)
     write_bytes(folder / "scheduler" / "scheduler_config.json", _json(scheduler))
     write_bytes(folder / "model_index.json", _json(index))
+    return pipeline
+
+
+def _write_network(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    kept = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    weights = save(kept, metadata={"format": "pt"})
+    write_bytes(folder / "diffusion_pytorch_model.safetensors", weights)
+    write_bytes(folder / "config.json", _json(config))
 
 
 def unet_tensors(model: Model) -> dict[str, Tensor]:
@@ -49,7 +63,7 @@ def unet_tensors(model: Model) -> dict[str, Tensor]:
             assert isinstance(attention, Attention)
             parts = list(separated(value, attention.heads).chunk(len(theirs)))
         for path, part in zip(theirs, parts, strict=True):
-            tensors[f"{path}.{kind}"] = part.detach().cpu().clone().contiguous()
+            tensors[f"{path}.{kind}"] = part
     return tensors
 
 
@@ -99,18 +113,18 @@ def unet_config(cfg: UNetConfig) -> dict[str, Any]:
 
 
 def scheduler_config(config: ModelConfig) -> dict[str, Any]:
-    """A DDPMScheduler's scheduler_config.json."""
+    """A DDPMScheduler's scheduler_config.json, or what an LDMPipeline takes, a DDIMScheduler's."""
     betas = {ours: theirs for theirs, ours in diffusers.BETAS.items()}
     predictions = {ours: theirs for theirs, ours in diffusers.PREDICTIONS.items()}
     schedule = config.schedule
     _need(schedule.betas in betas, f"{schedule.betas} betas")
-    return {
-        "_class_name": "DDPMScheduler",
+    variance = {"variance_type": VARIANCES[config.variance]} if config.first_stage is None else {}
+    return variance | {
+        "_class_name": "DDPMScheduler" if config.first_stage is None else "DDIMScheduler",
         "num_train_timesteps": schedule.timesteps,
         "beta_start": schedule.beta_start,
         "beta_end": schedule.beta_end,
         "beta_schedule": betas[schedule.betas],
-        "variance_type": VARIANCES[config.variance],
         "clip_sample": config.clip_sample,
         "prediction_type": predictions[config.prediction],
     }

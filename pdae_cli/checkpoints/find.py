@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..engine import Model
 from ..errors import ModelError, UsageError
+from ..networks.first_stage import FirstStage
 from .hub import Announce, fetch, is_hub_id, silent
 from .native import CONFIG, is_native, read_model
 
@@ -73,6 +74,15 @@ def load(
     folder = model_folder(name, announce)
     shown = folder.resolve().name if Path(name).is_dir() else name
     return read_model(folder, shown).to(device, dtype, compile)
+
+
+def load_first_stage(name: str, announce: Announce = silent) -> FirstStage:
+    """The AutoencoderKL or VQModel of diffusers in a folder, a pipeline's or its own, or on the
+    Hub. Raises ModelError."""
+    from .convert import open_source
+    from .diffusers import load_first_stage
+
+    return load_first_stage(open_source(name, announce=announce))
 
 
 def load_dpm(name: str, announce: Announce = silent) -> Model:

@@ -16,12 +16,17 @@ DIFFUSERS = (
     "model_index.json",
     "config.json",
     "scheduler_config.json",
-    "unet/config.json",
     "scheduler/scheduler_config.json",
     "diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
+    *(
+        f"{part}/{file}"
+        for part in ("unet", "vqvae", "vae")
+        for file in ("config.json", "diffusion_pytorch_model.safetensors")
+    ),
 )
-PICKLES = ("diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin")
+PICKLES = tuple(
+    one.replace(".safetensors", ".bin") for one in DIFFUSERS if one.endswith(".safetensors")
+)
 LARGE = 100 << 20  # bytes of a download that is announced
 
 Announce = Callable[[str], None]
@@ -48,8 +53,11 @@ def fetch(name: str, announce: Announce = silent) -> tuple[Path, str]:
     try:
         files, licence = _remote_files(repository, revision or None)
         patterns = [*OURS, *DIFFUSERS, "README.md"]
-        if not any(one.endswith(".safetensors") for one in files):
-            patterns += PICKLES
+        patterns += [
+            one
+            for one in PICKLES
+            if (one in files or not files) and one.replace(".bin", ".safetensors") not in files
+        ]
         size = sum(files[one] for one in files if one in patterns)
         if size > LARGE:
             announce(f"{repository}: {size / (1 << 20):.0f} MiB to download, unless in the cache")

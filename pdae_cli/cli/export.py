@@ -30,6 +30,6 @@ def export(
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists; choose another -o, or --overwrite")
     out = Output(options.json, options.quiet)
-    write_diffusers(options.load(), output)
-    text = f"{output}: diffusers.DDPMPipeline.from_pretrained({str(output)!r}) runs it"
+    pipeline = write_diffusers(options.load(), output)
+    text = f"{output}: diffusers.{pipeline}.from_pretrained({str(output)!r}) runs it"
     out.result({"output": str(output), "to": to, "status": "done"}, text)

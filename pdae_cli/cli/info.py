@@ -86,6 +86,7 @@ def _model(name: str) -> dict[str, Any]:
         "E_phi": model.encoder_network,
         "labels": model.labels,
         "latent DPM": model.latent_dpm,
+        "first stage": model.first_stage,
     }
     config = dataclasses.asdict(model.config)
     config.pop("normalisation")

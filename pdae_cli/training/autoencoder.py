@@ -19,6 +19,7 @@ from ..images import to_float, write_sheet
 from ..networks.encoder import Encoder, EncoderConfig
 from ..networks.gradient import GradientEstimator
 from ..schedule import Schedule, gather
+from ..trajectory import Latents, unchanged
 from .data import Pictures
 from .dpm import held_out_noise, uniform
 from .loop import Stage
@@ -40,11 +41,15 @@ def density(schedule: Schedule) -> Tensor:
 
 class AutoencoderLoss(nn.Module):
     """E lambda_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10),
-    over timesteps drawn by `density`. With labels y the encoder takes those instead of x_0."""
+    over timesteps drawn by `density`. With labels y the encoder takes those instead of x_0.
 
-    def __init__(self, heads: Heads, encoder: nn.Module, schedule: Schedule) -> None:
+    x_0 are pictures, x_t and eps of their `latents`."""
+
+    def __init__(
+        self, heads: Heads, encoder: nn.Module, schedule: Schedule, latents: Latents = unchanged
+    ) -> None:
         super().__init__()
-        self.heads, self.encoder, self.schedule = heads, encoder, schedule
+        self.heads, self.encoder, self.schedule, self.latents = heads, encoder, schedule, latents
         self.requires_grad_(True)
         heads.dpm.requires_grad_(False)
         self.density = density(schedule)
@@ -58,7 +63,7 @@ class AutoencoderLoss(nn.Module):
         return self
 
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
-        x_t = self.schedule.add_noise(x_0, t, eps)
+        x_t = self.schedule.add_noise(self.latents(x_0), t, eps)
         eps_theta, (gradient,) = self.heads(x_t, t, self.encoder(x_0 if y is None else y))
         residual = eps - eps_theta + gather(self.schedule.shift, t, eps) * gradient
         return (gather(self.weight, t, eps) * residual.square()).mean()
@@ -70,13 +75,14 @@ def gap_closed(
     """Share of the posterior mean gap that G_psi closes, over t in first … last: with the right z,
     and with the z of other pictures. If both are alike, z isn't used. `zs`: (N, D) of the pictures,
     where they aren't E_phi's."""
-    x_0, t, eps = held_out_noise(held_out, first, last)
+    x_0, t, eps = held_out_noise(model, held_out, first, last)
     shares: dict[str, list[Tensor]] = {"gap_closed": [], "gap_closed_shuffled": []}
     for part in range(0, len(x_0), model.batch_size):
         rows = slice(part, part + model.batch_size)
         z = model.encoder(x_0[rows]) if zs is None else zs[rows]
         for name, code in (("gap_closed", z), ("gap_closed_shuffled", z.roll(1, 0))):
-            plain, shifted = gap_residuals(model, x_0[rows], t[rows], eps[rows], code)
+            clean = model.latents(x_0[rows].to(model.device))
+            plain, shifted = gap_residuals(model, clean, t[rows], eps[rows], code)
             shares[name].append(1 - shifted / plain)
     return {name: torch.cat(parts).mean().item() for name, parts in shares.items()}
 
@@ -101,7 +107,7 @@ def autoencoder_stage(
     if model.gradient_estimator is None or model.encoder_network is None:
         raise ValueError("the model has no gradient estimator and encoder to train")
     schedule = model.schedule.to(model.device)
-    objective = AutoencoderLoss(model.heads, model.encoder_network, schedule)
+    objective = AutoencoderLoss(model.heads, model.encoder_network, schedule, model.latents)
     before = model.config.training
 
     def preview(path: Path) -> None:
@@ -128,6 +134,7 @@ def autoencoder_stage(
         lambda: gap_closed(model, held_out),
         preview,
         save,
+        model.config.state_shape,
     )
 
 
@@ -136,17 +143,18 @@ def with_autoencoder(model: Model, z_dim: int, seed: int) -> Model:
 
     Raises UsageError for a size that the encoder can't take.
     """
-    unet = model.config.unet
+    config = model.config
     if model.takes_z:
         raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
     try:
-        encoder = EncoderConfig.for_size(unet.image_size, unet.channels, z_dim)
+        encoder = EncoderConfig.for_size(config.image_size, config.channels, z_dim)
     except ValueError as error:
         raise UsageError(str(error)) from error
     torch.manual_seed(seed)
     return Model(
-        config=replace(model.config, encoder=encoder, normalisation=None),
+        config=replace(config, encoder=encoder, normalisation=None),
         dpm=model.dpm,
-        gradient_estimator=GradientEstimator(unet, z_dim),
+        gradient_estimator=GradientEstimator(config.unet, z_dim),
         encoder_network=Encoder(encoder),
+        first_stage=model.first_stage,
     )

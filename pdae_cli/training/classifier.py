@@ -20,6 +20,7 @@ from ..networks.classes import Classes
 from ..networks.classifier import NoisyClassifier
 from ..sampling import Sampling
 from ..schedule import Schedule
+from ..trajectory import Latents, unchanged
 from .conditional import PREVIEWED, Condition, one_by_one
 from .data import Pictures
 from .dpm import held_out_noise, uniform
@@ -29,12 +30,14 @@ from .loop import Stage
 class ClassifierLoss(nn.Module):
     """E -log p(y | x_t, t), over all timesteps alike."""
 
-    def __init__(self, network: NoisyClassifier, schedule: Schedule) -> None:
+    def __init__(
+        self, network: NoisyClassifier, schedule: Schedule, latents: Latents = unchanged
+    ) -> None:
         super().__init__()
-        self.network, self.schedule = network, schedule
+        self.network, self.schedule, self.latents = network, schedule, latents
 
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor) -> Tensor:
-        logits = self.network(self.schedule.add_noise(x_0, t, eps), t)
+        logits = self.network(self.schedule.add_noise(self.latents(x_0), t, eps), t)
         return -log_probability(self.network.classes, logits.float(), y).mean()
 
 
@@ -69,8 +72,8 @@ def classifier_stage(
     """Train the classifier; the model only makes sample sheets with it."""
     network = classifier.network.to(model.device).requires_grad_(True).train()
     schedule = model.schedule.to(model.device)
-    objective = ClassifierLoss(network, schedule)
-    x_0, t, eps = held_out_noise(held_out, 0, schedule.timesteps - 1)
+    objective = ClassifierLoss(network, schedule, model.latents)
+    x_0, t, eps = held_out_noise(model, held_out, 0, schedule.timesteps - 1)
     y = labels.matrix(held_out.names[: len(x_0)])
 
     def measure() -> dict[str, float]:
@@ -92,4 +95,5 @@ def classifier_stage(
         write_classifier(folder, classifier, summary, dtype)
 
     y_train = labels.matrix(train.names)
-    return Stage("classifier", objective, train, uniform(schedule), measure, preview, save, y_train)
+    density, shape = uniform(schedule), model.config.state_shape
+    return Stage("classifier", objective, train, density, measure, preview, save, shape, y_train)

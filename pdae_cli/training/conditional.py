@@ -78,6 +78,7 @@ def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
         dpm=model.dpm,
         gradient_estimator=GradientEstimator(model.config.unet, z_dim),
         labels=ClassEmbedding(embedding),
+        first_stage=model.first_stage,
     )
 
 
@@ -93,7 +94,9 @@ def conditional_stage(
     if model.gradient_estimator is None or model.labels is None:
         raise ValueError("the model has no gradient estimator that takes labels")
     embedding, before = model.labels, model.config.training
-    objective = AutoencoderLoss(model.heads, embedding, model.schedule.to(model.device))
+    objective = AutoencoderLoss(
+        model.heads, embedding, model.schedule.to(model.device), model.latents
+    )
     y, y_held_out = labels.matrix(train.names), labels.matrix(held_out.names)
 
     def measure() -> dict[str, float]:
@@ -110,4 +113,14 @@ def conditional_stage(
         write_model(folder, model, dtype)
 
     density = objective.density.cpu()
-    return Stage("autoencoder", objective, train, density, measure, preview, save, y)
+    return Stage(
+        "autoencoder",
+        objective,
+        train,
+        density,
+        measure,
+        preview,
+        save,
+        model.config.state_shape,
+        y,
+    )

@@ -37,8 +37,8 @@ class DiffAELoss(nn.Module):
 def held_out_losses(model: Model, held_out: Pictures) -> dict[str, float]:
     """The objective on held-out pictures: with their own z, and with the z of other pictures. If
     both are alike, z isn't used."""
-    parts = held_out_noise(held_out, 0, model.schedule.timesteps - 1)
-    objective = DPMLoss(model.heads, model.schedule)
+    parts = held_out_noise(model, held_out, 0, model.schedule.timesteps - 1)
+    objective = DPMLoss(model.heads, model.schedule, model.latents)
     sums = {"held_out_loss": 0.0, "held_out_loss_shuffled": 0.0}
     for batch in zip(*(part.split(64) for part in parts), strict=True):
         x_0, t, eps = (part.to(model.device) for part in batch)
@@ -55,7 +55,8 @@ def diffae_stage(
     if model.encoder_network is None or not model.takes_z:
         raise ValueError("the model's eps_theta takes no z, or no encoder makes it")
     schedule = model.schedule.to(model.device)
-    objective = DiffAELoss(DPMLoss(model.heads, schedule), model.encoder_network)
+    eps_theta = DPMLoss(model.heads, schedule, model.latents)
+    objective = DiffAELoss(eps_theta, model.encoder_network)
     before = model.config.training
 
     def preview(path: Path) -> None:
@@ -79,18 +80,22 @@ def diffae_stage(
         lambda: held_out_losses(model, held_out),
         preview,
         save,
+        model.config.state_shape,
     )
 
 
 def new_diffae(seed: int, betas: str, prediction: str, z_dim: int, **shape: Any) -> Model:
     """A model with an untrained encoder and an eps_theta that takes its z in every block; `shape`:
-    fields of UNetConfig. Raises UsageError for a shape that can't be."""
+    as of `new_dpm`. Raises UsageError for a shape that can't be."""
     model = new_dpm(seed, betas, prediction, z_channels=z_dim, **shape)
-    unet = model.config.unet
+    config = model.config
     try:
-        encoder = EncoderConfig.for_size(unet.image_size, unet.channels, z_dim)
+        encoder = EncoderConfig.for_size(config.image_size, config.channels, z_dim)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Model(
-        replace(model.config, encoder=encoder), model.dpm, encoder_network=Encoder(encoder)
+        replace(config, encoder=encoder),
+        model.dpm,
+        encoder_network=Encoder(encoder),
+        first_stage=model.first_stage,
     )

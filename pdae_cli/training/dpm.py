@@ -17,9 +17,11 @@ from ..errors import UsageError
 from ..heads import Heads
 from ..images import to_float, write_sheet
 from ..networks.blocks import UNetConfig
+from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.unet import UNet
 from ..noise import generator
 from ..schedule import Schedule, gather
+from ..trajectory import Latents, unchanged
 from .data import Pictures
 from .loop import Stage
 
@@ -29,14 +31,17 @@ HELD_OUT = 256  # pictures that metrics are computed on
 class DPMLoss(nn.Module):
     """E |eps - eps_theta(x_t, t)|^2 (DDPM eq. 14); where the network predicts v, E |v - v_theta|^2,
     the same divided by alpha_bar_t (Salimans & Ho 2022). A Diff-AE's eps_theta takes z (N, D) too.
+
+    x_0 are pictures, x_t and eps of their `latents`.
     """
 
-    def __init__(self, heads: Heads, schedule: Schedule) -> None:
+    def __init__(self, heads: Heads, schedule: Schedule, latents: Latents = unchanged) -> None:
         super().__init__()
-        self.heads, self.schedule = heads, schedule
+        self.heads, self.schedule, self.latents = heads, schedule, latents
 
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, *z: Tensor) -> Tensor:
-        predicted, _ = self.heads(self.schedule.add_noise(x_0, t, eps), t, *z)
+        x_t = self.schedule.add_noise(self.latents(x_0), t, eps)
+        predicted, _ = self.heads(x_t, t, *z)
         errors = (eps - predicted).square()
         if self.heads.prediction == "v":
             errors = errors / gather(self.schedule.alpha_bar, t, eps)
@@ -48,12 +53,15 @@ def uniform(schedule: Schedule) -> Tensor:
     return torch.full((schedule.timesteps,), 1 / schedule.timesteps, dtype=torch.float64)
 
 
-def held_out_noise(pictures: Pictures, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+def held_out_noise(
+    model: Model, pictures: Pictures, first: int, last: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """x_0, t spread evenly over first … last, and eps: always the same for the same pictures."""
     count = min(HELD_OUT, len(pictures))
     x_0 = to_float(pictures.stack(range(count)))
     t = torch.linspace(first, last, count).long()
-    return x_0, t, torch.randn(x_0.shape, generator=generator(0, "held out"))
+    shape = (count, *model.config.state_shape)
+    return x_0, t, torch.randn(shape, generator=generator(0, "held out"))
 
 
 def dpm_stage(
@@ -62,9 +70,9 @@ def dpm_stage(
     """Train the model's eps_theta."""
     before = model.config.training
     model.dpm.requires_grad_(True).train()
-    schedule = model.schedule.to(model.device)
-    objective = DPMLoss(model.heads, schedule)
-    x_0, t, eps = held_out_noise(held_out, 0, schedule.timesteps - 1)
+    schedule, shape = model.schedule.to(model.device), model.config.state_shape
+    objective = DPMLoss(model.heads, schedule, model.latents)
+    x_0, t, eps = held_out_noise(model, held_out, 0, schedule.timesteps - 1)
 
     def measure() -> dict[str, float]:
         losses = [
@@ -81,11 +89,18 @@ def dpm_stage(
         model.config = replace(model.config, training=(*before, summary))
         write_model(folder, model, dtype)
 
-    return Stage("dpm", objective, train, uniform(schedule), measure, preview, save)
+    return Stage("dpm", objective, train, uniform(schedule), measure, preview, save, shape)
 
 
-def new_dpm(seed: int, betas: str, prediction: str, **shape: Any) -> Model:
-    """A model with an untrained ADM-style eps_theta; `shape`: fields of UNetConfig.
+def new_dpm(
+    seed: int,
+    betas: str,
+    prediction: str,
+    first_stage: FirstStage | None = None,
+    **shape: Any,
+) -> Model:
+    """A model with an untrained ADM-style eps_theta, of pictures or of a first stage's latents;
+    `shape`: fields of UNetConfig, its size and channels those of the pictures.
 
     Raises UsageError for a shape that can't be.
     """
@@ -96,10 +111,24 @@ def new_dpm(seed: int, betas: str, prediction: str, **shape: Any) -> Model:
         "learn_sigma": False,
         "norm_eps": 1e-5,
     }
+    if first_stage is not None:
+        shape |= _of_latents(first_stage.cfg, shape["image_size"], shape["channels"])
     try:
         groups = math.gcd(32, shape["base_channels"])
         cfg = UNetConfig(**rest, groups=groups, **shape)
         torch.manual_seed(seed)
-        return Model(ModelConfig(ScheduleConfig(betas=betas), cfg, prediction), UNet(cfg))
+        stage = None if first_stage is None else first_stage.cfg
+        config = ModelConfig(ScheduleConfig(betas=betas), cfg, prediction, first_stage=stage)
+        return Model(config, UNet(cfg), first_stage=first_stage)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _of_latents(cfg: FirstStageConfig, image_size: int, channels: int) -> dict[str, int]:
+    """Size and channels of the latents of such pictures. Raises UsageError if they have none."""
+    if channels != cfg.channels or image_size % cfg.factor:
+        raise UsageError(
+            f"the first stage is of pictures of {cfg.channels} channels and a multiple of "
+            f"{cfg.factor} pixels, not of {channels} and {image_size}"
+        )
+    return {"image_size": image_size // cfg.factor, "channels": cfg.latent_channels}

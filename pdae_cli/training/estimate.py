@@ -18,8 +18,8 @@ MEASURED = 3  # steps, after one that warms up
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each process's device. The allocator's reserve, cuDNN's workspaces and what lives
-    only within an operation come on top."""
+    """Bytes on each process's device. The allocator's reserve, cuDNN's workspaces, what lives only
+    within an operation and a first stage come on top."""
 
     weights: int
     gradients: int

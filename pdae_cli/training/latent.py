@@ -98,4 +98,6 @@ def latent_stage(
     def save(summary: dict[str, Any]) -> None:
         write_latent_dpm(folder, network, summary, dtype)
 
-    return Stage("latent", objective, Vectors(z), uniform(schedule), measure, preview, save)
+    return Stage(
+        "latent", objective, Vectors(z), uniform(schedule), measure, preview, save, z.shape[1:]
+    )

@@ -76,12 +76,14 @@ class Stage:
     measure: Callable[[], dict[str, float]]  # metrics on held-out data
     preview: Callable[[Path], None]  # writes a sample sheet (path without suffix)
     save: Callable[[dict[str, object]], None]  # writes the model; takes the run's summary
+    shape: Sequence[int]  # of each row's eps
     labels: Tensor | None = None  # y (len(source), A), where the objective takes them
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: x_0 float32 (pictures in [-1, 1]), t (N,) int64, eps like x_0; labels y."""
+    """One micro-batch: x_0 float32 (pictures in [-1, 1]), t (N,) int64, eps like x_0 or what the
+    objective makes of it; labels y."""
 
     x_0: Tensor
     t: Tensor
@@ -100,14 +102,15 @@ class Batch:
 def draw_batch(
     source: Source,
     density: Tensor,
+    shape: Sequence[int],
     options: TrainOptions,
     step: int,
     first: int,
     count: int,
     labels: Tensor | None = None,
 ) -> Batch:
-    """Rows first … first+count-1 of a step's batch: a pure function of its arguments, and each row
-    of (seed, step, row) alone."""
+    """Rows first … first+count-1 of a step's batch, with eps of `shape` each: a pure function of
+    its arguments, and each row of (seed, step, row) alone."""
     rows, seed, total = slice(first, first + count), options.seed, options.batch_size
     numbers = order(len(source), seed, step * total + first, count)
     clean = source.stack(numbers.tolist())
@@ -115,7 +118,7 @@ def draw_batch(
     t = torch.multinomial(density, total, replacement=True, generator=draws)[rows]
     mirrored = torch.rand(total, generator=draws)[rows] < 0.5
     streams = [generator(seed, "noise", step, row) for row in range(first, first + count)]
-    eps = normal(streams, clean.shape[1:])
+    eps = normal(streams, shape)
     if clean.dtype == torch.uint8:
         if options.flip:
             clean = torch.where(mirrored[:, None, None, None], clean.flip(3), clean)
@@ -272,14 +275,16 @@ class Run:
     def batches(self) -> Iterator[list[Batch]]:
         """Each step's micro-batches of this process."""
         options, accumulate = self.options, self.options.accumulate
-        source, density = self.stage.source, self.stage.density
+        stage = self.stage
         device = self.accelerator.device.type
 
         def make(number: int) -> Batch:
             step, micro = divmod(number, accumulate)
             first = (self.peers.rank * accumulate + micro) * self.micro_batch
             rows = first, self.micro_batch
-            batch = draw_batch(source, density, options, step, *rows, self.stage.labels)
+            batch = draw_batch(
+                stage.source, stage.density, stage.shape, options, step, *rows, stage.labels
+            )
             return batch.pinned() if device == "cuda" else batch
 
         first, last = self.step * accumulate, self.steps * accumulate
