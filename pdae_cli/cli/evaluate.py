@@ -139,9 +139,11 @@ def samples(
 
     Example: pdae evaluate samples faces.zip -n 256 -o samples/
     """
+    from ..evaluation.samples import kinds_of
     from ..evaluation.samples import samples as measure
 
     ways, m = numbers(steps), options.material(data)
+    kinds_of(m.model)  # refuses a model that makes none before a judge is trained
     real = m.measured(2000)
     train = m.some(m.train, count)
     finding = measure(

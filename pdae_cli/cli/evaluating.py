@@ -126,11 +126,14 @@ class Material:
         names, held = self.table().attributes, self.options.pictures or usual
         if self.options.whole:
             raise UsageError("probes are measured on held-out pictures; leave --whole out")
-        found = {}
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for one in (self, *(self.options.material(self.data, model) for model in others)):
             x = one.some(one.train, train), one.some(one.held_out, held)
             z = encoded(one.model, x[0]), encoded(one.model, x[1])
-            found[f"z of {one.model.name}"] = standardised(*z)
+            title = f"z of {one.model.name}"
+            found[f"{title}, model {len(found) + 1}" if title in found else title] = standardised(
+                *z
+            )
             if one is self:
                 beside = pixels_and_components(*x, z[0].shape[1])
         truth = [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Model
+from ..errors import ModelError
 from ..images import to_pixels
 from ..metrics import frechet, kernel_distance, precision_recall
 from ..plots import Line, Plot
@@ -38,8 +39,10 @@ def samples(
 
     `train` are as many training pictures: how far real ones are from real ones. Each row has the
     protocol: how many pictures, and which features of what. The judge's distances can't be
-    compared with FID and KID. Raises UsageError for a judge of another size.
+    compared with FID and KID. Raises ModelError for a model that makes no samples, UsageError for a
+    judge of another size.
     """
+    kinds = kinds_of(model)
     judge.check(*real.shape[1:3])
     needs_pictures(real, LEAST)
     needs_pictures(train, LEAST)
@@ -50,7 +53,6 @@ def samples(
         | {"count": len(train)} | protocol
     ]  # fmt: skip
     shown = [real[:SHOWN]]
-    kinds = [k for k in KINDS if (model.latent_dpm if k == "latent" else not model.takes_z)]
     for kind in kinds:
         for number in steps:
             how = (sampling or Sampling()).changed({"inference_steps": number})
@@ -78,6 +80,17 @@ def samples(
     title = f"Judge-Fréchet distance, {count} samples, {len(real)} real pictures (not FID)"
     plot = Plot(title, "solver steps", "judge-Fréchet", lines, log_x=True)
     return Finding("samples", _words(rows, count, features.shape[1]), rows, plot, pixels)
+
+
+def kinds_of(model: Model) -> list[str]:
+    """Which of KINDS a model makes. Raises ModelError for one that makes none."""
+    kinds = [k for k in KINDS if (model.latent_dpm if k == "latent" else not model.takes_z)]
+    if not kinds:
+        raise ModelError(
+            f"{model.name} has no latent DPM, and its eps_theta makes nothing without z; "
+            "`pdae train latent` makes one"
+        )
+    return kinds
 
 
 def _distances(made: Tensor, real: Tensor) -> Row:
