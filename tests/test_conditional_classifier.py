@@ -206,7 +206,7 @@ class TestCommands:
         assert list((run / "training").glob("classifier-*.png"))
         args = ("sample", "-n", 2, "--inference-steps", 2)
         of = (*args, "--label", "bright", "--classifier", run)
-        for scale in (0, 5):
+        for scale in ("0", "5", "0,5"):
             out = tmp_path / f"{scale}.png"
             made = pdae(*of, "--classifier-scale", scale, "-o", out)
             assert made.code == 0, made.err
@@ -214,7 +214,12 @@ class TestCommands:
         assert pdae(*args, "--unconditional", "-o", plain).code == 0
         pixels = [Image.open(tmp_path / name).tobytes() for name in ("0.png", "5.png", "plain.png")]
         assert pixels[0] == pixels[2] != pixels[1]
-        assert pdae("redo", tmp_path / "5.png").code == 0
+        with Image.open(tmp_path / "0,5.png") as both:  # one strength below the other
+            assert both.size == (2 * 32 + 2, 2 * 32)
+            rows = [both.crop((0, top, 2 * 32 + 2, top + 32)).tobytes() for top in (0, 32)]
+        assert rows == pixels[:2]
+        for name in ("5.png", "0,5.png"):
+            assert pdae("redo", tmp_path / name).code == 0
 
     @pytest.mark.parametrize(
         ("args", "code", "said"),
@@ -222,6 +227,9 @@ class TestCommands:
             (("--classifier", "x"), 2, "--label"),
             (("--classifier", "x", "--label", "a", "--like", "y"), 2, "exclude each other"),
             (("--classifier", "nowhere", "--label", "a"), 4, "is no classifier"),
+            (("--classifier", "x", "--label", "a", "--guidance", 2), 2, "--classifier-scale"),
+            (("--classifier", "x", "--label", "a", "--classifier-scale", "1,x"), 2, "'1,x' isn't"),
+            (("--label", "a", "--classifier-scale", 2), 2, "a --classifier guides"),
         ],
     )
     def test_failures(
