@@ -15,7 +15,7 @@ from ..networks.first_stage import KINDS, FirstStage, FirstStageConfig
 from ..tensors import check, load
 from . import names
 from .foreign import Found, Part, Settings, impossible, read_settings
-from .native import guarded
+from .native import build_first_stage, guarded
 from .source import Source
 from .transfer import Tensors, transfer
 
@@ -239,7 +239,7 @@ def load_first_stage(source: Source) -> FirstStage:
         raise ModelError(f"{source.path} holds no {' or '.join(KINDS)} of diffusers")
     config, part = read_first_stage(source, folder)
     with init_empty_weights(include_buffers=True):
-        network = FirstStage(config)
+        network = build_first_stage(config)
     transfer(network, part.table, part.source)
     part.source.check_all_used()
     return network

@@ -27,7 +27,7 @@ from ..errors import ModelError
 from ..files import replacing, sha256, write_bytes
 from ..networks.classes import ClassEmbedding
 from ..networks.encoder import Encoder
-from ..networks.first_stage import FirstStage
+from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.gradient import GradientEstimator
 from ..networks.half_unet import HalfUNet, HalfUNetConfig
 from ..networks.latent import LatentConfig, LatentDPM
@@ -97,8 +97,18 @@ def build_networks(config: ModelConfig) -> nn.ModuleDict:
     elif encoder is not None:
         parts["encoder"] = Encoder(encoder)
     if config.first_stage is not None:
-        parts["first_stage"] = FirstStage(config.first_stage)
+        parts["first_stage"] = build_first_stage(config.first_stage)
     return nn.ModuleDict(parts)
+
+
+def build_first_stage(cfg: FirstStageConfig) -> FirstStage:
+    """An untrained one. Raises ModelError where diffusers isn't installed."""
+    try:
+        return FirstStage(cfg)
+    except ImportError as error:
+        raise ModelError(
+            "a latent diffusion model needs diffusers: pip install 'pdae-cli[diffusers]'"
+        ) from error
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:

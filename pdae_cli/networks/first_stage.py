@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
-
 KINDS = ("AutoencoderKL", "VQModel")
 DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -86,17 +84,13 @@ class FirstStageConfig:
 
 
 class FirstStage(nn.Module):
-    """Frozen. Raises ModelError where diffusers isn't installed."""
+    """Frozen. Raises ImportError where diffusers isn't installed."""
 
     def __init__(self, cfg: FirstStageConfig) -> None:
+        from diffusers import AutoencoderKL, VQModel
+
         super().__init__()
         self.cfg = cfg
-        try:
-            from diffusers import AutoencoderKL, VQModel
-        except ImportError as error:
-            raise ModelError(
-                "a latent diffusion model needs diffusers: pip install 'pdae-cli[diffusers]'"
-            ) from error
         made = VQModel if cfg.kind == "VQModel" else AutoencoderKL
         self.network: Any = made(**cfg.arguments())
 
