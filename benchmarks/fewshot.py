@@ -52,8 +52,8 @@ def main() -> None:
     labels = find_labels(args.data, None)
     if labels is None:
         raise SystemExit(f"{args.data} has no labels.csv")
-    unet = model.config.unet
-    _, held_out = split(open_pictures(args.data, unet.image_size, unet.channels), labels)
+    config = model.config
+    _, held_out = split(open_pictures(args.data, config.image_size, config.channels), labels)
     drawn, numbers = fewshot.unlabelled(model), range(args.samples)
     plain, _ = model.sample(args.samples)
     for name in args.attr:

@@ -282,8 +282,8 @@ def main() -> None:
     figures: Figures = {"stamp": stamp(), "models": []}
     for name in [args.model] + ([args.converted] if args.converted else []):
         model = pdae_cli.load(name)
-        unet = model.config.unet
-        _, held_out = split(open_pictures(args.data, unet.image_size, unet.channels), labels)
+        config = model.config
+        _, held_out = split(open_pictures(args.data, config.image_size, config.channels), labels)
         own = name == args.model
         x_0 = to_float(held_out.stack(range(args.pictures if own else args.pictures // 4)))
         rows, made = round_trips(model, x_0, WAYS if own else WAYS[:6])
