@@ -47,7 +47,8 @@ def gap(data: Data, options: FolderOptions) -> None:
     from ..evaluation.gap import gap as measure
 
     m = options.material(data)
-    deliver(measure(m.model, m.measured(64), seed=options.seed), options, m.model)
+    finding = m.run("gap", measure, m.model, m.measured(64), seed=options.seed)
+    deliver(finding, options, m.model)
 
 
 @app.command()
@@ -70,10 +71,8 @@ def reconstruction(
     from ..evaluation.reconstruction import reconstruction as measure
 
     ways, m = (listed(solvers), numbers(steps)), options.material(data)
-    found = m.judge(judge) if judge else None
-    finding = measure(
-        m.model, m.measured(16), solvers=ways[0], steps=ways[1], judge=found, seed=options.seed
-    )
+    how = {"solvers": ways[0], "steps": ways[1], "judge": m.judge(judge) if judge else None}
+    finding = m.run("reconstruction", measure, m.model, m.measured(16), seed=options.seed, **how)
     deliver(finding, options, m.model)
 
 
@@ -93,7 +92,8 @@ def stages(
     from ..evaluation.stages import stages as measure
 
     m = options.material(data)
-    finding = measure(m.model, m.measured(16), edges=numbers(edges), seed=options.seed)
+    how = {"edges": numbers(edges), "seed": options.seed}
+    finding = m.run("stages", measure, m.model, m.measured(16), **how)
     deliver(finding, options, m.model)
 
 
@@ -119,7 +119,7 @@ def attributes(
 
     m = options.material(data)
     others = [replace(options, model=name).load() for name in beside or ()]
-    finding = measure(*m.probed(train, 2000, others), seed=options.seed)
+    finding = m.run("attributes", measure, *m.probed(train, 2000, others), seed=options.seed)
     deliver(finding, options, m.model)
 
 
@@ -145,10 +145,8 @@ def samples(
     ways, m = numbers(steps), options.material(data)
     kinds_of(m.model)  # refuses a model that makes none before a judge is trained
     real = m.measured(2000)
-    train = m.some(m.train, count)
-    finding = measure(
-        m.model, m.judge(judge), real, train, count=count, steps=ways, seed=options.seed
-    )
+    train, how = m.some(m.train, count), {"count": count, "steps": ways, "seed": options.seed}
+    finding = m.run("samples", measure, m.model, m.judge(judge), real, train, **how)
     deliver(finding, options, m.model)
 
 
@@ -166,7 +164,8 @@ def semantics(
     from ..evaluation.semantics import semantics as measure
 
     m = options.material(data)
-    finding = measure(m.model, m.measured(6), noises=noises, seed=options.seed)
+    how = {"noises": noises, "seed": options.seed}
+    finding = m.run("semantics", measure, m.model, m.measured(6), **how)
     deliver(finding, options, m.model)
 
 
@@ -232,7 +231,7 @@ def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[]
     from ..evaluation.semantics import semantics
     from ..evaluation.stages import stages
 
-    model, seed = m.model, m.options.seed
+    model, run, seed = m.model, m.run, m.options.seed
     given = m.judge(judge) if judge else None  # a wrong file ends the command before all work
     few, sampled, labelled = (4, 48, 600) if quick else (16, 256, 2000)
 
@@ -241,22 +240,26 @@ def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[]
         return given or (m.judge(None, 1, 6000) if quick else m.judge(None))
 
     def measure_reconstruction() -> Finding:
-        found = judged() if given or m.labels else None
+        how = {"judge": judged() if given or m.labels else None, "seed": seed}
         steps = (10, 20) if quick else SOLVED
-        return reconstruction(model, m.measured(few), steps=steps, judge=found, seed=seed)
+        return run("reconstruction", reconstruction, model, m.measured(few), steps=steps, **how)
 
     def measure_samples() -> Finding:
         real, train = m.measured(500 if quick else 2000), m.some(m.train, sampled)
-        steps = (10, 20, 50) if quick else SAMPLED
-        return samples(model, judged(), real, train, count=sampled, steps=steps, seed=seed)
+        how = {"count": sampled, "steps": (10, 20, 50) if quick else SAMPLED, "seed": seed}
+        return run("samples", samples, model, judged(), real, train, **how)
 
     return {
-        "gap": lambda: gap(model, m.measured(2 * few if quick else 64), seed=seed),
+        "gap": lambda: run("gap", gap, model, m.measured(2 * few if quick else 64), seed=seed),
         "reconstruction": measure_reconstruction,
-        "stages": lambda: stages(model, m.measured(few), seed=seed),
-        "attributes": lambda: attributes(*m.probed(labelled, labelled), seed=seed),
+        "stages": lambda: run("stages", stages, model, m.measured(few), seed=seed),
+        "attributes": lambda: run(
+            "attributes", attributes, *m.probed(labelled, labelled), seed=seed
+        ),
         "samples": measure_samples,
-        "semantics": lambda: semantics(model, m.measured(4 if quick else 6), seed=seed),
+        "semantics": lambda: run(
+            "semantics", semantics, model, m.measured(4 if quick else 6), seed=seed
+        ),
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,6 +92,20 @@ class Material:
     train: Pictures
     held_out: Pictures
     labels: Labels | None
+
+    def run(self, name: str, measure: Callable[..., Finding], *args: Any, **how: Any) -> Finding:
+        """measure(*args, **how), with a bar on stderr of how far it is while someone watches."""
+        out = Output(self.options.json, self.options.quiet)
+        with ExitStack() as bars:
+
+            def track(parts: Sequence[Any]) -> Iterator[Any]:
+                bar = bars.enter_context(out.progress(name, len(parts)))
+                self.model.evaluated = bar.evaluated
+                for part in parts:
+                    yield part
+                    bar.advance(1)
+
+            return measure(*args, **how, track=track)
 
     def rows(self, pictures: Pictures, count: int) -> list[int]:
         """At most `count` numbers of the pictures, drawn by the seed."""

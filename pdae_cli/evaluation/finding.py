@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,18 @@ from ..plots import Plot
 
 NORMAL_95 = 1.96  # half of a 95 % interval, in standard errors
 Row = dict[str, Any]
+Part = TypeVar("Part")
+
+
+class Track(Protocol):
+    """Hands an experiment its parts one by one; whoever gives it sees how far it has come."""
+
+    def __call__(self, parts: Sequence[Part]) -> Iterable[Part]: ...
+
+
+def untracked(parts: Sequence[Part]) -> Iterable[Part]:
+    """The parts, and nobody watches."""
+    return parts
 
 
 @dataclass(frozen=True)

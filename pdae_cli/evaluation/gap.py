@@ -14,7 +14,7 @@ from ..noise import generator
 from ..plots import Line, Plot
 from ..schedule import gather
 from ..views.sheets import sheet
-from .finding import Finding, Row, column, half_interval, needs_pictures
+from .finding import Finding, Row, Track, column, half_interval, needs_pictures, untracked
 
 TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
 SHOWN = (200, 400, 600, 800, 990)  # timesteps of the sheet
@@ -38,7 +38,12 @@ def gap_residuals(
 
 
 def gap(
-    model: Model, x_0: Tensor, *, timesteps: Sequence[int] = TIMESTEPS, seed: int = 0
+    model: Model,
+    x_0: Tensor,
+    *,
+    timesteps: Sequence[int] = TIMESTEPS,
+    seed: int = 0,
+    track: Track = untracked,
 ) -> Finding:
     """Mean squared posterior mean gap of a value at each t, with normal noise: of eps_theta, of
     PDAE with each picture's own z, and with another picture's z as control.
@@ -52,7 +57,7 @@ def gap(
     needs_pictures(x_0, 2)
     z = torch.cat(model.by_batches(lambda rows: model.encoder(x_0[rows]).cpu(), len(x_0)))
     eps = torch.randn(x_0.shape, generator=generator(seed, "gap"))
-    rows = [_at(model, x_0, eps, z, t) for t in timesteps]
+    rows = [_at(model, x_0, eps, z, t) for t in track(timesteps)]
     named = {"gap": "ε_θ alone", "pdae": "PDAE", "shuffled": "PDAE, another picture's z"}
     lines = [
         Line(label, timesteps, column(rows, name), column(rows, f"{name}_interval"), dashed)

@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..metrics import auroc, average_precision
 from ..noise import generator
 from ..plots import Line, Plot
-from .finding import Finding, Row, half_interval
+from .finding import Finding, Row, Track, half_interval, untracked
 
 DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # a probe takes the one that does best on a fifth it doesn't see
 FEW_DECAY = 0.1  # of probes on few labels, which have nothing to choose one by
@@ -68,6 +68,7 @@ def attributes(
     labels_held_out: Tensor,
     *,
     seed: int = 0,
+    track: Track = untracked,
 ) -> Finding:
     """AUROC and average precision of logistic regressions of every label on each representation.
 
@@ -82,7 +83,7 @@ def attributes(
     names = [name for name, one in zip(names, kept.tolist(), strict=True) if one]
     labels, labels_held_out = labels[:, kept], labels_held_out[:, kept]
     rows: list[Row] = []
-    for title, features in representations.items():
+    for title, features in track(list(representations.items())):
         decay = _chosen_decay(names, features[0], labels, seed)
         scores = _scores(names, features, labels, decay)
         own = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..noise import clone, generator
 from ..plots import Line, Plot
 from ..sampling import Sampling
 from ..views.sheets import sheet
-from .finding import Finding, Row, column
+from .finding import Finding, Row, Track, column, untracked
 from .judge import Judge
 
 SOLVERS = ("dpmpp", "ddim", "ddpm")
@@ -47,6 +48,7 @@ def reconstruction(
     steps: Sequence[int] = STEPS,
     judge: Judge | None = None,
     seed: int = 0,
+    track: Track = untracked,
 ) -> Finding:
     """Pictures x_0 beside what comes back of their z and x_T, of z alone (with random x_T), and of
     neither (eps_theta alone with random x_T), for each solver and number of steps.
@@ -61,18 +63,17 @@ def reconstruction(
     generators = [generator(seed, "x_T", number) for number in range(len(x_0))]
     rows: list[Row] = []
     shown: list[Tensor] = [x_0[:FACES]]
-    for solver in solvers:
-        for count in steps:
-            sampling = Sampling(solver=solver, inference_steps=count)
-            codes = model.encode(x_0, sampling)
-            there, back = model.trajectory(sampling).evaluations()
-            for source in SOURCES[: 2 if model.takes_z else 3]:
-                made = _decoded(model, codes, source, generators)
-                row = {"solver": solver, "inference_steps": count, "from": source}
-                row |= {"nfe": back + there * (source == SOURCES[0]), "pictures": len(x_0)}
-                rows.append(row | compared(made, x_0, judge))
-                if solver == solvers[0] and count == steps[-1]:
-                    shown.append(made[:FACES])
+    for solver, count in track(list(product(solvers, steps))):
+        sampling = Sampling(solver=solver, inference_steps=count)
+        codes = model.encode(x_0, sampling)
+        there, back = model.trajectory(sampling).evaluations()
+        for source in SOURCES[: 2 if model.takes_z else 3]:
+            made = _decoded(model, codes, source, generators)
+            row = {"solver": solver, "inference_steps": count, "from": source}
+            row |= {"nfe": back + there * (source == SOURCES[0]), "pictures": len(x_0)}
+            rows.append(row | compared(made, x_0, judge))
+            if (solver, count) == (solvers[0], steps[-1]):
+                shown.append(made[:FACES])
     best = min((r for r in rows if r["from"] == SOURCES[0]), key=lambda r: r["mse"])
     alone = min((r for r in rows if r["from"] == "z"), key=lambda r: r["mse"])
     lines = [

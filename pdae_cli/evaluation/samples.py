@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..metrics import frechet, kernel_distance, precision_recall
 from ..plots import Line, Plot
 from ..sampling import Sampling
 from ..views.sheets import sheet
-from .finding import Finding, Row, column, needs_pictures
+from .finding import Finding, Row, Track, column, needs_pictures, untracked
 from .judge import Judge
 
 STEPS = (10, 20, 50, 100)
@@ -33,6 +34,7 @@ def samples(
     steps: Sequence[int] = STEPS,
     sampling: Sampling | None = None,
     seed: int = 0,
+    track: Track = untracked,
 ) -> Finding:
     """Samples of eps_theta alone, and of PDAE where the model has a latent DPM, beside real
     pictures: Fréchet and kernel distance in the judge's features, precision and recall.
@@ -53,15 +55,13 @@ def samples(
         | {"count": len(train)} | protocol
     ]  # fmt: skip
     shown = [real[:SHOWN]]
-    for kind in kinds:
-        for number in steps:
-            how = (sampling or Sampling()).changed({"inference_steps": number})
-            made, _ = model.sample(count, how, seed=seed, unconditional=kind == "unconditional")
-            row = {"samples": KINDS[kind], "inference_steps": number, "solver": how.solver}
-            rows.append(
-                row | _distances(judge.features(made), features) | {"count": count} | protocol
-            )
-        shown.append(made[:SHOWN])
+    for kind, number in track(list(product(kinds, steps))):
+        how = (sampling or Sampling()).changed({"inference_steps": number})
+        made, _ = model.sample(count, how, seed=seed, unconditional=kind == "unconditional")
+        row = {"samples": KINDS[kind], "inference_steps": number, "solver": how.solver}
+        rows.append(row | _distances(judge.features(made), features) | {"count": count} | protocol)
+        if number == steps[-1]:
+            shown.append(made[:SHOWN])
     lines = [
         Line(
             KINDS[kind],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from ..noise import generator
 from ..plots import Line, Plot
 from ..sampling import Sampling
 from ..views.sheets import sheet
-from .finding import Finding, Row, needs_pictures
+from .finding import Finding, Row, Track, needs_pictures, untracked
 
 
 def shares(values: Tensor) -> Row:
@@ -28,7 +29,13 @@ def shares(values: Tensor) -> Row:
 
 
 def semantics(
-    model: Model, x_0: Tensor, *, noises: int = 6, sampling: Sampling | None = None, seed: int = 0
+    model: Model,
+    x_0: Tensor,
+    *,
+    noises: int = 6,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    track: Track = untracked,
 ) -> Finding:
     """Decode each picture's z with each of `noises` x_T ~ N(0, I): what of the results' variance
     is z's, and what x_T's.
@@ -39,9 +46,12 @@ def semantics(
     """
     needs_pictures(x_0, 2)
     codes = model.encode(x_0, sampling or Sampling(), noise=False)
-    pairs = stack([codes[k : k + 1] for k in range(len(codes)) for _ in range(noises)])
-    generators = [generator(seed, "x_T", number) for _ in codes.z for number in range(noises)]
-    made = model.decode(pairs, generators=generators, random_noise=True)
+    rendered = []
+    for k in track(range(len(codes))):
+        same = stack([codes[k : k + 1]] * noises)
+        generators = [generator(seed, "x_T", number) for number in range(noises)]
+        rendered.append(model.decode(same, generators=generators, random_noise=True))
+    made = torch.cat(rendered)
     rows: list[Row] = []
     block = 1
     while block <= min(made.shape[2:]):

@@ -16,7 +16,7 @@ from ..noise import clone, generator
 from ..plots import Line, Plot
 from ..sampling import Sampling
 from ..views.sheets import sheet
-from .finding import Finding, Row, column
+from .finding import Finding, Row, Track, column, untracked
 from .reconstruction import compared
 
 EDGES = (0, 200, 400, 600, 800, 999)
@@ -31,6 +31,7 @@ def stages(
     edges: Sequence[int] = EDGES,
     sampling: Sampling | None = None,
     seed: int = 0,
+    track: Track = untracked,
 ) -> Finding:
     """Decode z of pictures with guidance at t1 >= t >= t2 only, for all pairs of edges, and not at
     all: error to the pictures, with random x_T and with the x_T inferred under full guidance.
@@ -50,7 +51,7 @@ def stages(
     generators = [generator(seed, "x_T", number) for number in range(len(x_0))]
     pairs = [(high, low) for low in rising for high in rising if high > low]
     rows, shown = [], [x_0[:FACES]]
-    for pair in [None, *pairs]:
+    for pair in track([None, *pairs]):
         part = (
             {"guidance": 0.0} if pair is None else {"guide_from": pair[0], "guide_until": pair[1]}
         )
