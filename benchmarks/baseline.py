@@ -120,7 +120,7 @@ def compared(arguments: argparse.Namespace) -> list[Row]:
             folder = arguments.output / method
             options = TrainOptions(
                 images=images, batch_size=arguments.batch_size, accumulate=1, lr=arguments.lr,
-                warmup=100, grad_clip=1.0, ema_images=500_000, precision="no",
+                warmup=100, grad_clip=1.0, ema_images=500_000, precision=arguments.precision,
                 channels_last=False, compile=False, flip=True, seed=0, log_every=50,
                 save_every=10**9,
             )  # fmt: skip
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--z-dim", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="of training")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     rows = compared(arguments)

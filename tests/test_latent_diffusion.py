@@ -24,6 +24,7 @@ from pdae_cli.checkpoints.convert import Source, read_foreign
 from pdae_cli.checkpoints.export import write_diffusers
 from pdae_cli.engine import Model
 from pdae_cli.errors import ModelError, UsageError
+from pdae_cli.evaluation.likelihood import likelihood
 from pdae_cli.networks.first_stage import FirstStageConfig
 from pdae_cli.sampling import Sampling
 from pdae_cli.training.autoencoder import with_autoencoder
@@ -294,6 +295,10 @@ class TestModel:
         outside = (mask == 0).expand_as(made)
         assert torch.equal(made[outside], pixels(1)[outside])
         assert not torch.equal(made[~outside], pixels(1)[~outside])
+
+    def test_likelihoods_of_latents_are_refused(self, model: Model) -> None:
+        with pytest.raises(ModelError, match="latents"):
+            likelihood(model, pixels(1), [torch.Generator()])
 
     def test_colours_of_latents_are_refused(self, model: Model) -> None:
         with pytest.raises(ModelError, match="latents"):

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..engine import Model
+from ..errors import ModelError
 from ..likelihood import LEVEL, bits_per_dimension, log_density
 from ..noise import clone, normal
 from ..sampling import Sampling
@@ -27,8 +28,11 @@ def likelihood(
 
     Values are spread evenly over their level (uniform dequantisation), and the picture is taken as
     the state at timestep 0. `generators`, one a row, draw both that and the probes of the
-    divergence, whose estimates are averaged.
+    divergence, whose estimates are averaged. Raises ModelError for a latent diffusion model, whose
+    density is that of latents.
     """
+    if model.first_stage is not None:
+        raise ModelError(f"{model.name} diffuses latents, which have no likelihood of the picture")
     sampling = replace(sampling or Sampling(), solver="ddim", corrections=0)  # for its grid alone
     trajectory = model.trajectory(sampling)
 
