@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import write_model
 from ..config import Normalisation
 from ..engine import Model
 from ..errors import UsageError
@@ -21,7 +20,7 @@ from ..networks.gradient import GradientEstimator
 from ..schedule import Schedule, gather
 from ..trajectory import Latents, unchanged
 from .data import Pictures
-from .dpm import held_out_noise, uniform
+from .dpm import held_out_noise, saving, uniform
 from .loop import Stage
 
 STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
@@ -108,7 +107,7 @@ def autoencoder_stage(
         raise ValueError("the model has no gradient estimator and encoder to train")
     schedule = model.schedule.to(model.device)
     objective = AutoencoderLoss(model.heads, model.encoder_network, schedule, model.latents)
-    before = model.config.training
+    write = saving(model, folder, dtype)
 
     def preview(path: Path) -> None:
         x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
@@ -119,12 +118,8 @@ def autoencoder_stage(
         )
 
     def save(summary: dict[str, Any]) -> None:
-        model.config = replace(
-            model.config,
-            normalisation=statistics(model, train),
-            training=(*before, summary),
-        )
-        write_model(folder, model, dtype)
+        model.config = replace(model.config, normalisation=statistics(model, train))
+        write(summary)
 
     return Stage(
         "autoencoder",

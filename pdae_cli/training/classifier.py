@@ -15,15 +15,14 @@ from ..classes import log_probability
 from ..conditional import Classifier, ClassifierConfig, by_classifier
 from ..engine import Model
 from ..errors import UsageError
-from ..images import write_sheet
 from ..networks.classes import Classes
 from ..networks.classifier import NoisyClassifier
 from ..sampling import Sampling
 from ..schedule import Schedule
 from ..trajectory import Latents, unchanged
-from .conditional import PREVIEWED, Condition, one_by_one
+from .conditional import PREVIEWED, Condition, sheet_of_classes
 from .data import Pictures
-from .dpm import held_out_noise, uniform
+from .dpm import held_out_loss, held_out_noise, uniform
 from .loop import Stage
 
 
@@ -76,24 +75,20 @@ def classifier_stage(
     x_0, t, eps = held_out_noise(model, held_out, 0, schedule.timesteps - 1)
     y = labels.matrix(held_out.names[: len(x_0)])
 
-    def measure() -> dict[str, float]:
-        losses = [
-            objective(*(part.to(model.device) for part in batch)) * len(batch[0])
-            for batch in zip(x_0.split(64), t.split(64), eps.split(64), y.split(64), strict=True)
-        ]
-        return {"held_out_loss": torch.stack(losses).sum().item() / len(x_0)}
-
-    def preview(path: Path) -> None:
-        rows = [
-            by_classifier(model, classifier, one, 1.0, range(PREVIEWED), Sampling(), 0)
-            for one in one_by_one(labels.classes)
-        ]
-        what = {"command": "train classifier"}
-        write_sheet(path.with_suffix(".png"), torch.cat(rows), PREVIEWED, what)
+    def paint(of: Tensor) -> Tensor:
+        return by_classifier(model, classifier, of, 1.0, range(PREVIEWED), Sampling(), 0)
 
     def save(summary: dict[str, Any]) -> None:
         write_classifier(folder, classifier, summary, dtype)
 
-    y_train = labels.matrix(train.names)
-    density, shape = uniform(schedule), model.config.state_shape
-    return Stage("classifier", objective, train, density, measure, preview, save, shape, y_train)
+    return Stage(
+        "classifier",
+        objective,
+        train,
+        uniform(schedule),
+        lambda: held_out_loss(model, objective, x_0, t, eps, y),
+        sheet_of_classes(labels.classes, "train classifier", paint),
+        save,
+        model.config.state_shape,
+        labels.matrix(train.names),
+    )

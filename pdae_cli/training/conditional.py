@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoints import write_model
 from ..classes import chosen
 from ..conditional import labelled
 from ..engine import Model
@@ -21,6 +19,7 @@ from ..networks.gradient import GradientEstimator
 from ..sampling import Sampling
 from .autoencoder import AutoencoderLoss, gap_closed
 from .data import Labels, Pictures
+from .dpm import saving
 from .loop import Stage
 
 PREVIEWED = 8  # pictures of each class, and classes
@@ -62,9 +61,17 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
     return Condition(Classes(tuple(names), exclusive=True), rows)
 
 
-def one_by_one(classes: Classes) -> Sequence[Tensor]:
-    """y (1, A) of each class, of the first PREVIEWED."""
-    return [chosen(classes, [name]) for name in classes.names[:PREVIEWED]]
+def sheet_of_classes(
+    classes: Classes, command: str, paint: Callable[[Tensor], Tensor]
+) -> Callable[[Path], None]:
+    """What writes a sheet with a row for each class, of the first PREVIEWED; `paint`: labels y
+    (1, A) → PREVIEWED pictures (N, C, H, W)."""
+
+    def preview(path: Path) -> None:
+        rows = [paint(chosen(classes, [name])) for name in classes.names[:PREVIEWED]]
+        write_sheet(path.with_suffix(".png"), torch.cat(rows), PREVIEWED, {"command": command})
+
+    return preview
 
 
 def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
@@ -93,7 +100,7 @@ def conditional_stage(
     """Train the model's G_psi and what embeds its labels; its eps_theta stays as it is."""
     if model.gradient_estimator is None or model.labels is None:
         raise ValueError("the model has no gradient estimator that takes labels")
-    embedding, before = model.labels, model.config.training
+    embedding = model.labels
     objective = AutoencoderLoss(
         model.heads, embedding, model.schedule.to(model.device), model.latents
     )
@@ -102,25 +109,17 @@ def conditional_stage(
     def measure() -> dict[str, float]:
         return gap_closed(model, held_out, zs=embedding(y_held_out.to(model.device)))
 
-    def preview(path: Path) -> None:
-        shown = one_by_one(labels.classes)
-        rows = [labelled(model, one, range(PREVIEWED), Sampling(), 0) for one in shown]
-        what = {"command": "train autoencoder"}
-        write_sheet(path.with_suffix(".png"), torch.cat(rows), PREVIEWED, what)
+    def paint(of: Tensor) -> Tensor:
+        return labelled(model, of, range(PREVIEWED), Sampling(), 0)
 
-    def save(summary: dict[str, Any]) -> None:
-        model.config = replace(model.config, training=(*before, summary))
-        write_model(folder, model, dtype)
-
-    density = objective.density.cpu()
     return Stage(
         "autoencoder",
         objective,
         train,
-        density,
+        objective.density.cpu(),
         measure,
-        preview,
-        save,
+        sheet_of_classes(labels.classes, "train autoencoder", paint),
+        saving(model, folder, dtype),
         model.config.state_shape,
         y,
     )

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import write_model
 from ..engine import Model
 from ..errors import UsageError
 from ..images import to_float, write_sheet
 from ..networks.encoder import Encoder, EncoderConfig
 from .autoencoder import PREVIEWED, statistics
 from .data import Pictures
-from .dpm import DPMLoss, held_out_noise, new_dpm, uniform
+from .dpm import DPMLoss, held_out_noise, new_dpm, saving, uniform
 from .loop import Stage
 
 
@@ -57,7 +56,7 @@ def diffae_stage(
     schedule = model.schedule.to(model.device)
     eps_theta = DPMLoss(model.heads, schedule, model.latents)
     objective = DiffAELoss(eps_theta, model.encoder_network)
-    before = model.config.training
+    write = saving(model, folder, dtype)
 
     def preview(path: Path) -> None:
         x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
@@ -67,10 +66,8 @@ def diffae_stage(
         write_sheet(sheet, torch.cat(rows), len(x_0), {"command": "train diffae"})
 
     def save(summary: dict[str, Any]) -> None:
-        model.config = replace(
-            model.config, normalisation=statistics(model, train), training=(*before, summary)
-        )
-        write_model(folder, model, dtype)
+        model.config = replace(model.config, normalisation=statistics(model, train))
+        write(summary)
 
     return Stage(
         "diffae",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,32 +65,48 @@ def held_out_noise(
     return x_0, t, torch.randn(shape, generator=generator(0, "held out"))
 
 
-def dpm_stage(
-    model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
-) -> Stage:
-    """Train the model's eps_theta."""
+def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[str, float]:
+    """The objective's mean over held-out rows: x_0, t, eps and what else it takes."""
+    total = 0.0
+    for batch in zip(*(part.split(64) for part in parts), strict=True):
+        total += objective(*(part.to(model.device) for part in batch)).item() * len(batch[0])
+    return {"held_out_loss": total / len(parts[0])}
+
+
+def saving(model: Model, folder: Path, dtype: torch.dtype) -> Callable[[dict[str, Any]], None]:
+    """What writes the model with a run's summary, behind those of the runs before it."""
     before = model.config.training
-    model.dpm.requires_grad_(True).train()
-    schedule, shape = model.schedule.to(model.device), model.config.state_shape
-    objective = DPMLoss(model.heads, schedule, model.latents)
-    x_0, t, eps = held_out_noise(model, held_out, 0, schedule.timesteps - 1)
-
-    def measure() -> dict[str, float]:
-        losses = [
-            objective(*(part.to(model.device) for part in batch)) * len(batch[0])
-            for batch in zip(x_0.split(64), t.split(64), eps.split(64), strict=True)
-        ]
-        return {"held_out_loss": torch.stack(losses).sum().item() / len(x_0)}
-
-    def preview(path: Path) -> None:
-        pictures, _ = model.sample(16, unconditional=True, inference_steps=20)
-        write_sheet(path.with_suffix(".png"), pictures, 8, {"command": "train dpm"})
 
     def save(summary: dict[str, Any]) -> None:
         model.config = replace(model.config, training=(*before, summary))
         write_model(folder, model, dtype)
 
-    return Stage("dpm", objective, train, uniform(schedule), measure, preview, save, shape)
+    return save
+
+
+def dpm_stage(
+    model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
+) -> Stage:
+    """Train the model's eps_theta."""
+    model.dpm.requires_grad_(True).train()
+    schedule, shape = model.schedule.to(model.device), model.config.state_shape
+    objective = DPMLoss(model.heads, schedule, model.latents)
+    measured = held_out_noise(model, held_out, 0, schedule.timesteps - 1)
+
+    def preview(path: Path) -> None:
+        pictures, _ = model.sample(16, unconditional=True, inference_steps=20)
+        write_sheet(path.with_suffix(".png"), pictures, 8, {"command": "train dpm"})
+
+    return Stage(
+        "dpm",
+        objective,
+        train,
+        uniform(schedule),
+        lambda: held_out_loss(model, objective, *measured),
+        preview,
+        saving(model, folder, dtype),
+        shape,
+    )
 
 
 def new_dpm(
