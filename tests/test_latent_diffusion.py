@@ -24,8 +24,11 @@ from pdae_cli.checkpoints.convert import Source, read_foreign
 from pdae_cli.checkpoints.export import write_diffusers
 from pdae_cli.engine import Model
 from pdae_cli.errors import ModelError, UsageError
+from pdae_cli.evaluation.gap import gap
 from pdae_cli.evaluation.likelihood import likelihood
+from pdae_cli.evaluation.reconstruction import reconstruction
 from pdae_cli.networks.first_stage import FirstStageConfig
+from pdae_cli.noise import generator
 from pdae_cli.sampling import Sampling
 from pdae_cli.training.autoencoder import with_autoencoder
 from pdae_cli.training.dpm import new_dpm
@@ -401,3 +404,18 @@ def test_a_conversion_counts_every_tensor(source: Path) -> None:
     conversion = read_foreign(Source(source))
     used = {row.what.rsplit(" → ", 1)[1]: row.used for row in conversion.rows}
     assert used["first_stage"] == len(theirs("vq").state_dict())
+
+
+def test_experiments_take_latent_models(model: Model) -> None:
+    """The gap is that of latents, by the formula on their own noise; sheets show pictures."""
+    finding = gap(model, pixels(), timesteps=[300])
+    x_0, t = model.latents(pixels()), torch.full((2,), 300)
+    eps = torch.randn(x_0.shape, generator=generator(0, "gap"))
+    eps_theta, _ = model.predict(model.schedule.add_noise(x_0, t, eps), t, None)
+    s = model.schedule
+    factor = s.beta[300] ** 2 / s.alpha[300] / (1 - s.alpha_bar[300])
+    expected = ((eps - eps_theta).square().mean() * factor).item()
+    assert finding.rows[0]["gap"] == pytest.approx(expected, rel=1e-4)
+    assert finding.sheet is not None and finding.sheet.shape[1] > 6 * SIZE
+    recovered = reconstruction(model, pixels(), solvers=["dpmpp"], steps=[3])
+    assert recovered.rows[0]["nfe"] == 6

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..computing import joined
 from ..engine import Model
 from ..errors import ModelError
 from ..images import to_pixels
@@ -56,8 +57,9 @@ def gap(
         raise ModelError(f"{model.name} has no G_psi, so there is no gap that it could close")
     needs_pictures(x_0, 2)
     z = torch.cat(model.by_batches(lambda rows: model.encoder(x_0[rows]).cpu(), len(x_0)))
-    eps = torch.randn(x_0.shape, generator=generator(seed, "gap"))
-    rows = [_at(model, x_0, eps, z, t) for t in track(timesteps)]
+    clean = joined(model.by_batches(lambda rows: model.latents(x_0[rows].to(model.device)), len(z)))
+    eps = torch.randn(clean.shape, generator=generator(seed, "gap"))
+    rows = [_at(model, clean, eps, z, t) for t in track(timesteps)]
     named = {"gap": "ε_θ alone", "pdae": "PDAE", "shuffled": "PDAE, another picture's z"}
     lines = [
         Line(label, timesteps, column(rows, name), column(rows, f"{name}_interval"), dashed)
@@ -118,17 +120,19 @@ def one_step_sheet(
     model: Model, x_0: Tensor, seed: int = 0, timesteps: Sequence[int] = SHOWN
 ) -> Tensor:
     """For each picture three rows over the timesteps: x_t, and x^_0 without and with the shift."""
-    z, eps = model.encoder(x_0), torch.randn(x_0.shape, generator=generator(seed, "one step"))
+    z, clean = model.encoder(x_0), model.latents(x_0.to(model.device)).cpu()
+    eps = torch.randn(clean.shape, generator=generator(seed, "one step"))
     steps = [torch.full((len(x_0),), t) for t in timesteps]
-    noisy = [model.schedule.add_noise(x_0, t, eps) for t in steps]
+    noisy = [model.schedule.add_noise(clean, t, eps) for t in steps]
     kinds = {
         "x_t": noisy,
         "eps_theta": [one_step(model, x, t, None) for x, t in zip(noisy, timesteps, strict=True)],
         "PDAE": [one_step(model, x, t, z) for x, t in zip(noisy, timesteps, strict=True)],
     }
-    pictures = [row[k] for k in range(len(x_0)) for made in kinds.values() for row in (x_0, *made)]
+    states = [row[k] for k in range(len(x_0)) for made in kinds.values() for row in (clean, *made)]
+    pictures = model.from_latents(torch.stack(states).to(model.device))
     return sheet(
-        list(to_pixels(torch.stack(pictures))),
+        list(to_pixels(pictures.cpu())),
         columns=1 + len(timesteps),
         titles=["picture", *(f"t = {t}" for t in timesteps)],
         row_titles=list(kinds) * len(x_0),
