@@ -8,7 +8,7 @@ aren't counted. Each is stopped and measured at every number of --images on held
 
     MSE, SSIM     decode(z) with random x_T against the picture (PDAE table 1)
     unexplained   what z leaves of eps, mean square over t = 200 … 800 (the posterior mean gap but
-                  for a factor of t; PDAE fig. 4), and what another picture's z leaves
+                  for a factor of t; PDAE sec. 4.2), and what another picture's z leaves
     AUROC         mean of linear probes on z over all labels
 
 Prints a Markdown table and what it says. The same command goes on with the runs in its folder.

@@ -1,4 +1,4 @@
-"""The posterior mean gap (PDAE sec. 3.2, fig. 4), and what one step makes of noise."""
+"""The posterior mean gap (PDAE sec. 3.1, 4.2), and what one step makes of noise."""
 
 from __future__ import annotations
 

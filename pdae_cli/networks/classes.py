@@ -1,4 +1,4 @@
-"""Labels in z's place: G_psi(x_t, y, t), with y embedded (PDAE sec. 5)."""
+"""Labels in z's place: G_psi(x_t, y, t), with y embedded (PDAE sec. 4.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2 with labels in z's place: G_psi(x_t, y, t) against the frozen eps_theta (PDAE sec. 5)."""
+"""Stage 2 with labels in z's place: G_psi(x_t, y, t) against the frozen eps_theta (PDAE sec. 4.6)."""
 
 from __future__ import annotations
 
