@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pdae_cli.views import report
+from pdae_cli.text import printable
 from pdae_cli.views.report import Report, thumbnail
 
 HOSTILE = (
@@ -123,7 +123,7 @@ class TestContent:
         failures = Page(full().page()).tables[0]
         assert column(failures, "cause")[0] == "not a picture"
         assert column(failures, "times") == [str(len(HOSTILE)), "1"]
-        assert all(report.printable(name) in failures[1][2] for name in HOSTILE)
+        assert all(printable(name) in failures[1][2] for name in HOSTILE)
 
     def test_counts_and_times_only_where_there_are_any(self) -> None:
         assert "17 results: 9 failed, 8 done." in full().page()
@@ -159,7 +159,7 @@ class TestPictures:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         size = len(thumbnail(grey()))
-        monkeypatch.setattr(report, "PICTURE_BYTES", 4 * size)
+        monkeypatch.setattr("pdae_cli.views.report.PICTURE_BYTES", 4 * size)
         made = Report("t")
         for name in "abcde":
             made.add({"input": name}, {"source": grey(), "result": grey()})
@@ -193,7 +193,7 @@ class TestHarmless:
 
     def test_names_are_readable_text(self) -> None:
         cells = column(Page(full().page()).tables[-1], "input")
-        assert cells == [report.printable(name) for name in HOSTILE]
+        assert cells == [printable(name) for name in HOSTILE]
         assert cells[4] == "\\x1b[31mred\\u202egnp.exe" and cells[6] == "\\udcff.png"
 
     def test_no_control_character_and_nothing_that_utf8_cant_say(self) -> None:
@@ -262,7 +262,7 @@ class TestInABrowser:
         results = Page(dom).tables[-1]
         values = [float(one.replace("∞", "inf")) for one in column(results, "mse")]
         assert values == sorted(SCORES, reverse=order == "descending")
-        assert sorted(column(results, "input")) == sorted(map(report.printable, HOSTILE))
+        assert sorted(column(results, "input")) == sorted(map(printable, HOSTILE))
         heads = [one for one in Page(dom).named("th") if "aria-sort" in one]
         assert [(one["data-name"], one["aria-sort"]) for one in heads] == [("mse", order)]
 
@@ -270,7 +270,7 @@ class TestInABrowser:
         dom, console = browse(written(full(), tmp_path), tmp_path)
         assert console == "" and "<title>pdae reconstruct</title>" in dom
         page = Page(dom)
-        assert column(page.tables[-1], "input") == [report.printable(name) for name in HOSTILE]
+        assert column(page.tables[-1], "input") == [printable(name) for name in HOSTILE]
         assert len(page.named("script")) == 1 and not page.named("svg")
         sortable = [one for one in page.named("th") if "data-name" in one]
         assert len(page.named("button")) == len(sortable) > 0

@@ -7,33 +7,26 @@ style or an address.
 
 from __future__ import annotations
 
-import hashlib
-import html
 import io
-import json
 import statistics
 import sys
-from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import resources
-from typing import Any, TypeGuard
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from .. import __version__
 from ..images import to_image
-from ..text import printable
+from . import pages
 
 EXACT = 128  # longest side of pictures that are shown as they are, in PNG
 LONGEST = 256  # of others, made smaller, in WebP
 PICTURE_BYTES = 32 << 20  # of all pictures of a page; rows after that have none
 LISTED = 5  # inputs of one failure that are seen at once
 NEVER_SHARED = ("input", "output")  # columns, even where all rows say the same
-MISSING = "—"
 LARGEST = sys.float_info.max
 
 
@@ -46,7 +39,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return _text(self.record.get("input", ""))
+        return pages.shown(self.record.get("input", ""))
 
 
 @dataclass
@@ -77,27 +70,16 @@ class Report:
         failed = [row for row in self.rows if row.record.get("status") == "failed"]
         others = [row for row in self.rows if row.record.get("status") != "failed"]
         shared = _shared(others)
-        style, script = _asset("report.css"), _asset("report.js")
-        policy = (
-            f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
-            f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-        )
-        return "\n".join(
+        return pages.document(
+            self.title,
             [
-                '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-                f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-                '<meta name="viewport" content="width=device-width, initial-scale=1">',
-                f'<meta name="generator" content="pdae {__version__}">',
-                f"<title>{_safe(self.title)}</title>",
-                f"<style>{style}</style>\n</head>\n<body>\n<main>\n<h1>{_safe(self.title)}</h1>",
                 f"<p>{_counts(self.rows)}</p>",
                 _failures(failed),
                 _figures(others, shared),
                 _results(others, shared),
-                f"</main>\n<footer>\n{_facts({**self.facts, **shared})}",
-                self._notes(generated_at),
-                f"</footer>\n<script>{script}</script>\n</body>\n</html>\n",
-            ]
+            ],
+            [pages.facts({**self.facts, **shared}), self._notes(generated_at)],
+            script=pages.asset("report.js"),
         )
 
     def _notes(self, generated_at: datetime | None) -> str:
@@ -128,8 +110,10 @@ def thumbnail(picture: Tensor) -> bytes:
 
 
 def _counts(rows: list[Row]) -> str:
-    counts = Counter(_text(row.record.get("status", "done")) for row in rows)
-    parts = ", ".join(f"{count:,} {_safe(status)}" for status, count in counts.most_common())
+    counts = Counter(pages.shown(row.record.get("status", "done")) for row in rows)
+    parts = ", ".join(
+        f"{count:,} {pages.escaped(status)}" for status, count in counts.most_common()
+    )
     return f"{_plural(len(rows), 'result')}{': ' if parts else ''}{parts}."
 
 
@@ -137,19 +121,20 @@ def _failures(rows: list[Row]) -> str:
     """Failures by cause, the most frequent first."""
     causes = defaultdict(list)
     for row in rows:
-        cause = _text(row.record.get("error", "unknown")).removeprefix(f"{row.name}: ")
+        cause = pages.shown(row.record.get("error", "unknown")).removeprefix(f"{row.name}: ")
         causes[cause].append(row.name)
     if not causes:
         return ""
     body = []
     for cause, names in sorted(causes.items(), key=lambda one: -len(one[1])):
-        listed = "<ul>" + "".join(f"<li>{_safe(name)}</li>" for name in names) + "</ul>"
+        listed = "<ul>" + "".join(f"<li>{pages.escaped(name)}</li>" for name in names) + "</ul>"
         if len(names) > LISTED:
             summary = _plural(len(names), "input")
             listed = f"<details><summary>{summary}</summary>{listed}</details>"
-        body.append([_head_cell(cause), _cell(len(names)), f"<td>{listed}</td>"])
-    heads = [_head("cause"), _head("times", number=True), _head("inputs", sorts=False)]
-    return f'<h2 class="bad">{_plural(len(rows), "failure")}</h2>{_table("Failures", heads, body)}'
+        body.append([pages.row_head(cause), pages.cell(len(names)), f"<td>{listed}</td>"])
+    heads = [pages.head("cause"), pages.head("times", True), pages.head("inputs", sorts=False)]
+    table = pages.table("Failures", heads, body)
+    return f'<h2 class="bad">{_plural(len(rows), "failure")}</h2>{table}'
 
 
 def _figures(rows: list[Row], shared: Mapping[str, str]) -> str:
@@ -159,15 +144,15 @@ def _figures(rows: list[Row], shared: Mapping[str, str]) -> str:
         if name in shared:
             continue
         values = (row.record.get(name) for row in rows)
-        told = [value for value in values if _is_number(value) and abs(value) <= LARGEST]
+        told = [value for value in values if pages.is_number(value) and abs(value) <= LARGEST]
         if told:
             figures = (statistics.fmean(told), statistics.median(told), min(told), max(told))
-            body.append([_head_cell(name), *map(_cell, (len(told), *figures))])
+            body.append([pages.row_head(name), *map(pages.cell, (len(told), *figures))])
     if not body or len(rows) < 2:
         return ""
-    heads = [_head(one, number=one != "figure", sorts=False)
+    heads = [pages.head(one, number=one != "figure", sorts=False)
              for one in ("figure", "count", "mean", "median", "lowest", "highest")]  # fmt: skip
-    return f"<h2>Figures</h2>{_table('Figures', heads, body)}"
+    return f"<h2>Figures</h2>{pages.table('Figures', heads, body)}"
 
 
 def _results(rows: list[Row], shared: Mapping[str, str]) -> str:
@@ -176,77 +161,26 @@ def _results(rows: list[Row], shared: Mapping[str, str]) -> str:
     titles = list(dict.fromkeys(title for row in rows for title in row.pictures))
     names = [name for name in _names(rows) if name not in shared and name != "input"]
     numeric = set(_numeric(rows))
-    heads = [_head("input"), *(_head(title, sorts=False) for title in titles)]
-    heads += [_head(name, number=name in numeric) for name in names]
+    heads = [pages.head("input"), *(pages.head(title, sorts=False) for title in titles)]
+    heads += [pages.head(name, number=name in numeric) for name in names]
     body = [
         [
-            _head_cell(row.name),
+            pages.row_head(row.name),
             *(_picture(row, title) for title in titles),
-            *(_cell(row.record.get(name), name in numeric) for name in names),
+            *(pages.cell(row.record.get(name), name in numeric) for name in names),
         ]
         for row in rows
     ]
-    return f"<h2>Results</h2>{_table('Results', heads, body)}"
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    told = "".join(f"<dt>{_safe(k)}</dt><dd>{_safe(v)}</dd>" for k, v in facts.items())
-    return f"<dl>{told}</dl>" if told else ""
-
-
-# --- Cells -------------------------------------------------------------------------------------
-
-
-def _table(label: str, heads: Iterable[str], body: Iterable[list[str]]) -> str:
-    rows = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
-    return (
-        f'<div class="wide" role="region" aria-label="{label}" tabindex="0"><table>\n'
-        f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
-    )
-
-
-def _head(name: str, number: bool = False, sorts: bool = True) -> str:
-    kind = ' class="number"' if number else ""
-    own = f' data-name="{_safe(name)}"' if sorts else ""
-    return f'<th scope="col"{kind}{own}>{_safe(name)}</th>'
-
-
-def _head_cell(name: str) -> str:
-    return f'<th scope="row" data-value="{_safe(name)}">{_safe(name)}</th>'
-
-
-def _cell(value: Any, number: bool = True) -> str:
-    text = _text(value)
-    exact = "" if value is None else repr(value) if _is_number(value) else text
-    kind = ' class="number"' if number else ""
-    sorts = exact.replace("inf", "Infinity").replace("nan", "") if _is_number(value) else exact
-    return f'<td{kind} data-value="{_safe(sorts)}">{_safe(text)}</td>'
+    return f"<h2>Results</h2>{pages.table('Results', heads, body)}"
 
 
 def _picture(row: Row, title: str) -> str:
     data = row.pictures.get(title)
     if data is None:
-        return f'<td class="picture">{MISSING}</td>'
+        return f'<td class="picture">{pages.MISSING}</td>'
     kind = "png" if data.startswith(b"\x89PNG") else "webp"
-    source = f"data:image/{kind};base64,{b64encode(data).decode()}"
-    alt = _safe(f"{title}: {row.name}")
-    return f'<td class="picture"><img alt="{alt}" decoding="async" src="{source}"></td>'
-
-
-def _text(value: Any) -> str:
-    """A value as people read it."""
-    if value is None:
-        return MISSING
-    if isinstance(value, float):
-        return f"{value:.4g}".replace("inf", "∞")
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _safe(text: str) -> str:
-    """For an element's content or a quoted attribute: no markup, no control characters."""
-    return html.escape(printable(text))
+    picture = pages.image(kind, data, f"{title}: {row.name}", ' decoding="async"')
+    return f'<td class="picture">{picture}</td>'
 
 
 def _plural(count: int, what: str) -> str:
@@ -278,7 +212,7 @@ def _numeric(rows: list[Row]) -> list[str]:
     return [
         name
         for name, column in values.items()
-        if all(value is None or _is_number(value) for value in column)
+        if all(value is None or pages.is_number(value) for value in column)
         and any(value is not None for value in column)
     ]
 
@@ -288,24 +222,8 @@ def _shared(rows: list[Row]) -> dict[str, str]:
     if len(rows) < 2:
         return {}
     return {
-        name: _text(rows[0].record.get(name))
+        name: pages.shown(rows[0].record.get(name))
         for name in _names(rows)
         if name not in NEVER_SHARED
         and all(row.record.get(name) == rows[0].record.get(name) for row in rows)
     }
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# --- The page's own style and script -----------------------------------------------------------
-
-
-def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text("utf-8").strip()
-
-
-def _hash(content: str) -> str:
-    """The one script or style that the page's policy lets in."""
-    return f"'sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
