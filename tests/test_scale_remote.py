@@ -239,6 +239,23 @@ class TestReading:
             assert file.read(512) == content[at : at + 512]
         assert file.tell() == len(content) + 9 and asked == [1 << 20] * 2
 
+    @pytest.mark.parametrize(
+        ("said", "facts"),
+        [
+            ({"size": 5, "ETag": '"ab"', "type": "file"}, (5, "ab")),
+            ({"size": 5, "ETag": '"ab"', "StorageClass": "x"}, (5, "ab")),
+            ({"size": 5, "ETag": None, "mtime": 3}, (5, "3")),
+            ({"size": 5}, (5, "")),
+        ],
+    )
+    def test_a_tag_is_what_the_store_has(
+        self, said: dict[str, object], facts: tuple[int, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same from a listing, which says more or less of a file than asking for it does."""
+        store = fsspec.filesystem("memory")
+        monkeypatch.setattr(store, "info", lambda path: said)
+        assert remote.StoredFile(store, "/a.tar").facts() == facts
+
     def test_of_any_store(self, local: Path) -> None:
         """Here one that the library has itself, with a list of what it holds."""
         store, ours = fsspec.filesystem("memory"), open_pictures(local, 32)
@@ -246,7 +263,7 @@ class TestReading:
             store.pipe(f"/bucket/{shard.name}", shard.read_bytes())
         try:
             for pattern in ("memory://bucket/{000..002}.tar", "memory://bucket/*.tar"):
-                theirs = open_pictures(Path(pattern), 32)
+                theirs = open_pictures(Path(pattern), 32, cache=local.parent / "cache")
                 assert torch.equal(theirs.stack(range(12)), ours.stack(range(12)))
             store.pipe("/bucket/000.tar", store.cat("/bucket/001.tar"))
             with pytest.raises(StorageError, match=r"bucket/000\.tar: changed"):

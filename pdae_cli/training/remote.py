@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 WAITS = (1.0, 4.0, 16.0)  # seconds before each further try
 SECONDS = 120  # that a request may take; with all tries less than what other processes wait
 PASSING = (408, 425, 429)  # of HTTP's 4xx those that another try may change
+TAGS = ("ETag", "etag", "blob_id", "xet_hash", "mtime", "created")  # of s3, gs, hf, disks, memory
 BLOCK = 1 << 20  # bytes of headers, and what lies between them, that are read at once
 HEADER = tarfile.BLOCKSIZE
 LONGEST = 1 << 20  # bytes that a header's own records may have: long names
@@ -92,8 +93,11 @@ class StoredFile:
         self.fs, self.path = fs, path
 
     def facts(self) -> tuple[int, str]:
-        """Size, and the library's digest of what the store says of the file."""
-        return int(self.fs.info(self.path)["size"]), str(self.fs.ukey(self.path))
+        """Size, and the first of TAGS that the store has. (The library's own `ukey` is another one
+        after a listing than without.)"""
+        info = self.fs.info(self.path)
+        tag = next((str(info[name]) for name in TAGS if info.get(name)), "")
+        return int(info["size"]), tag.strip('"')
 
     def fetch(self, start: int, stop: int) -> bytes:
         """One request; without async_impl, `cat_file` would read megabytes ahead."""
