@@ -18,11 +18,13 @@ from conftest import Command
 from safetensors.torch import load_file
 from test_scale import TINY
 from test_scale_shards import png, write_shard
+from test_training import EVEN, OPTIONS
 
 from pdae_cli.cli.data import cache_folder
 from pdae_cli.errors import InputError, StorageError, UsageError
 from pdae_cli.training import remote, shards
 from pdae_cli.training.data import Pictures, open_pictures
+from pdae_cli.training.loop import Batch, draw_batch, prefetched
 from pdae_cli.training.remote import Blocks, RemoteShard, as_url, is_header, shown
 from pdae_cli.training.shards import Shards, find_shards
 
@@ -202,6 +204,19 @@ class TestReading:
         pictures[5]
         member = pictures.shards.members["001.tar/05.png"] if pictures.shards else None
         assert member and server.asked == [(member.offset - 512, member.offset + member.size)]
+
+    def test_batches_that_threads_prepare(self, served: Path, local: Path) -> None:
+        """As on a GPU: several at once, each reading its pictures by several threads."""
+        ours, theirs = (open_pictures(data, 32) for data in (local, served))
+
+        def batches(pictures: Pictures) -> list[Batch]:
+            def make(step: int) -> Batch:
+                return draw_batch(pictures, EVEN, (3, 32, 32), OPTIONS, step, 0, 8)
+
+            return list(prefetched(make, 0, 6))
+
+        for one, other in zip(batches(ours), batches(theirs), strict=True):
+            assert all(map(torch.equal, one.parts(), other.parts()))
 
     @pytest.mark.parametrize("tags", [True, False])
     def test_the_index_is_made_once_and_again_when_a_shard_changes(

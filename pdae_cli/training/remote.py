@@ -1,7 +1,8 @@
 """Tar shards behind URLs, a range of bytes at a time, by fsspec: https, s3, gs, hf and others.
 
-Nothing of a server's answer is taken on trust: not that it is the range that was asked for, not
-that the file is still the one that was indexed, not that it ends.
+Of a web server's answer nothing is taken on trust: not that it is the range that was asked for, not
+that the file is still the one that was indexed, not that it ends. Object stores' modules do their
+own part of that.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ BLOCK = 1 << 20  # bytes of headers, and what lies between them, that are read a
 HEADER = tarfile.BLOCKSIZE
 LONGEST = 1 << 20  # bytes that a header's own records may have: long names
 
-
 T = TypeVar("T")
 
 
@@ -41,7 +41,7 @@ class Store(Protocol):
         ...
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """Bytes start … stop-1, or fewer; never more."""
+        """Bytes start … stop-1, or what there is of them."""
         ...
 
 
