@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from pdae_cli.engine import Model
 from pdae_cli.errors import ModelError, UsageError
-from pdae_cli.evaluation.finding import half_interval
-from pdae_cli.evaluation.gap import gap, one_step
+from pdae_cli.evaluation.finding import half_interval, student_95
+from pdae_cli.evaluation.gap import TIMESTEPS, _words, gap, one_step
 from pdae_cli.evaluation.reconstruction import compared, reconstruction
 from pdae_cli.noise import generator
 
@@ -21,11 +22,23 @@ def faces(count: int = 4) -> Tensor:
     return torch.randn(count, 3, 32, 32, generator=generator(0, "faces")).tanh()
 
 
-def test_an_intervals_half_is_1_96_standard_errors() -> None:
-    assert half_interval(torch.tensor([1.0, 3.0])) == pytest.approx(
-        1.96 * math.sqrt(2) / math.sqrt(2)
-    )
-    assert math.isnan(half_interval(torch.tensor([1.0])))
+class TestIntervals:
+    @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 15, 30, 101, 1999])
+    def test_students_quantile(self, freedom: int) -> None:
+        from scipy.stats import t
+
+        assert student_95(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=1e-10)
+
+    def test_an_intervals_half_is_that_many_standard_errors(self) -> None:
+        """Of 1 and 3: the mean's standard error is 1, with one degree of freedom."""
+        assert half_interval(torch.tensor([1.0, 3.0])) == pytest.approx(12.706, abs=1e-3)
+        assert math.isnan(half_interval(torch.tensor([1.0])))
+
+    @pytest.mark.parametrize("count", [3, 8])
+    def test_of_few_values_they_hold_the_truth_95_times_of_100(self, count: int) -> None:
+        draws = torch.randn(4000, count, generator=generator(0, "coverage"), dtype=torch.float64)
+        held = sum(abs(one.mean().item()) <= half_interval(one) for one in draws) / len(draws)
+        assert abs(held - 0.95) < 0.015  # 4 standard deviations
 
 
 class TestGap:
@@ -79,6 +92,34 @@ class TestGap:
             eps = model.guided(sampling, *zs)(x, t)
             expected = model.schedule.predict_x_0(x, torch.full((4,), t), eps)
             assert torch.allclose(one_step(model, x, t, *(zs or (None,))), expected, atol=1e-5)
+
+    def test_chance_is_not_taken_for_knowledge(self) -> None:
+        """Of models whose z means nothing, at most one of 8 may seem to know its picture."""
+        said = []
+        for seed in range(8):
+            finding = gap(tiny_model(seed), faces(6), timesteps=(300, 500), seed=seed)
+            said.append("So z knows its picture" in finding.words)
+            for row in finding.rows:
+                assert row["known"] == pytest.approx(row["closed"] - row["closed_shuffled"])
+        assert sum(said) <= 1
+
+    def test_what_it_says(self) -> None:
+        def row(known: float, unsure: float) -> dict[str, float]:
+            return {
+                "t": 300, "pictures": 9, "closed": 0.5, "closed_shuffled": 0.5 - known,
+                "known": known, "known_interval": unsure,
+            }  # fmt: skip
+
+        assert "So z knows its picture" in _words([row(0.3, 0.1), row(0.1, 0.2)])
+        assert "can't be told from 9" in _words([row(0.3, 0.1), row(0.1, 0.4)])
+        assert "can't be told from 9" in _words([row(-0.3, 0.1)])
+        assert "So z is not used" in _words([row(0.0, 0.0)])
+
+    def test_timesteps_are_those_of_the_models_schedule(self, model: Model) -> None:
+        assert [row["t"] for row in gap(model, faces(2)).rows] == list(TIMESTEPS)
+        config = replace(model.config, schedule=replace(model.config.schedule, timesteps=100))
+        short = replace(model, config=config)
+        assert [row["t"] for row in gap(short, faces(2)).rows][-3:] == [79, 89, 98]
 
     def test_what_it_needs(self, model: Model) -> None:
         with pytest.raises(UsageError, match="at least 2 pictures"):

@@ -109,6 +109,8 @@ def test_the_seed_decides(pdae: Command, photos: Path) -> None:
         (("gap", "{photos}", "--fit", "squeeze"), 2, "crop, pad, stretch"),
         (("gap", "{photos}", "--pictures", "1"), 2, "at least 2"),
         (("attributes", "{photos}", "--whole"), 2, "held-out"),
+        (("samples", "{photos}", "--whole"), 2, "held-out"),
+        (("stages", "{photos}", "--edges", "999"), 2, "two edges or more"),
         (("samples", "{photos}", "--judge", "{photos}/labels.csv"), 4, "can't be read"),
         (("reconstruction", "{photos}", "--solvers", "magic"), 2, "unknown solver"),
         (("reconstruction", "{photos}", "--solvers", ","), 2, "at least one"),

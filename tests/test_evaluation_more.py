@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,23 @@ class TestSets:
         precision, recall = metrics.precision_recall(modes, draw(40, 2, seed=2) * 0.5)
         assert precision == 1 and 0.2 < recall <= 0.5
         assert metrics.precision_recall(modes, modes + 1000) == (0, 0)
+
+    def test_precision_and_recall_by_counting(self) -> None:
+        """Each picture's third nearest of its own set, by sorting all distances."""
+
+        def away(x: Tensor, y: Tensor) -> float:
+            return math.dist(x.tolist(), y.tolist())
+
+        def covered(by: Tensor, ones: Tensor) -> float:
+            radii = [sorted(away(x, y) for y in by)[3] for x in by]
+            inside = [any(away(x, y) <= r for y, r in zip(by, radii, strict=True)) for x in ones]
+            return sum(inside) / len(ones)
+
+        real, made = draw(30, 6), 1.2 * draw(24, 6, seed=1) + 0.5
+        made[:6] = made[0]  # a few that are all alike
+        expected = covered(real, made), covered(made, real)
+        assert metrics.precision_recall(real, made) == pytest.approx(expected)
+        assert 0 < expected[0] < expected[1] < 1  # wider: it covers more than it hits
 
     def test_average_precision(self) -> None:
         """By hand: positives at ranks 1 and 3 of 4; ties as one; chance is the share."""
@@ -195,6 +213,11 @@ class TestStages:
             for pair, error in errors.items()
         ]
         assert "guiding at 600 >= t >= 300 alone takes 75%" in _words(rows, [0, 300, 600, 999])
+
+    def test_edges_are_those_of_the_models_schedule(self, model: Model) -> None:
+        config = replace(model.config, schedule=replace(model.config.schedule, timesteps=100))
+        rows = stages(replace(model, config=config), faces(1), sampling=FAST).rows
+        assert sorted({r["guide_from"] for r in rows[1:]}) == [20, 40, 59, 79, 99]
 
     @pytest.mark.parametrize("edges", [(), (500,), (500, 500), (-1, 500), (0, 1000)])
     def test_edges_that_make_no_pair(self, model: Model, edges: tuple[int, ...]) -> None:
@@ -315,15 +338,26 @@ class TestSemantics:
     def test_shares_of_sums_and_of_products(self) -> None:
         """y = a_i + b_j has nothing together; y = a_i b_j of mean-free a and b nothing else."""
         a, b = draw(5), draw(7, seed=1)
-        a, b = a - a.mean(), b - b.mean()
         found = shares(a[:, None] + b)
-        of_a, of_b = a.square().mean().item(), b.square().mean().item()
+        of_a, of_b = a.var().item(), b.var().item()
         assert found["variance"] == pytest.approx(of_a + of_b)
         assert found["z"] == pytest.approx(of_a / (of_a + of_b))
         assert found["x_T"] == pytest.approx(of_b / (of_a + of_b))
         assert found["together"] == pytest.approx(0, abs=1e-12)
-        assert shares(a[:, None] * b)["together"] == pytest.approx(1)
+        product = (a - a.mean())[:, None] * (b - b.mean())
+        assert shares(product)["together"] == 1
         assert shares(torch.ones(2, 3))["z"] == 0
+
+    @pytest.mark.parametrize(("i", "j"), [(2, 2), (4, 6), (6, 3)])
+    def test_they_are_of_the_population_however_few_are_seen(self, i: int, j: int) -> None:
+        """Many values a_i + b_j + c_ij of variances 1, 2 and 3; sums of squares would give a_i two
+        fifths of it, and not a sixth, for 2 and 2."""
+        a, b, c = draw(i, 1, 90_000), draw(1, j, 90_000, seed=1), draw(i, j, 90_000, seed=2)
+        found = shares(a + math.sqrt(2) * b + math.sqrt(3) * c)
+        assert found["variance"] == pytest.approx(6, rel=0.03)
+        assert [found[name] for name in ("z", "x_T", "together")] == pytest.approx(
+            [1 / 6, 2 / 6, 3 / 6], abs=0.015
+        )
 
     def test_they_add_up(self) -> None:
         found = shares(draw(4, 3, 2, 5))

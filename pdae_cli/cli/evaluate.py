@@ -82,8 +82,9 @@ def stages(
     data: Data,
     options: FolderOptions,
     edges: Annotated[
-        str, typer.Option(help="Timesteps; guidance goes from each to each below it.")
-    ] = "0,200,400,600,800,999",
+        str | None,
+        typer.Option(help="Timesteps, e.g. 0,500,999; guidance goes from each to each below it."),
+    ] = None,
 ) -> None:
     """Guide only for t1 >= t >= t2, over all pairs: reconstruction error, agreement of attributes.
 
@@ -92,7 +93,7 @@ def stages(
     from ..evaluation.stages import stages as measure
 
     m = options.material(data)
-    how = {"edges": numbers(edges), "seed": options.seed}
+    how = {"edges": None if edges is None else numbers(edges), "seed": options.seed}
     finding = m.run("stages", measure, m.model, m.measured(16), **how)
     deliver(finding, options, m.model)
 
@@ -143,6 +144,7 @@ def samples(
     from ..evaluation.samples import samples as measure
 
     ways, m = numbers(steps), options.material(data)
+    m.needs_parts("samples")
     kinds_of(m.model)  # refuses a model that makes none before a judge is trained
     real = m.measured(2000)
     train, how = m.some(m.train, count), {"count": count, "steps": ways, "seed": options.seed}
@@ -245,6 +247,7 @@ def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[]
         return run("reconstruction", reconstruction, model, m.measured(few), steps=steps, **how)
 
     def measure_samples() -> Finding:
+        m.needs_parts("samples")
         real, train = m.measured(500 if quick else 2000), m.some(m.train, sampled)
         how = {"count": sampled, "steps": (10, 20, 50) if quick else SAMPLED, "seed": seed}
         return run("samples", samples, model, judged(), real, train, **how)

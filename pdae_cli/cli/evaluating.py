@@ -126,6 +126,11 @@ class Material:
         """The pictures to measure on; as many as is usual, where --pictures doesn't say."""
         return self.some(self.held_out, self.options.pictures or usual)
 
+    def needs_parts(self, what: str) -> None:
+        """Raise UsageError where pictures to learn from are those to measure on as well."""
+        if self.options.whole:
+            raise UsageError(f"{what} are measured on held-out pictures; leave --whole out")
+
     def table(self) -> Labels:
         """The labels. Raises UsageError where there are none."""
         if self.labels is None:
@@ -139,8 +144,7 @@ class Material:
         from ..evaluation.probes import encoded, pixels_and_components, standardised
 
         names, held = self.table().attributes, self.options.pictures or usual
-        if self.options.whole:
-            raise UsageError("probes are measured on held-out pictures; leave --whole out")
+        self.needs_parts("probes")
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for one in (self, *(self.options.material(self.data, model) for model in others)):
             x = one.some(one.train, train), one.some(one.held_out, held)

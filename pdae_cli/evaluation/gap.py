@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,16 @@ from ..noise import generator
 from ..plots import Line, Plot
 from ..schedule import gather
 from ..views.sheets import sheet
-from .finding import Finding, Row, Track, column, half_interval, needs_pictures, untracked
+from .finding import (
+    Finding,
+    Row,
+    Track,
+    column,
+    half_interval,
+    needs_pictures,
+    on_schedule,
+    untracked,
+)
 
 TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
 SHOWN = (200, 400, 600, 800, 990)  # timesteps of the sheet
@@ -42,7 +52,7 @@ def gap(
     model: Model,
     x_0: Tensor,
     *,
-    timesteps: Sequence[int] = TIMESTEPS,
+    timesteps: Sequence[int] | None = None,
     seed: int = 0,
     track: Track = untracked,
 ) -> Finding:
@@ -50,12 +60,14 @@ def gap(
     PDAE with each picture's own z, and with another picture's z as control.
 
     Each comes with half of its 95 % interval over the pictures; `closed` is the share of the gap
-    that G_psi closes, a ratio of sums. The sheet shows x^_0 from x_t without and with the shift.
-    Raises ModelError for a model without G_psi, UsageError for fewer than two pictures.
+    that G_psi closes, a ratio of sums, and `known` what of it another picture's z leaves open. The
+    sheet shows x^_0 from x_t without and with the shift. Raises ModelError for a model without
+    G_psi, UsageError for fewer than two pictures.
     """
     if model.gradient_estimator is None:
         raise ModelError(f"{model.name} has no G_psi, so there is no gap that it could close")
     needs_pictures(x_0, 2)
+    timesteps = timesteps or on_schedule(model, TIMESTEPS)
     z = torch.cat(model.by_batches(lambda rows: model.encoder(x_0[rows]).cpu(), len(x_0)))
     clean = joined(model.by_batches(lambda rows: model.latents(x_0[rows].to(model.device)), len(z)))
     eps = torch.randn(clean.shape, generator=generator(seed, "gap"))
@@ -65,19 +77,28 @@ def gap(
         Line(label, timesteps, column(rows, name), column(rows, f"{name}_interval"), dashed)
         for (name, label), dashed in zip(named.items(), (False, False, True), strict=True)
     ]
-    middle = [row for row in rows if 200 <= row["t"] <= 800] or rows
-    own, other = (
-        sum(row[name] for row in middle) / len(middle) for name in ("closed", "closed_shuffled")
-    )
-    control = f"closes {other:.1%}" if other > 0 else f"widens it by {-other:.1%}"
-    words = (
-        f"Between t = {middle[0]['t']} and {middle[-1]['t']} G_psi closes {own:.1%} of the "
-        f"posterior mean gap with a picture's own z; another picture's z {control}. "
-        f"{'So z knows its picture' if own > other else 'So z is not used'}."
-    )
+    middle = [row for row in rows if 0.2 <= row["t"] / model.schedule.timesteps <= 0.8] or rows
     title = f"Posterior mean gap, {len(x_0)} pictures, 95 % intervals"
     plot = Plot(title, "timestep t", "mean squared gap of a value", lines, log_y=True)
-    return Finding("gap", words, rows, plot, one_step_sheet(model, x_0[:FACES], seed))
+    return Finding("gap", _words(middle), rows, plot, one_step_sheet(model, x_0[:FACES], seed))
+
+
+def _words(rows: Sequence[Row]) -> str:
+    """What closes over these rows. The interval of a mean of rows is at most the mean of theirs."""
+    own, other, known, unsure = (
+        statistics.fmean(row[name] for row in rows)
+        for name in ("closed", "closed_shuffled", "known", "known_interval")
+    )
+    control = f"closes {other:.1%}" if other > 0 else f"widens it by {-other:.1%}"
+    meaning = f"Whether z knows its picture can't be told from {rows[0]['pictures']}"
+    if known > unsure:
+        meaning = "So z knows its picture"
+    elif known == 0:
+        meaning = "So z is not used"
+    return (
+        f"Between t = {rows[0]['t']} and {rows[-1]['t']} G_psi closes {own:.1%} of the "
+        f"posterior mean gap with a picture's own z; another picture's z {control}. {meaning}."
+    )
 
 
 def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
@@ -98,12 +119,13 @@ def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
         ("gap", "pdae", "shuffled"), residuals * factor / x_0[0].numel(), strict=True
     ):
         row |= {name: one.mean().item(), f"{name}_interval": half_interval(one)}
-    plain = residuals[0]
-    for name, shifted in zip(("closed", "closed_shuffled"), residuals[1:], strict=True):
-        left = (shifted.sum() / plain.sum()).item()
-        # The ratio's error, to first order, is the mean of shifted - left plain over that of plain.
-        interval = half_interval(shifted - left * plain) / plain.mean().item()
-        row |= {name: 1 - left, f"{name}_interval": interval}
+    plain, own, other = residuals
+    taken = {"closed": plain - own, "closed_shuffled": plain - other, "known": other - own}
+    for name, part in taken.items():
+        share = (part.sum() / plain.sum()).item()
+        # The ratio's error, to first order, is the mean of part - share plain over that of plain.
+        interval = half_interval(part - share * plain) / plain.mean().item()
+        row |= {name: share, f"{name}_interval": interval}
     return row
 
 
@@ -116,12 +138,11 @@ def one_step(model: Model, x_t: Tensor, t: int, z: Tensor | None) -> Tensor:
     return model.schedule.predict_x_0(x_t.to(eps), steps, eps).cpu()
 
 
-def one_step_sheet(
-    model: Model, x_0: Tensor, seed: int = 0, timesteps: Sequence[int] = SHOWN
-) -> Tensor:
+def one_step_sheet(model: Model, x_0: Tensor, seed: int = 0) -> Tensor:
     """For each picture three rows over the timesteps: x_t, and x^_0 without and with the shift."""
     z, clean = model.encoder(x_0), model.latents(x_0.to(model.device)).cpu()
     eps = torch.randn(clean.shape, generator=generator(seed, "one step"))
+    timesteps = on_schedule(model, SHOWN)
     steps = [torch.full((len(x_0),), t) for t in timesteps]
     noisy = [model.schedule.add_noise(clean, t, eps) for t in steps]
     kinds = {

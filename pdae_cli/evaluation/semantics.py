@@ -17,15 +17,24 @@ from .finding import Finding, Row, Track, needs_pictures, untracked
 
 
 def shares(values: Tensor) -> Row:
-    """Variance of values (I, J, …) and its shares: of the first index alone, of the second alone,
-    and of both together (two-way analysis of variance without repetition), which add up to 1."""
-    values = values.double()
+    """Variance of values (I, J, …), I and J at least 2, and its shares: of the first index alone,
+    of the second alone, and of both together, which add up to 1.
+
+    They are estimates of the components of variance, not sums of squares, so that they don't depend
+    on how many z and x_T there are (Searle, Casella & McCulloch 1992, sec. 4.3: two-way crossed
+    classification with random effects, one value each; estimates below 0 are 0).
+    """
+    values = values.double().reshape(*values.shape[:2], -1)
+    i, j = values.shape[:2]
     mean = values.mean((0, 1), keepdim=True)
     rows, columns = values.mean(1, keepdim=True), values.mean(0, keepdim=True)
-    total = (values - mean).square().mean().item()
-    parts = [(rows - mean), (columns - mean), (values - rows - columns + mean)]
-    found = [part.square().mean().item() / total if total else 0.0 for part in parts]
-    return {"variance": total} | dict(zip(("z", "x_T", "together"), found, strict=True))
+    of_both = (values - rows - columns + mean).square().sum((0, 1)) / ((i - 1) * (j - 1))
+    of_rows = (rows - mean).square().sum((0, 1)) / (i - 1) - of_both / j
+    of_columns = (columns - mean).square().sum((0, 1)) / (j - 1) - of_both / i
+    found = [max(part.mean().item(), 0.0) for part in (of_rows, of_columns, of_both)]
+    total = sum(found)
+    parts = (one / total if total else 0.0 for one in found)
+    return {"variance": total} | dict(zip(("z", "x_T", "together"), parts, strict=True))
 
 
 def semantics(

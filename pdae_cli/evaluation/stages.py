@@ -16,7 +16,7 @@ from ..noise import clone, generator
 from ..plots import Line, Plot
 from ..sampling import Sampling
 from ..views.sheets import sheet
-from .finding import Finding, Row, Track, column, untracked
+from .finding import Finding, Row, Track, column, on_schedule, untracked
 from .reconstruction import compared
 
 EDGES = (0, 200, 400, 600, 800, 999)
@@ -28,7 +28,7 @@ def stages(
     model: Model,
     x_0: Tensor,
     *,
-    edges: Sequence[int] = EDGES,
+    edges: Sequence[int] | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
     track: Track = untracked,
@@ -40,10 +40,10 @@ def stages(
     picture's own z is where the picture's is. Raises ModelError for a model without G_psi,
     UsageError for less than two edges, or one that is no timestep.
     """
-    rising = sorted(set(edges))
+    rising = sorted(set(on_schedule(model, EDGES) if edges is None else edges))
     if len(rising) < 2 or rising[0] < 0 or rising[-1] >= model.schedule.timesteps:
         last = model.schedule.timesteps - 1
-        raise UsageError(f"stages take two edges or more, of 0 … {last}, not {list(edges)}")
+        raise UsageError(f"stages take two edges or more, of 0 … {last}, not {rising}")
     if model.gradient_estimator is None:
         raise ModelError(f"{model.name} has no G_psi to guide with")
     sampling = sampling or Sampling()
