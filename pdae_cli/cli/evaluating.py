@@ -58,11 +58,12 @@ class EvaluateOptions(ModelOptions):
 
     def material(self, data: Path, model: Model | None = None) -> Material:
         """The model, by default the chosen one, and the data in its frame."""
-        from ..training.data import find_labels, open_pictures, split
+        from ..training.data import find_labels, split
+        from .data import open_data
 
         model = model or self.load()
         config, labels = model.config, find_labels(data, self.labels)
-        pictures = open_pictures(data, config.image_size, config.channels, self.fit)
+        pictures = open_data(data, config.image_size, config.channels, self.fit, self.quiet)
         train, held_out = (pictures, pictures) if self.whole else split(pictures, labels)
         return Material(self, model, data, train, held_out, labels)
 
