@@ -84,6 +84,21 @@ class TestSets:
         ]
         assert abs(sum(found) / 300) < 0.1 < max(found) and min(found) < 0
 
+    @pytest.mark.parametrize(("move", "most"), [(1.0, 1.15), (0.0, 1.7)])
+    def test_kernel_parts_tell_how_sure_the_distance_is(self, move: float, most: float) -> None:
+        """Its spread over many draws, and the errors estimated in each; between sets that are
+        alike, where first order is none, the estimate is too large, never too small."""
+        found, errors = [], []
+        for k in range(400):
+            a, b = draw(40, 3, seed=k), 1.5 * draw(30, 3, seed=1000 + k) + move
+            a = a if move else 1.5 * a
+            parts = metrics.kernel_parts(a, b)
+            found.append(metrics.kernel_distance(a, b))
+            errors.append(sum(4 * part.var() / len(part) for part in parts))
+            assert found[-1] == pytest.approx(sum(part.mean().item() for part in parts))
+        ratio = torch.stack(errors).mean().sqrt() / torch.tensor(found).std()
+        assert 0.93 < ratio < most
+
     def test_precision_and_recall(self) -> None:
         """All of one mode of two: everything made is real, half of what is real is made."""
         modes = torch.cat([draw(40, 2), draw(40, 2, seed=1) + 100])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -11,11 +12,11 @@ from torch import Tensor
 from ..engine import Model
 from ..errors import ModelError
 from ..images import to_pixels
-from ..metrics import frechet, kernel_distance, precision_recall
+from ..metrics import frechet, kernel_distance, kernel_parts, precision_recall
 from ..plots import Line, Plot
 from ..sampling import Sampling
 from ..views.sheets import sheet
-from .finding import Finding, Row, Track, column, needs_pictures, untracked
+from .finding import Finding, Row, Track, column, half_interval, needs_pictures, untracked
 from .judge import Judge
 
 STEPS = (10, 20, 50, 100)
@@ -37,7 +38,9 @@ def samples(
     track: Track = untracked,
 ) -> Finding:
     """Samples of eps_theta alone, and of PDAE where the model has a latent DPM, beside real
-    pictures: Fréchet and kernel distance in the judge's features, precision and recall.
+    pictures: Fréchet and kernel distance in the judge's features, precision and recall. The
+    kernel distance comes with half of its 95 % interval, which is too wide rather than too narrow
+    where it is near 0.
 
     `train` are as many training pictures: how far real ones are from real ones. Each row has the
     protocol: how many pictures, and which features of what. The judge's distances can't be
@@ -95,29 +98,32 @@ def kinds_of(model: Model) -> list[str]:
 
 def _distances(made: Tensor, real: Tensor) -> Row:
     precision, recall = precision_recall(real, made)
+    parts = kernel_parts(made, real)
     return {
         "judge_frechet": frechet(made, real),
         "judge_kid": kernel_distance(made, real),
+        "judge_kid_interval": math.hypot(*(half_interval(2 * part) for part in parts)),
         "precision": precision,
         "recall": recall,
     }
 
 
 def _words(rows: Sequence[Row], count: int, features: int) -> str:
-    """The best of each kind by judge-KID, which few samples don't bias."""
+    """The best of each kind by judge-KID, which few samples don't bias, with its 95 % interval."""
+
+    def figures(row: Row) -> str:
+        kid, unsure = row["judge_kid"], row["judge_kid_interval"]
+        return f"{kid:.2g} ± {unsure:.1g} ({row['judge_frechet']:.3g})"
+
     told = []
     for title in KINDS.values():
         own = [row for row in rows if row["samples"] == title]
         if own:
             best = min(own, key=lambda row: row["judge_kid"])
-            told.append(
-                f"{title} {best['judge_kid']:.2g} ({best['judge_frechet']:.3g}) in "
-                f"{best['inference_steps']} steps"
-            )
+            told.append(f"{title} {figures(best)} in {best['inference_steps']} steps")
     words = (
-        f"Judge-KID (judge-Fréchet) of {count} samples at best: {', '.join(told)}; training "
-        f"pictures {rows[0]['judge_kid']:.2g} ({rows[0]['judge_frechet']:.3g}). Not comparable "
-        "with KID and FID"
+        f"Judge-KID ± its 95 % interval (judge-Fréchet) of {count} samples at best: "
+        f"{', '.join(told)}; training pictures {figures(rows[0])}. Not comparable with KID and FID"
     )
     if count <= features:
         words += f"; of so few, judge-Fréchet says little: it has {features} dimensions"
