@@ -12,7 +12,9 @@ from PIL import Image
 from pdae_cli.checkpoints import write_latent_dpm, write_model
 from pdae_cli.config import Normalisation
 from pdae_cli.engine import Model
+from pdae_cli.networks.classes import Classes
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
+from pdae_cli.training.conditional import with_labels
 from pdae_cli.training.diffae import new_diffae
 
 OPTIONS: dict[str, tuple[object, ...]] = {
@@ -43,6 +45,14 @@ EXPECTED: dict[str, dict[str, int | str]] = {
         "stages": "has no G_psi to guide with",
         "attributes": LACKS,
         "samples": 2,
+        "semantics": LACKS,
+    },
+    "labelled": {
+        "gap": LACKS,
+        "reconstruction": LACKS,
+        "stages": LACKS,
+        "attributes": LACKS,
+        "samples": 2,  # of eps_theta alone
         "semantics": LACKS,
     },
 }
@@ -77,6 +87,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[
         "diffae-16": diffae(image_size=16),
         "dpm": Model(type(tiny.config)(tiny.config.schedule, tiny.config.unet, "eps"), tiny.dpm),
     }
+    made["labelled"] = with_labels(tiny_model(), Classes(("red", "odd"), False), 6, seed=0)
     folders = {"pdae": tiny_folder}
     for kind, model in made.items():
         folders[kind] = base / kind

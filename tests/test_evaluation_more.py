@@ -334,10 +334,19 @@ class TestSamples:
         read, quality = read_judge(path)
         assert torch.equal(read.features(faces()), judge().features(faces()))
         assert (read.size, read.names, quality) == (32, ["a", "b"], {"a": 0.5, "b": None})
-        assert len(read.digest) == 64
+        assert len(read.digest) == 64 and read.auroc == 0.5
+        assert read.protocol == f"judge {read.digest[:12]} of AUROC 0.500, of 8-bit pictures"
 
     @pytest.mark.parametrize(
-        "facts", [{}, {"names": ["a"], "size": 32, "channels": 3}, {"names": 3}, "x"]
+        "facts",
+        [
+            {},
+            {"names": ["a"], "size": 32, "channels": 3},
+            {"names": ["a", "b"], "size": 32, "channels": 3, "auroc": {"a": "good"}},
+            {"names": ["a", "b"], "size": 32, "channels": 3, "auroc": 0.9},
+            {"names": 3},
+            "x",
+        ],
     )
     def test_files_that_are_no_judges(self, tmp_path: Path, facts: object) -> None:
         from pdae_cli.tensors import sealed

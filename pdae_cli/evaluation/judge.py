@@ -9,6 +9,9 @@ LPIPS of anybody else.
 from __future__ import annotations
 
 import json
+import math
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ class Judge(nn.Module):
     def __init__(self, names: list[str], size: int = 64, channels: int = 3) -> None:
         super().__init__()
         self.names, self.size, self.channels = names, size, channels
-        self.digest = "untrained"
+        self.digest, self.auroc = "untrained", math.nan  # of held-out pictures, over attributes
         layers: list[nn.Module] = []
         c, side = channels, size
         for width in WIDTHS:
@@ -75,7 +78,7 @@ class Judge(nn.Module):
     @property
     def protocol(self) -> str:
         """What its figures are figures of: two are comparable where this is the same."""
-        return f"judge {self.digest[:12]}, of 8-bit pictures"
+        return f"judge {self.digest[:12]} of AUROC {self.auroc:.3f}, of 8-bit pictures"
 
     def check(self, channels: int, size: int) -> None:
         """Raise UsageError unless it takes pictures (channels, size, size)."""
@@ -94,6 +97,12 @@ def write_judge(path: Path, judge: Judge, auroc: dict[str, float | None]) -> Non
     write_bytes(path, safe.sealed(state, {"judge": json.dumps(facts)}))
 
 
+def mean_of(auroc: Mapping[str, float | None]) -> float:
+    """The mean over those attributes that have one; NaN where none has."""
+    known = [one for one in auroc.values() if one is not None and math.isfinite(one)]
+    return statistics.fmean(known) if known else math.nan
+
+
 def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
     """A trained judge and its held-out AUROC for each attribute. Raises ModelError."""
 
@@ -108,7 +117,8 @@ def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
         judge, tensors = Judge(*shape), safe.load(path, header)
         for name, own in judge.state_dict().items():
             own.copy_(tensors[name])
-        judge.digest = sha256(path)
-        return judge.eval().requires_grad_(False), facts["auroc"]
+        quality = dict(facts["auroc"])
+        judge.digest, judge.auroc = sha256(path), mean_of(quality)
+        return judge.eval().requires_grad_(False), quality
 
     return guarded(path, read)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import cell_weights
-from ..evaluation.judge import Judge
+from ..evaluation.judge import Judge, mean_of
 from ..images import to_float
 from ..metrics import auroc
 from .data import Labels, Pictures
@@ -64,6 +64,7 @@ def train_judge(
         name: auroc(logits[truth[:, k] >= 0, k], truth[truth[:, k] >= 0, k])
         for k, name in enumerate(labels.attributes)
     }
+    judge.auroc = mean_of(quality)
     return judge, quality
 
 
