@@ -114,6 +114,8 @@ class TestGap:
         assert "can't be told from 9" in _words([row(0.3, 0.1), row(0.1, 0.4)])
         assert "can't be told from 9" in _words([row(-0.3, 0.1)])
         assert "So z is not used" in _words([row(0.0, 0.0)])
+        worse = row(-0.1, 0.2) | {"closed": -0.1, "closed_shuffled": 0.0}
+        assert "G_psi widens the posterior mean gap by 10.0% with" in _words([worse])
 
     def test_timesteps_are_those_of_the_models_schedule(self, model: Model) -> None:
         assert [row["t"] for row in gap(model, faces(2)).rows] == list(TIMESTEPS)

@@ -89,6 +89,8 @@ def _words(rows: Sequence[Row]) -> str:
         statistics.fmean(row[name] for row in rows)
         for name in ("closed", "closed_shuffled", "known", "known_interval")
     )
+    gap = "the posterior mean gap"
+    change = f"closes {own:.1%} of {gap}" if own > 0 else f"widens {gap} by {-own:.1%}"
     control = f"closes {other:.1%}" if other > 0 else f"widens it by {-other:.1%}"
     meaning = f"Whether z knows its picture can't be told from {rows[0]['pictures']}"
     if known > unsure:
@@ -96,8 +98,8 @@ def _words(rows: Sequence[Row]) -> str:
     elif known == 0:
         meaning = "So z is not used"
     return (
-        f"Between t = {rows[0]['t']} and {rows[-1]['t']} G_psi closes {own:.1%} of the "
-        f"posterior mean gap with a picture's own z; another picture's z {control}. {meaning}."
+        f"Between t = {rows[0]['t']} and {rows[-1]['t']} G_psi {change} with a picture's own z; "
+        f"another picture's z {control}. {meaning}."
     )
 
 
