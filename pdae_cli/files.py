@@ -35,7 +35,9 @@ def replacing(path: Path, claimed: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     try:
+        mode = temporary.stat().st_mode  # as this user's files are; safetensors makes private ones
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

@@ -241,6 +241,14 @@ class TestAtomicWrites:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
+    def test_others_may_read_what_they_may_read_of_this_user(self, tmp_path: Path) -> None:
+        """safetensors' own writing leaves files that nobody else can read."""
+        write_model(tmp_path, tiny_model())
+        (tmp_path / "plain").touch()
+        usual = (tmp_path / "plain").stat().st_mode
+        assert {path.stat().st_mode for path in tmp_path.iterdir()} == {usual}
+
+
 class TestNoise:
     def test_streams_are_named_by_seed_and_key(self) -> None:
         same = [torch.randn(4, generator=generator(1, "a", 2)) for _ in range(2)]
