@@ -149,12 +149,16 @@ class TestProbes:
         assert torch.allclose(products, scale * y @ x.T, atol=1e-4)
         assert spanned.square().sum(1).mean() == pytest.approx(4, rel=1e-5)
 
-    def test_components_are_the_leading_ones(self) -> None:
+    def test_components_are_the_leading_ones_with_their_variances(self) -> None:
         train = draw(30, 3, 4, 4) * torch.linspace(3, 0.1, 48).reshape(3, 4, 4)
-        components = pixels_and_components(train, train, 4)["PCA of 4"][0]
+        components, of_held_out = pixels_and_components(train, train[:5], 4)["PCA of 4"]
         x = train.flatten(1) - train.flatten(1).mean(0)
-        leading = torch.linalg.svd(x, full_matrices=False).U[:, :4] * math.sqrt(30)
-        assert torch.allclose(components.double().abs(), leading.abs(), atol=1e-4)
+        found = torch.linalg.svd(x, full_matrices=False)
+        expected = found.U[:, :4] * found.S[:4]
+        expected = expected * (4 / expected.square().sum(1).mean()).sqrt()
+        assert torch.allclose(components.double().abs(), expected.abs(), atol=1e-4)
+        assert torch.allclose(of_held_out, components[:5], atol=1e-4)
+        assert components.std(0)[0] > 1.2 * components.std(0)[3]
 
     def test_standardised_by_training_pictures_alone(self) -> None:
         train, held_out = standardised(draw(50, 3) * 4 + 2, torch.full((2, 3), 2.0).double())

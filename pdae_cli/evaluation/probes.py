@@ -41,24 +41,24 @@ def pixels_and_components(train: Tensor, held_out: Tensor, size: int) -> dict[st
 
     Pixels are centred, and given in coordinates of the axes that the training pictures span: a
     linear probe with decay has no weight beyond those, so it is the same probe with fewer numbers.
-    Their mean squared length is made `size`, as that of the components and of a standardised z is,
-    so that a decay means the same.
+    Components are the leading ones of them, each with its own variance: whitened they tell less, as
+    a decay then holds the leading ones back, and would be no fair baseline. The mean squared length
+    of both is made `size`, as that of a standardised z is, so that a decay means the same.
     """
     x, y = train.flatten(1), held_out.flatten(1)
     mean = x.mean(0)
     x, y = x - mean, y - mean
     variances, axes = torch.linalg.eigh((x @ x.T).double())
     kept = variances > 1e-6 * variances[-1]
-    variances, axes = variances[kept].flip(0), axes[:, kept].flip(1)
-    lengths = variances.sqrt()
+    lengths, axes = variances[kept].flip(0).sqrt(), axes[:, kept].flip(1)
     spanned = axes * lengths, (y @ x.T).double() @ axes / lengths
-    scale = math.sqrt(size * len(x) / variances.sum().item())
-    pixels = tuple((scale * one).float() for one in spanned)
-    components = tuple(one[:, :size].float() for one in spanned)
-    return {
-        "pixels": (pixels[0], pixels[1]),
-        f"PCA of {min(size, len(lengths))}": standardised(components[0], components[1]),
-    }
+
+    def leading(count: int) -> Features:
+        scale = math.sqrt(size * len(x)) / lengths[:count].norm()
+        return (scale * spanned[0][:, :count]).float(), (scale * spanned[1][:, :count]).float()
+
+    count = min(size, len(lengths))
+    return {"pixels": leading(len(lengths)), f"PCA of {count}": leading(count)}
 
 
 def attributes(
