@@ -28,6 +28,7 @@ from .solvers import Predict
 class ClassifierConfig:
     """What fixes a classifier of noisy pictures."""
 
+    image_size: int  # of the pictures; x_t is of their latents where the U-Net's is another
     unet: UNetConfig  # whose input half it has the shape of
     classes: Classes
     schedule: ScheduleConfig  # of the noise
@@ -89,7 +90,10 @@ def by_classifier(
     for a classifier of other pictures or other noise.
     """
     theirs, ours = classifier.config, model.config
-    frames = [(one.unet.image_size, one.unet.channels, one.schedule) for one in (theirs, ours)]
+    frames = [
+        (one.image_size, one.unet.image_size, one.unet.channels, one.schedule)
+        for one in (theirs, ours)
+    ]
     if frames[0] != frames[1]:
         raise UsageError(
             f"the classifier is of other pictures or noise than {model.name}'s; train one --dpm "

@@ -22,15 +22,18 @@ from pdae_cli import editing
 from pdae_cli.checkpoints import load_dpm, load_first_stage, read_model, write_model
 from pdae_cli.checkpoints.convert import Source, read_foreign
 from pdae_cli.checkpoints.export import write_diffusers
+from pdae_cli.conditional import by_classifier
 from pdae_cli.engine import Model
 from pdae_cli.errors import ModelError, UsageError
 from pdae_cli.evaluation.gap import gap
 from pdae_cli.evaluation.likelihood import likelihood
 from pdae_cli.evaluation.reconstruction import reconstruction
+from pdae_cli.networks.classes import Classes
 from pdae_cli.networks.first_stage import FirstStageConfig
 from pdae_cli.noise import generator
 from pdae_cli.sampling import Sampling
 from pdae_cli.training.autoencoder import with_autoencoder
+from pdae_cli.training.classifier import new_classifier
 from pdae_cli.training.dpm import new_dpm
 
 with warnings.catch_warnings():
@@ -322,6 +325,18 @@ class TestModel:
         assert isinstance(stage, FirstStageConfig) and stage.factor == SIZE // LATENT
         assert (model.config.image_size, model.config.channels) == (SIZE, 3)
         assert model.config.state_shape == (3, LATENT, LATENT)
+
+
+def test_a_classifier_of_pictures_is_none_of_latents(model: Model) -> None:
+    """Of the same shape and noise, and yet of something else."""
+    classes = Classes(("Smiling",), exclusive=False)
+    of_latents = new_classifier(model, classes, 8, seed=0)
+    y, how = torch.ones((1, 1), dtype=torch.int8), Sampling(inference_steps=2)
+    made = by_classifier(model, of_latents, y, 1.0, [0], how, 0)
+    assert made.shape == (1, 3, SIZE, SIZE)
+    of_pictures = replace(of_latents, config=replace(of_latents.config, image_size=LATENT))
+    with pytest.raises(UsageError, match="other pictures or noise"):
+        by_classifier(model, of_pictures, y, 1.0, [0], how, 0)
 
 
 @pytest.fixture(scope="module")

@@ -43,16 +43,17 @@ class ClassifierLoss(nn.Module):
 def new_classifier(model: Model, classes: Classes, base_channels: int, seed: int) -> Classifier:
     """An untrained classifier of the model's noisy pictures, of the shape of its U-Net's input half
     but for the width. Raises UsageError for a width that can't be."""
+    theirs = model.config
     try:
         unet = replace(
-            model.config.unet,
+            theirs.unet,
             base_channels=base_channels,
             embedding_channels=0,
             groups=math.gcd(32, base_channels),
             learn_sigma=False,
             z_channels=0,
         )
-        config = ClassifierConfig(unet, classes, model.config.schedule)
+        config = ClassifierConfig(theirs.image_size, unet, classes, theirs.schedule)
         torch.manual_seed(seed)
         return Classifier(config, NoisyClassifier(unet, classes))
     except ValueError as error:
