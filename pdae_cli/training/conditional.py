@@ -1,4 +1,4 @@
-"""Stage 2 with labels in z's place: G_psi(x_t, y, t) against the frozen eps_theta (PDAE sec. 4.6)."""
+"""Stage 2 with labels in z's place: G_psi(x_t, y, t), eps_theta frozen (PDAE sec. 4.6)."""
 
 from __future__ import annotations
 
