@@ -29,18 +29,18 @@ QUICK: dict[str, tuple[str, ...]] = {
     "reconstruction": ("--solvers", "dpmpp,ddim", "--steps", "2,3"),
     "stages": ("--edges", "0,500,999"),
     "attributes": ("--train", "10"),
-    "samples": ("-n", "5", "--steps", "2,3", "--pictures", "6"),
+    "samples": ("-n", "5", "--steps", "2,3", "--pictures", "12"),
     "semantics": ("--noises", "2"),
 }
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Sixteen labelled pictures, the last eight held out; a label says whether they are red."""
+    """Twenty labelled pictures, the last twelve held out; a label says whether they are red."""
     folder = tmp_path / "photos"
     folder.mkdir()
     lines = ["file,split,red,odd"]
-    for number in range(16):
+    for number in range(20):
         red = number % 2 == 0
         plain = Image.new("RGB", (32, 32), "red" if red else "blue")
         Image.blend(picture(number, (32, 32)), plain, 0.7).save(folder / f"{number:02d}.png")
@@ -89,7 +89,7 @@ def test_without_json_a_table_and_a_line_of_words(pdae: Command, photos: Path) -
 
 
 def test_only_held_out_pictures_count_unless_all_shall(pdae: Command, photos: Path) -> None:
-    for extra, count in (((), 8), (("--whole",), 16)):
+    for extra, count in (((), 12), (("--whole",), 20)):
         result = pdae("evaluate", "gap", photos, "--json", *extra)
         assert {row["pictures"] for row in records(result.text)} == {count}
 

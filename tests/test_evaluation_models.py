@@ -22,7 +22,7 @@ OPTIONS: dict[str, tuple[object, ...]] = {
     "reconstruction": ("--pictures", 2, "--solvers", "ddim", "--steps", "2"),
     "stages": ("--pictures", 2, "--edges", "0,999"),
     "attributes": ("--train", 20, "--pictures", 10),
-    "samples": ("-n", 5, "--steps", "2", "--pictures", 6),
+    "samples": ("-n", 5, "--steps", "2", "--pictures", 10),
     "semantics": ("--pictures", 2, "--noises", 2),
 }
 ROWS = {"gap": 12, "reconstruction": 3, "stages": 2, "attributes": 18, "samples": 3, "semantics": 7}

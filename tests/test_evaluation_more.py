@@ -308,29 +308,52 @@ class TestJudge:
 
 class TestSamples:
     def test_each_row_has_its_protocol(self, model: Model) -> None:
-        finding = samples(model, judge(), faces(6), faces(5), count=5, steps=(2, 3), sampling=FAST)
+        finding = samples(model, judge(), faces(14), count=6, steps=(2, 3), sampling=FAST)
         kinds = [(r["samples"], r.get("inference_steps")) for r in finding.rows]
-        assert kinds[0] == ("training pictures", None) and len(kinds) == 5
+        assert kinds[0] == ("held-out pictures", None) and len(kinds) == 5
+        assert [(r["count"], r["real"]) for r in finding.rows] == [(6, 8)] + 4 * [(6, 14)]
         for row in finding.rows:
-            assert (row["count"], row["real"]) == (5, 6) and "judge" in row["features"]
+            assert "judge" in row["features"]
             assert row["judge_frechet"] >= -1e-9 and 0 <= row["precision"] <= 1
         assert "Not comparable with KID and FID" in finding.words
-        assert "it has 192 dimensions" in finding.words  # of 5 samples
+        assert "it has 192 dimensions" in finding.words  # of 6 samples
 
-    def test_the_set_itself_is_at_no_distance(self, model: Model) -> None:
-        real = faces(6)
-        row = samples(model, judge(), real, real, count=5, steps=(2,), sampling=FAST).rows[0]
+    @pytest.mark.parametrize(("count", "some"), [(5, 5), (6, 6), (50, 6)])
+    def test_real_pictures_are_measured_beside_other_real_ones(
+        self, model: Model, monkeypatch: pytest.MonkeyPatch, count: int, some: int
+    ) -> None:
+        """As many as there are samples, or half of them: as those themselves would be."""
+        real = faces(12)
+        monkeypatch.setattr(Model, "sample", lambda *args, **how: (real[:count], None))
+        finding = samples(model, judge(), real, count=count, steps=(2,), sampling=FAST)
+        row, features = finding.rows[0], judge().features(real)
+        assert (row["count"], row["real"]) == (some, 12 - some)
+        a, b = features[:some], features[some:]
+        assert row["judge_frechet"] == metrics.frechet(a, b)
+        assert row["judge_kid"] == metrics.kernel_distance(a, b)
+        assert (row["precision"], row["recall"]) == metrics.precision_recall(b, a)
+
+    def test_samples_that_are_the_real_pictures_are_at_no_distance(
+        self, model: Model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = faces(10)
+        monkeypatch.setattr(Model, "sample", lambda *args, **how: (real, None))
+        row = samples(model, judge(), real, count=10, steps=(2,), sampling=FAST).rows[1]
         assert row["judge_frechet"] == pytest.approx(0, abs=1e-6)
         assert (row["precision"], row["recall"]) == (1, 1)
 
+    def test_fewer_real_pictures_than_make_two_sets_are_refused(self, model: Model) -> None:
+        with pytest.raises(UsageError, match="at least 10 pictures, not 9"):
+            samples(model, judge(), faces(9), count=5)
+
     def test_without_a_latent_dpm_eps_theta_alone_is_measured(self, model: Model) -> None:
         model.latent_dpm = None
-        found = samples(model, judge(), faces(6), faces(5), count=5, steps=(2,), sampling=FAST)
+        found = samples(model, judge(), faces(10), count=5, steps=(2,), sampling=FAST)
         assert [r["samples"] for r in found.rows[1:]] == ["eps_theta alone"]
 
     def test_a_judge_of_another_size_is_refused(self, model: Model) -> None:
         with pytest.raises(UsageError, match="3x64x64"):
-            samples(model, judge(64), faces(6), faces(6))
+            samples(model, judge(64), faces(10))
 
     def test_a_judge_comes_back_from_its_file(self, tmp_path: Path) -> None:
         path = tmp_path / "judge.safetensors"

@@ -58,7 +58,7 @@ EXPERIMENTS: dict[str, tuple[int, Callable[[Model, Track], Finding]]] = {
     "samples": (
         4,  # two kinds by two numbers of steps
         lambda m, track: samples(
-            m, JUDGE, faces(5), faces(5), count=5, steps=(1, 2), sampling=FAST,
+            m, JUDGE, faces(10), count=5, steps=(1, 2), sampling=FAST,
             track=track,
         ),
     ),

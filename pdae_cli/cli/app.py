@@ -20,6 +20,7 @@ from .align import align
 from .convert import convert
 from .decode import decode
 from .encode import encode
+from .evaluate_judge import judge
 from .export import export
 from .info import info
 from .inpaint import colourise, inpaint
@@ -54,6 +55,7 @@ for command in COMMANDS:
 app.add_typer(attributes.app, name="attributes")
 app.add_typer(codes.app, name="codes")
 app.add_typer(evaluate.app, name="evaluate")
+evaluate.app.command()(judge)
 train.app.command()(diffae)
 train.app.command()(classifier)
 app.add_typer(train.app, name="train")

@@ -146,9 +146,8 @@ def samples(
     ways, m = numbers(steps), options.material(data)
     m.needs_parts("samples")
     kinds_of(m.model)  # refuses a model that makes none before a judge is trained
-    real = m.measured(2000)
-    train, how = m.some(m.train, count), {"count": count, "steps": ways, "seed": options.seed}
-    finding = m.run("samples", measure, m.model, m.judge(judge), real, train, **how)
+    real, how = m.measured(2000), {"count": count, "steps": ways, "seed": options.seed}
+    finding = m.run("samples", measure, m.model, m.judge(judge), real, **how)
     deliver(finding, options, m.model)
 
 
@@ -248,9 +247,9 @@ def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[]
 
     def measure_samples() -> Finding:
         m.needs_parts("samples")
-        real, train = m.measured(500 if quick else 2000), m.some(m.train, sampled)
         how = {"count": sampled, "steps": (10, 20, 50) if quick else SAMPLED, "seed": seed}
-        return run("samples", samples, model, judged(), real, train, **how)
+        real = m.measured(500 if quick else 2000)
+        return run("samples", samples, model, judged(), real, **how)
 
     return {
         "gap": lambda: run("gap", gap, model, m.measured(2 * few if quick else 64), seed=seed),

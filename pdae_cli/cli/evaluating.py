@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,20 +27,19 @@ if TYPE_CHECKING:
 
 FILES = ("table.csv", "plot.svg", "sheet.png")  # of an experiment's folder
 JUDGE_EPOCHS = 2  # of a judge that is trained for one run
+JUDGE_SEED = 1  # a judge's own: another --seed changes what is judged, and not who judges
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ModelOptions):
-    """For experiments over a data set."""
+class DataOptions:
+    """Which labels go with DATA, how its pictures become squares, and what may be replaced."""
 
-    pictures: Annotated[
-        int | None, typer.Option(min=1, help="Pictures to measure on, at most.")
-    ] = None
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Of all of DATA, not of its held-out pictures alone.")
-    ] = False
     labels: Annotated[
-        Path | None, typer.Option(help="CSV of labels; its `split` column holds pictures out.")
+        Path | None,
+        typer.Option(
+            help="CSV of labels, by default labels.csv inside DATA; pictures whose `split` there "
+            "isn't train are held out."
+        ),
     ] = None
     fit: Annotated[str, typer.Option(help="Pictures that aren't square: crop, pad, stretch.")] = (
         "crop"
@@ -51,10 +51,26 @@ class EvaluateOptions(ModelOptions):
             raise UsageError(f"unknown --fit {self.fit!r}; known: {', '.join(FITS)}")
 
     def free(self, *paths: Path) -> None:
-        """Raise InputError for a file that exists and isn't to be replaced."""
+        """Raise InputError for a file that exists and isn't to be replaced, or whose folder can't
+        be written: before the work, not after it."""
         for path in paths:
             if path.exists() and not self.overwrite:
                 raise InputError(f"{path} exists; pass --overwrite")
+            above = next(one for one in path.absolute().parents if one.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK):
+                raise InputError(f"can't write {path}: {above} is no folder that may be written")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(DataOptions, ModelOptions):
+    """For experiments over a data set."""
+
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Pictures to measure on, at most.")
+    ] = None
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Of all of DATA, not of its held-out pictures alone.")
+    ] = False
 
     def material(self, data: Path, model: Model | None = None) -> Material:
         """The model, by default the chosen one, and the data in its frame."""
@@ -108,14 +124,14 @@ class Material:
 
             return measure(*args, **how, track=track)
 
-    def rows(self, pictures: Pictures, count: int) -> list[int]:
-        """At most `count` numbers of the pictures, drawn by the seed."""
+    def rows(self, pictures: Pictures, count: int, seed: int | None = None) -> list[int]:
+        """At most `count` numbers of the pictures, drawn by this seed or --seed."""
         import torch
 
         from ..noise import generator
 
-        draw = torch.randperm(len(pictures), generator=generator(self.options.seed, "evaluated"))
-        return draw[:count].tolist()
+        chosen = generator(self.options.seed if seed is None else seed, "evaluated")
+        return torch.randperm(len(pictures), generator=chosen)[:count].tolist()
 
     def some(self, pictures: Pictures, count: int) -> Tensor:
         """At most `count` of the pictures: float32 (N, C, H, W)."""
@@ -134,9 +150,7 @@ class Material:
 
     def table(self) -> Labels:
         """The labels. Raises UsageError where there are none."""
-        if self.labels is None:
-            raise UsageError(f"{self.data} has no labels.csv; pass --labels CSV")
-        return self.labels
+        return needed(self.labels, self.data)
 
     def probed(
         self, train: int, usual: int, others: Sequence[Model] = ()
@@ -166,7 +180,8 @@ class Material:
         self, path: Path | None, epochs: int = JUDGE_EPOCHS, most: int | None = None
     ) -> Judge:
         """The judge in a file, or one that is trained now, on at most so many training pictures.
-        Raises ModelError for a file that is none, UsageError for a judge of other pictures."""
+        Raises ModelError for a file that is none, UsageError for a judge of other pictures, and
+        where there is nothing to train one on."""
         from ..evaluation.judge import read_judge
         from ..training.judge import train_judge
 
@@ -174,14 +189,20 @@ class Material:
             found = read_judge(path)[0]
             found.check(self.train.channels, self.train.size)
             return found
-        if self.labels is None:
-            raise UsageError(
-                f"{self.data} has no labels.csv to train a judge on; pass --labels CSV, or a judge"
-            )
-        rows = self.rows(self.train, most or len(self.train))
-        pictures = self.train.subset([self.train.names[row] for row in rows])
-        report = Output(quiet=self.options.quiet).say
-        return train_judge(pictures, self.held_out, self.labels, epochs, report=report)[0]
+        labels = needed(self.labels, self.data, ", or a judge's file as --judge")
+        pictures, report = self.train, Output(quiet=self.options.quiet).say
+        if most is not None:
+            rows = self.rows(pictures, most, JUDGE_SEED)
+            pictures = pictures.subset([pictures.names[row] for row in rows])
+        how: dict[str, Any] = {"report": report, "device": self.model.device}
+        return train_judge(pictures, self.held_out, labels, epochs, JUDGE_SEED, **how)[0]
+
+
+def needed(labels: Labels | None, data: Path, instead: str = "") -> Labels:
+    """The labels. Raises UsageError where there are none."""
+    if labels is None:
+        raise UsageError(f"{data} has no labels.csv; pass --labels CSV{instead}")
+    return labels
 
 
 def listed(text: str) -> list[str]:

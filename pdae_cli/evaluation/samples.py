@@ -22,6 +22,7 @@ from .judge import Judge
 STEPS = (10, 20, 50, 100)
 SHOWN = 8  # samples of each kind in the sheet
 LEAST = 5  # pictures of a set: precision and recall ask for third neighbours
+REAL = "held-out pictures"  # what samples that nothing tells from real ones would measure
 KINDS = {"unconditional": "eps_theta alone", "latent": "PDAE with its latent DPM"}
 
 
@@ -29,7 +30,6 @@ def samples(
     model: Model,
     judge: Judge,
     real: Tensor,
-    train: Tensor,
     *,
     count: int = 64,
     steps: Sequence[int] = STEPS,
@@ -42,27 +42,25 @@ def samples(
     kernel distance comes with half of its 95 % interval, which is too wide rather than too narrow
     where it is near 0.
 
-    `train` are as many training pictures: how far real ones are from real ones. Each row has the
-    protocol: how many pictures, and which features of what. The judge's distances can't be
-    compared with FID and KID. Raises ModelError for a model that makes no samples, UsageError for a
-    judge of another size.
+    `real` (N, C, size, size) are pictures that neither the model nor the judge learnt from. The
+    first row, REAL, says how far real ones are from real ones: `count` of them, or half where there
+    are fewer than twice as many, from the others. Each row has the protocol: how many pictures, and
+    which features of what. The judge's distances can't be compared with FID and KID. Raises
+    ModelError for a model that makes no samples, UsageError for a judge of another size.
     """
     kinds = kinds_of(model)
     judge.check(*real.shape[1:3])
-    needs_pictures(real, LEAST)
-    needs_pictures(train, LEAST)
+    needs_pictures(real, 2 * LEAST)
     features = judge.features(real)
-    protocol = {"real": len(real), "features": judge.protocol}
-    rows: list[Row] = [
-        {"samples": "training pictures", **_distances(judge.features(train), features)}
-        | {"count": len(train)} | protocol
-    ]  # fmt: skip
+    some, others = features.tensor_split([min(count, len(features) // 2)])
+    protocol = {"features": judge.protocol}
+    rows: list[Row] = [{"samples": REAL, **_distances(some, others), **protocol}]
     shown = [real[:SHOWN]]
     for kind, number in track(list(product(kinds, steps))):
         how = (sampling or Sampling()).changed({"inference_steps": number})
         made, _ = model.sample(count, how, seed=seed, unconditional=kind == "unconditional")
         row = {"samples": KINDS[kind], "inference_steps": number, "solver": how.solver}
-        rows.append(row | _distances(judge.features(made), features) | {"count": count} | protocol)
+        rows.append(row | _distances(judge.features(made), features) | protocol)
         if number == steps[-1]:
             shown.append(made[:SHOWN])
     lines = [
@@ -74,7 +72,7 @@ def samples(
         for kind in kinds
     ]
     floor = rows[0]["judge_frechet"]
-    lines.append(Line("training pictures", list(steps), [floor] * len(steps), dashed=True))
+    lines.append(Line(REAL, list(steps), [floor] * len(steps), dashed=True))
     pixels = sheet(
         list(to_pixels(torch.cat(shown))),
         columns=len(shown[0]),
@@ -105,6 +103,8 @@ def _distances(made: Tensor, real: Tensor) -> Row:
         "judge_kid_interval": math.hypot(*(half_interval(2 * part) for part in parts)),
         "precision": precision,
         "recall": recall,
+        "count": len(made),
+        "real": len(real),
     }
 
 
@@ -123,7 +123,8 @@ def _words(rows: Sequence[Row], count: int, features: int) -> str:
             told.append(f"{title} {figures(best)} in {best['inference_steps']} steps")
     words = (
         f"Judge-KID ± its 95 % interval (judge-Fréchet) of {count} samples at best: "
-        f"{', '.join(told)}; training pictures {figures(rows[0])}. Not comparable with KID and FID"
+        f"{', '.join(told)}; of {rows[0]['count']} held-out pictures {figures(rows[0])}. "
+        "Not comparable with KID and FID"
     )
     if count <= features:
         words += f"; of so few, judge-Fréchet says little: it has {features} dimensions"

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attributes import cell_weights
-from ..evaluation.judge import Judge, mean_of
+from ..errors import UsageError
+from ..evaluation.judge import CHUNK, Judge, mean_of
 from ..images import to_float
 from ..metrics import auroc
 from .data import Labels, Pictures
 
 BATCH = 128
 RATE = 2e-3
+CPU = torch.device("cpu")
 
 
 def augmented(x: Tensor) -> Tensor:
@@ -35,30 +37,41 @@ def train_judge(
     epochs: int,
     seed: int = 1,
     report: Callable[[str], None] = lambda text: None,
+    device: torch.device = CPU,
 ) -> tuple[Judge, dict[str, float]]:
     """A judge trained on labelled pictures, with both labels of each attribute weighing the same,
-    and its AUROC on those held out. On a CPU it is a function of the pictures and the seed."""
+    and its AUROC on those held out, NaN where these all have the same label. On a CPU it is a
+    function of the pictures and the seed; wherever it was trained, it comes back on the CPU.
+
+    Raises UsageError where no label tells the pictures apart.
+    """
     torch.manual_seed(seed)
     target = labels.matrix(pictures.names)
-    weight = cell_weights(target, None) * len(target) / 2
-    positive = (target == 1).float()
-    judge = Judge(labels.attributes, pictures.size, pictures.channels)
+    if not both_kinds(target).any():
+        raise UsageError(
+            f"no label tells the {len(pictures)} training pictures of {pictures.root} apart, so "
+            "there is nothing to learn; pass --labels with a CSV that names them"
+        )
+    weight = (cell_weights(target, None) * len(target) / 2).to(device)
+    positive = (target == 1).float().to(device)
+    judge = Judge(labels.attributes, pictures.size, pictures.channels).to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=RATE, weight_decay=0.02)
     batch = min(BATCH, len(pictures))
     steps = epochs * (len(pictures) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=max(steps, 2))
     for epoch in range(epochs):
         for rows in torch.randperm(len(pictures)).split(batch)[: steps // epochs]:
-            logits = judge(augmented(to_float(pictures.stack(rows.tolist()))))
+            logits = judge(augmented(to_float(pictures.stack(rows.tolist()))).to(device))
             losses = F.binary_cross_entropy_with_logits(logits, positive[rows], reduction="none")
             optimizer.zero_grad()
             (losses * weight[rows]).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         report(f"judge: epoch {epoch + 1} of {epochs}")
-    judge.eval().requires_grad_(False)
+    judge.eval().requires_grad_(False).cpu()
     judge.digest = _digest(judge)
-    logits = judge.logits(to_float(held_out.stack(range(len(held_out)))))
+    parts = torch.arange(len(held_out)).split(CHUNK)
+    logits = torch.cat([judge.logits(to_float(held_out.stack(one.tolist()))) for one in parts])
     truth = labels.matrix(held_out.names)
     quality = {
         name: auroc(logits[truth[:, k] >= 0, k], truth[truth[:, k] >= 0, k])
@@ -66,6 +79,11 @@ def train_judge(
     }
     judge.auroc = mean_of(quality)
     return judge, quality
+
+
+def both_kinds(target: Tensor) -> Tensor:
+    """Which attributes some pictures have and others don't: labels (N, A) → bool (A,)."""
+    return (target == 1).any(0) & (target == 0).any(0)
 
 
 def _digest(judge: Judge) -> str:
