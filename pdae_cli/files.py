@@ -32,6 +32,7 @@ def replacing(path: Path, claimed: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path, claimed)
+        temporary.touch()
     except OSError as error:
         raise unwritable(path, error) from error
     try:
@@ -56,9 +57,7 @@ def _temporary(path: Path, claimed: bool) -> Path:
     for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
         if not _alive(left.name.split(".")[-2]):
             left.unlink(missing_ok=True)
-    temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
-    temporary.touch()
-    return temporary
+    return path.with_name(f"{stem}.{os.getpid()}.tmp")
 
 
 def _alive(process: str) -> bool:

@@ -248,6 +248,16 @@ class TestAtomicWrites:
         usual = (tmp_path / "plain").stat().st_mode
         assert {path.stat().st_mode for path in tmp_path.iterdir()} == {usual}
 
+    def test_a_claimed_name_is_written_as_any_other(self, tmp_path: Path) -> None:
+        """As files are that several processes share out among them."""
+        (tmp_path / "plain").touch()
+        write_bytes(tmp_path / "folder" / "file", b"all", claimed=True)
+        write_bytes(tmp_path / "folder" / "file", b"new", claimed=True)
+        assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
+        assert (tmp_path / "folder" / "file").read_bytes() == b"new"
+        usual = (tmp_path / "plain").stat().st_mode
+        assert (tmp_path / "folder" / "file").stat().st_mode == usual
+
 
 class TestNoise:
     def test_streams_are_named_by_seed_and_key(self) -> None:
