@@ -69,7 +69,9 @@ class Codes:
             raise InputError(f"these codes have {self.z.shape[1]} dimensions, {name} has {z_dim}")
         if self.x_T is not None and tuple(self.x_T.shape[1:]) != tuple(shape):
             theirs = tuple(self.x_T.shape[1:])
-            raise InputError(f"these codes are of {theirs} pictures, {name} makes {tuple(shape)}")
+            raise InputError(
+                f"these codes have an x_T of {theirs}, that of {name} is {tuple(shape)}"
+            )
 
     def __getitem__(self, rows: slice) -> Codes:
         return replace(

@@ -267,8 +267,8 @@ class Model:
 
     def trajectory(self, sampling: Sampling) -> Trajectory:
         """The way between noise and picture that the settings mean for this model."""
-        theirs = self.config.variance, self.config.clip_sample
-        return Trajectory(self.schedule, sampling, *theirs, self.latents, self.from_latents)
+        config, ways = self.config, (self.latents, self.from_latents) if self.first_stage else ()
+        return Trajectory(self.schedule, sampling, config.variance, config.clip_sample, *ways)
 
     # --- Edits -----------------------------------------------------------------------------------
 

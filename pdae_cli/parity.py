@@ -30,6 +30,7 @@ from .schedule import Schedule
 from .solvers import Predict
 
 PROGRAMS = ("pdae", "diffae", "diffusers")
+OF_PICTURES = ("pdae", "diffae")  # know no latent diffusion models
 ATTRIBUTE_LENGTH = 512  # manipulation moves by s sqrt(512) whatever dim(z) is (PDAE, Diff-AE)
 UNGUIDED_SHARE = 0.3  # samples leave the last part of the way to eps_theta (PDAE sec. 4.8)
 

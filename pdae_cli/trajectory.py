@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from . import parity, solvers
-from .errors import InputError
+from .errors import InputError, UsageError
 from .grids import Node, decode_grid
 from .noise import clone, normal
 from .sampling import Sampling
@@ -83,6 +83,13 @@ class Trajectory:
     clip_sample: bool  # of the source's own sampler, where its procedure is followed
     latents: Latents = unchanged
     from_latents: Latents = unchanged  # the way back
+
+    def __post_init__(self) -> None:
+        if self.sampling.parity in parity.OF_PICTURES and self.latents is not unchanged:
+            raise UsageError(
+                f"parity {self.sampling.parity} clamps x_0 as pictures are, and these states are "
+                "latents; take diffusers, or leave parity out"
+            )
 
     @property
     def solver(self) -> solvers.Solver:

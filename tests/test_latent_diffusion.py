@@ -24,12 +24,12 @@ from pdae_cli.checkpoints.convert import Source, read_foreign
 from pdae_cli.checkpoints.export import write_diffusers
 from pdae_cli.conditional import by_classifier
 from pdae_cli.engine import Model
-from pdae_cli.errors import ModelError, UsageError
+from pdae_cli.errors import InputError, ModelError, UsageError
 from pdae_cli.evaluation.gap import gap
 from pdae_cli.evaluation.likelihood import likelihood
 from pdae_cli.evaluation.reconstruction import reconstruction
 from pdae_cli.networks.classes import Classes
-from pdae_cli.networks.first_stage import FirstStageConfig
+from pdae_cli.networks.first_stage import FirstStageConfig, in_parts
 from pdae_cli.noise import generator
 from pdae_cli.sampling import Sampling
 from pdae_cli.training.autoencoder import with_autoencoder
@@ -153,6 +153,19 @@ class TestFirstStage:
             assert torch.equal(model.latents(pixels(5)[one]), latents[one])
             assert torch.equal(model.from_latents(latents[one]), back[one])
 
+    def test_an_accelerator_computes_few_large_pictures_at_once(self) -> None:
+        """Latents that fit in memory mustn't fail it as feature maps of pictures."""
+        for size, expected in ((512, [2, 2, 1]), (2048, [1] * 5), (64, [5])):
+            asked: list[int] = []
+
+            def network(x: Tensor, asked: list[int] = asked) -> Tensor:
+                asked.append(len(x))
+                return x
+
+            x = torch.empty((5, 3, size // 8, size // 8), device="meta")
+            assert in_parts(network, x, size**2).shape == x.shape
+            assert asked == expected
+
     def test_attention_of_old_files(self, tmp_path: Path) -> None:
         """diffusers before 0.12 called its layers otherwise."""
         theirs("kl").save_pretrained(str(tmp_path))
@@ -180,6 +193,10 @@ class TestFirstStage:
             ({"down_block_types": ["DownBlock2D"] * 3}, "DownBlock2D"),
             ({"latent_channels": 5}, "shape"),
             ({"scaling_factor": 0}, "scale"),
+            ({"scaling_factor": 10**400}, "float"),
+            ({"shift_factor": float("nan")}, "shift nan"),
+            ({"latent_channels": 10**12}, "channels or codes"),  # bytes past 64 bits
+            ({"block_out_channels": [8 * 10**9] * 3}, "widths"),
         ],
     )
     def test_what_cannot_be_is_one_line(
@@ -201,6 +218,29 @@ class TestFirstStage:
         with pytest.raises(ModelError, match=r"decoder\.conv_in\.weight"):
             load_first_stage(str(tmp_path))
 
+    @pytest.mark.parametrize("named", ["vqvae", "vae"])
+    def test_one_of_another_kind_is_an_error(self, named: str, tmp_path: Path) -> None:
+        """Else its latents would pass for pictures."""
+        pipeline(tmp_path)
+        (tmp_path / "vqvae").rename(tmp_path / named)
+        (tmp_path / "model_index.json").write_text("{}")
+        config = tmp_path / named / "config.json"
+        facts = json.loads(config.read_text())
+        config.write_text(json.dumps(facts | {"_class_name": "AutoencoderTiny"}))
+        with pytest.raises(ModelError, match="AutoencoderTiny"):
+            load_dpm(str(tmp_path))
+
+    def test_one_that_is_missing_is_an_error(self, tmp_path: Path) -> None:
+        pipeline(tmp_path)
+        (tmp_path / "vqvae").rename(tmp_path / "elsewhere")
+        with pytest.raises(ModelError, match=r"vqvae/config\.json is missing"):
+            load_dpm(str(tmp_path))
+
+    def test_one_alone_is_no_diffusion_model(self, tmp_path: Path) -> None:
+        theirs("kl").save_pretrained(str(tmp_path))
+        with pytest.raises(ModelError, match="train dpm --first-stage"):
+            load_dpm(str(tmp_path))
+
     def test_a_folder_without_one_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="AutoencoderKL or VQModel"):
             load_first_stage(str(tmp_path))
@@ -219,6 +259,12 @@ class TestModel:
         ]
         assert abs(made[0] - made[1]).max() < 1e-4 and made[0].std() > 0.01
 
+    def test_what_an_ldm_pipeline_cannot_do_is_not_begun(self, tmp_path: Path) -> None:
+        pipeline(tmp_path / "before", "kl, shifted")
+        with pytest.raises(UsageError, match="shifted"):
+            write_diffusers(load_dpm(str(tmp_path / "before")), tmp_path / "after")
+        assert not (tmp_path / "after").exists()
+
     def test_samples_are_those_of_diffusers(self, source: Path, tmp_path: Path) -> None:
         """LDMPipeline's loop on the same noise, 10 steps of its own DDIM."""
         reference = LDMPipeline.from_pretrained(str(source))
@@ -230,6 +276,19 @@ class TestModel:
         ours = model.trajectory(sampling).to_picture(model.guided(sampling), x_T, [])
         expected = torch.from_numpy(drawn).permute(0, 3, 1, 2) * 2 - 1
         torch.testing.assert_close(ours.clamp(-1, 1), expected, atol=2e-4, rtol=0)
+
+    @pytest.mark.parametrize("parity", ["pdae", "diffae"])
+    def test_latents_are_not_clamped_as_pictures(self, model: Model, parity: str) -> None:
+        """Programs that know pictures only clamp x_0 to their range."""
+        with pytest.raises(UsageError, match="latents"):
+            model.encode(pixels(), parity=parity)
+        with pytest.raises(UsageError, match="latents"):
+            model.sample(1, unconditional=True, parity=parity)
+
+    def test_codes_of_pictures_are_not_of_latents(self, model: Model) -> None:
+        codes = replace(model.encode(pixels()), x_T=torch.zeros((2, 3, SIZE, SIZE)))
+        with pytest.raises(InputError, match=r"x_T of \(3, 32, 32\).*\(3, 8, 8\)"):
+            model.decode(codes)
 
     def test_codes_are_of_the_picture_and_of_its_latents(self, model: Model) -> None:
         codes = model.encode(pixels())
@@ -406,6 +465,12 @@ def test_eps_theta_is_trained_on_latents(
         assert torch.equal(model.first_stage.state_dict()[name], value), name  # it stays frozen
     pictures, _ = model.sample(1, unconditional=True, inference_steps=2)
     assert pictures.shape == (1, 3, SIZE, SIZE)
+
+
+def test_a_model_brings_its_own_first_stage(pdae: Command, source: Path, tmp_path: Path) -> None:
+    both = ("--init-from", tmp_path / "dpm", "--first-stage", source)
+    done = pdae("train", "dpm", tmp_path, "-o", tmp_path / "more", *both)
+    assert done.code == 2 and "--first-stage" in done.err
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
     try:
         found: Found = FAMILIES[family].read(source)
         model = found.model(source.folder.name if source.path.is_file() else source.path.name)
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{source.path}: its config describes no network: {reason}") from error
     return Conversion(model, family, _account(found), _checked(found, model), found.notes)

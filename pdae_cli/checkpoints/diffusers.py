@@ -68,12 +68,17 @@ def recognises(source: Source) -> bool:
 
 def read(source: Source) -> Found:
     """eps_theta and its scheduler, and of a latent diffusion model the first stage."""
+    stage = first_stage_folder(source)
+    if stage == source.path:
+        raise ModelError(
+            f"{stage} is a first stage, without a diffusion model of its latents; `pdae train dpm "
+            f"--first-stage {stage}` trains one"
+        )
     folder = network_folder(source)
     settings = Settings(
         str(folder / "config.json"), DEFAULTS | read_settings(folder / "config.json")
     )
     unet = unet_config(settings)
-    stage = first_stage_folder(source)
     first_stage = None if stage is None else read_first_stage(source, stage)
     scheduler = _scheduler(source, folder)
     config = ModelConfig(
@@ -224,12 +229,17 @@ def _block_resampling(settings: Settings, key: str, option: str, block: str) -> 
 
 
 def first_stage_folder(source: Source) -> Path | None:
-    """Where a pipeline keeps it, or the folder of one alone; None where there is none."""
-    for folder in (*(source.path / name for name in FIRST_STAGES), source.path):
-        config = folder / "config.json"
-        if config.exists() and read_settings(config).get("_class_name") in KINDS:
-            return folder
-    return None
+    """Where a pipeline keeps it, or the folder of one alone; None where there is none. Raises
+    ModelError for one of another kind, whose latents would pass for pictures."""
+    index, alone = source.path / "model_index.json", source.path / "config.json"
+    parts = read_settings(index) if index.exists() else {}
+    for name in FIRST_STAGES:
+        config = source.path / name / "config.json"
+        if config.exists() or parts.get(name) not in (None, [None, None]):
+            Settings(str(config), read_settings(config)).refuse("_class_name", *KINDS)
+            return config.parent
+    found = alone.exists() and read_settings(alone).get("_class_name") in KINDS
+    return source.path if found else None
 
 
 def load_first_stage(source: Source) -> FirstStage:
@@ -282,7 +292,7 @@ def first_stage_config(settings: Settings) -> FirstStageConfig:
             scale=float(settings.get("scaling_factor", (int, float))),
             shift=float(settings.get("shift_factor", (int, float), None) or 0),
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise impossible(settings.where, error) from error
 
 

@@ -27,6 +27,9 @@ def write_diffusers(model: Model, folder: Path) -> str:
     pipeline's class. Raises UsageError for a network that diffusers' UNet2DModel can't be."""
     unet, scheduler = unet_config(model.config.unet), scheduler_config(model.config)
     first_stage = model.first_stage
+    if first_stage is not None:
+        _need(first_stage.cfg.shift == 0, "latents that are shifted, in an LDMPipeline")
+        _need(not model.config.unet.learn_sigma, "learned variance, in an LDMPipeline")
     pipeline = "DDPMPipeline" if first_stage is None else "LDMPipeline"
     index: dict[str, Any] = {
         "_class_name": pipeline,
@@ -36,7 +39,6 @@ def write_diffusers(model: Model, folder: Path) -> str:
     _write_network(folder / "unet", unet, unet_tensors(model))
     if first_stage is not None:
         cfg, tensors = first_stage.cfg, first_stage.network.state_dict()
-        _need(cfg.shift == 0, "latents that are shifted, in an LDMPipeline")
         index["vqvae"] = ["diffusers", cfg.kind]
         _write_network(folder / "vqvae", {"_class_name": cfg.kind} | cfg.arguments(), tensors)
     write_bytes(folder / "scheduler" / "scheduler_config.json", _json(scheduler))

@@ -230,6 +230,11 @@ class ShapeFlags(TrainFlags):
         str, typer.Option(help="What the network outputs: v, or eps as in DDPM.")
     ] = "v"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from is not None and self.first_stage is not None:
+            raise UsageError("--init-from goes on with a model's own latents; leave --first-stage")
+
     def network(self) -> dict[str, Any]:
         """Arguments of training.dpm.new_dpm."""
         from ..checkpoints import load_first_stage

@@ -3,6 +3,7 @@ and back, by an AutoencoderKL or a VQModel of diffusers, which is an optional pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 KINDS = ("AutoencoderKL", "VQModel")
 DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+PIXELS = 1 << 19  # that an accelerator computes at once: 2 pictures of 512x512, 128 of 64x64
 MAX_LEVELS, MAX_BLOCKS = 8, 16  # twice what is usual: building takes time even without memory
+MAX_WIDTH = 1 << 20  # of whatever is counted: beyond all use, and sizes in bytes stay numbers
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,12 @@ class FirstStageConfig:
             raise ValueError(f"widths {self.widths} don't divide into {self.groups} groups")
         if self.kind == "VQModel" and min(self.codes, self.code_channels) < 1:
             raise ValueError("a VQModel without a codebook")
-        if not 0 < self.scale < float("inf"):
-            raise ValueError(f"latents of scale {self.scale}")
+        if max(self.channels, self.latent_channels, self.codes, self.code_channels) > MAX_WIDTH:
+            raise ValueError(f"a first stage of more than {MAX_WIDTH} channels or codes")
+        if max(self.widths) > MAX_WIDTH:
+            raise ValueError(f"widths {self.widths} of a first stage")
+        if not 0 < self.scale < math.inf or not math.isfinite(self.shift):
+            raise ValueError(f"latents of scale {self.scale} and shift {self.shift}")
 
     @property
     def factor(self) -> int:
@@ -102,18 +109,25 @@ class FirstStage(nn.Module):
             found = self.network.encode(x)
             return found.latents if self.cfg.kind == "VQModel" else found.latent_dist.mode()
 
-        return (one_by_one(latents, pictures) - self.cfg.shift) * self.cfg.scale
+        height, width = pictures.shape[2:]
+        return (in_parts(latents, pictures, height * width) - self.cfg.shift) * self.cfg.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """The way back; a VQModel quantises on it. Pictures may leave [-1, 1]."""
-        return one_by_one(
-            lambda x: self.network.decode(x).sample, latents / self.cfg.scale + self.cfg.shift
+        height, width = latents.shape[2:]
+        return in_parts(
+            lambda x: self.network.decode(x).sample,
+            latents / self.cfg.scale + self.cfg.shift,
+            height * width * self.cfg.factor**2,
         )
 
 
-def one_by_one(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """network(x); on a CPU, where a batch gains nothing, row by row, so that a picture's result is
-    the same to the bit in every batch (see layers.py)."""
-    if x.device.type != "cpu" or len(x) < 2:
-        return network(x)
-    return torch.cat([network(row) for row in x.split(1)])
+def in_parts(network: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
+    """network(x), by as many rows at once, of `pixels` each, as PIXELS leaves room for: a batch
+    that eps_theta's latents fit in would take many times that memory as feature maps of pictures.
+
+    On a CPU, where a batch gains nothing, row by row, so that a picture's result is the same to the
+    bit in every batch (see layers.py).
+    """
+    rows = 1 if x.device.type == "cpu" else max(1, PIXELS // pixels)
+    return torch.cat([network(part) for part in x.split(rows)])
