@@ -258,6 +258,11 @@ def principal(z: Tensor, count: int, prefix: str = "pca") -> Attributes:
     return Attributes(names, weight.float(), -(weight @ centre).float(), facts)
 
 
+def both_kinds(labels: Tensor) -> Tensor:
+    """Which labels (N, A) of 1, 0 and -1 (unknown) tell pictures apart: bool (A,)."""
+    return (labels == 1).any(0) & (labels == 0).any(0)
+
+
 def cell_weights(labels: Tensor, groups: Tensor | None) -> Tensor:
     """Weights (N, A) that give each (group, label) cell of an attribute the same sum, 1 in all.
 

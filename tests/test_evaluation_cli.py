@@ -138,7 +138,7 @@ class TestAll:
             def refused() -> Any:
                 raise UsageError("too <few> pictures")
 
-            return {"gap": lambda: gap(m.model, m.measured(3)), "samples": refused}
+            return {"gap": lambda: gap(m.model, m.measured("gap")), "samples": refused}
 
         monkeypatch.setattr(evaluate, "every", few)
         page = tmp_path / "page.html"

@@ -140,6 +140,10 @@ class TestLikelihood:
         assert codes.code == 3 and "of pictures, not of codes" in codes.err
         solver = pdae("evaluate", "likelihood", pictures[0], "--solver", "ddim")
         assert solver.code == 2 and "its own solver" in solver.err
+        for option in ("--guidance", "--guide-from", "--guide-until"):
+            guided = pdae("evaluate", "likelihood", pictures[0], option, 1)
+            assert guided.code == 2 and "add --conditional" in guided.err
+        assert pdae("evaluate", "likelihood", pictures[0], "--keep-alpha").code == 2
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def _from_table(
     """Attributes of a table, and the normalised z (N, D) of all its pictures."""
     import torch
 
+    from ..attributes import both_kinds
     from ..attributes import fit as fit_attributes
     from ..training.data import find_labels, split
 
@@ -81,7 +82,7 @@ def _from_table(
         raise UsageError(f"{data} has no labels.csv; pass --labels CSV")
     train, held_out = split(_pictures(model, data), table)
     truth, truth_held_out = table.matrix(train.names), table.matrix(held_out.names)
-    whole = [bool((column == 1).any() and (column == 0).any()) for column in truth.T]
+    whole = both_kinds(truth).tolist()
     if not all(whole):
         names = [name for name, one in zip(table.attributes, whole, strict=True) if not one]
         out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(names)}")

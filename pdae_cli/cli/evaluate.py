@@ -13,8 +13,17 @@ import typer
 
 from .. import __version__
 from ..errors import InputError, ModelError, UsageError
-from .evaluating import EvaluateOptions, FolderOptions, Material, deliver, facts_of, listed
-from .options import FileOptions, Inputs, numbers, takes
+from .evaluating import (
+    QUICK,
+    USUAL,
+    EvaluateOptions,
+    FolderOptions,
+    Material,
+    deliver,
+    facts_of,
+    listed,
+)
+from .options import FileOptions, numbers, takes
 from .output import Output
 from .running.batch import Made, Runner
 from .running.loading import Loaded
@@ -29,9 +38,12 @@ app = typer.Typer(
 )
 STEPS = 100  # of the ODE, where the user doesn't say
 
-Data = Annotated[Path, typer.Argument(help="Folder or zip of pictures.")]
+Data = Annotated[Path, typer.Argument(help="Folder, zip or tar shards of pictures.")]
 JudgePath = Annotated[
-    Path | None, typer.Option(help="Judge's file; without, one is trained on DATA's labels.")
+    Path | None,
+    typer.Option(
+        help="File of `pdae evaluate judge`; without, one is trained on DATA's labels for this run."
+    ),
 ]
 
 
@@ -47,7 +59,7 @@ def gap(data: Data, options: FolderOptions) -> None:
     from ..evaluation.gap import gap as measure
 
     m = options.material(data)
-    finding = m.run("gap", measure, m.model, m.measured(64), seed=options.seed)
+    finding = m.run("gap", measure, m.model, m.measured("gap"), seed=options.seed)
     deliver(finding, options, m.model)
 
 
@@ -59,7 +71,8 @@ def reconstruction(
     solvers: Annotated[str, typer.Option(help="Solvers to compare.")] = "dpmpp,ddim,ddpm",
     steps: Annotated[str, typer.Option(help="Numbers of their steps.")] = "5,10,20,50",
     judge: Annotated[
-        Path | None, typer.Option(help="Judge's file: adds a distance in its features.")
+        Path | None,
+        typer.Option(help="File of `pdae evaluate judge`: adds a distance in its features."),
     ] = None,
 ) -> None:
     """What comes back from z and x_T, from z alone, and from neither, by solver and steps.
@@ -72,7 +85,9 @@ def reconstruction(
 
     ways, m = (listed(solvers), numbers(steps)), options.material(data)
     how = {"solvers": ways[0], "steps": ways[1], "judge": m.judge(judge) if judge else None}
-    finding = m.run("reconstruction", measure, m.model, m.measured(16), seed=options.seed, **how)
+    finding = m.run(
+        "reconstruction", measure, m.model, m.measured("reconstruction"), seed=options.seed, **how
+    )
     deliver(finding, options, m.model)
 
 
@@ -94,7 +109,7 @@ def stages(
 
     m = options.material(data)
     how = {"edges": None if edges is None else numbers(edges), "seed": options.seed}
-    finding = m.run("stages", measure, m.model, m.measured(16), **how)
+    finding = m.run("stages", measure, m.model, m.measured("stages"), **how)
     deliver(finding, options, m.model)
 
 
@@ -120,7 +135,7 @@ def attributes(
 
     m = options.material(data)
     others = [replace(options, model=name).load() for name in beside or ()]
-    finding = m.run("attributes", measure, *m.probed(train, 2000, others), seed=options.seed)
+    finding = m.run("attributes", measure, *m.probed(train, others=others), seed=options.seed)
     deliver(finding, options, m.model)
 
 
@@ -146,7 +161,7 @@ def samples(
     ways, m = numbers(steps), options.material(data)
     m.needs_parts("samples")
     kinds_of(m.model)  # refuses a model that makes none before a judge is trained
-    real, how = m.measured(2000), {"count": count, "steps": ways, "seed": options.seed}
+    real, how = m.measured("samples"), {"count": count, "steps": ways, "seed": options.seed}
     finding = m.run("samples", measure, m.model, m.judge(judge), real, **how)
     deliver(finding, options, m.model)
 
@@ -166,7 +181,7 @@ def semantics(
 
     m = options.material(data)
     how = {"noises": noises, "seed": options.seed}
-    finding = m.run("semantics", measure, m.model, m.measured(6), **how)
+    finding = m.run("semantics", measure, m.model, m.measured("semantics"), **how)
     deliver(finding, options, m.model)
 
 
@@ -234,7 +249,7 @@ def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[]
 
     model, run, seed = m.model, m.run, m.options.seed
     given = m.judge(judge) if judge else None  # a wrong file ends the command before all work
-    few, sampled, labelled = (4, 48, 600) if quick else (16, 256, 2000)
+    usual, sampled = (QUICK, 48) if quick else (USUAL, 256)
 
     @cache
     def judged() -> Judge:
@@ -243,33 +258,36 @@ def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[]
     def measure_reconstruction() -> Finding:
         how = {"judge": judged() if given or m.labels else None, "seed": seed}
         steps = (10, 20) if quick else SOLVED
-        return run("reconstruction", reconstruction, model, m.measured(few), steps=steps, **how)
+        x_0 = m.measured("reconstruction", usual)
+        return run("reconstruction", reconstruction, model, x_0, steps=steps, **how)
 
     def measure_samples() -> Finding:
         m.needs_parts("samples")
         how = {"count": sampled, "steps": (10, 20, 50) if quick else SAMPLED, "seed": seed}
-        real = m.measured(500 if quick else 2000)
-        return run("samples", samples, model, judged(), real, **how)
+        return run("samples", samples, model, judged(), m.measured("samples", usual), **how)
+
+    def measure_attributes() -> Finding:
+        return run("attributes", attributes, *m.probed(usual["attributes"], usual), seed=seed)
 
     return {
-        "gap": lambda: run("gap", gap, model, m.measured(2 * few if quick else 64), seed=seed),
+        "gap": lambda: run("gap", gap, model, m.measured("gap", usual), seed=seed),
         "reconstruction": measure_reconstruction,
-        "stages": lambda: run("stages", stages, model, m.measured(few), seed=seed),
-        "attributes": lambda: run(
-            "attributes", attributes, *m.probed(labelled, labelled), seed=seed
-        ),
+        "stages": lambda: run("stages", stages, model, m.measured("stages", usual), seed=seed),
+        "attributes": measure_attributes,
         "samples": measure_samples,
         "semantics": lambda: run(
-            "semantics", semantics, model, m.measured(4 if quick else 6), seed=seed
+            "semantics", semantics, model, m.measured("semantics", usual), seed=seed
         ),
     }
 
 
 @app.command()
-@takes(FileOptions)
+@takes(FileOptions, without=("skip_existing", "keep_alpha", "keep_exif"))  # it writes no pictures
 def likelihood(
     options: FileOptions,
-    inputs: Inputs = None,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Pictures: files, folders, or - for standard input.")
+    ] = None,
     conditional: Annotated[
         bool, typer.Option("--conditional", help="Of p(x | z), with each picture's own z.")
     ] = False,
@@ -278,6 +296,9 @@ def likelihood(
     ] = 1,
 ) -> None:
     """Bits per dimension of pictures, by the probability-flow ODE's divergence.
+
+    In 100 steps of its own solver, unless --inference-steps says otherwise. Pictures of another
+    size than the model's are scaled to it first: their figures don't compare with others'.
 
     Example: pdae evaluate likelihood faces/ -r --inference-steps 200
     """
@@ -289,6 +310,9 @@ def likelihood(
 
     if options.solver or options.parity or options.corrections or options.preset:
         raise UsageError("likelihood has its own solver; leave solver, corrections, preset out")
+    guided = (options.guidance, options.guide_from, options.guide_until)
+    if not conditional and any(one is not None for one in guided):
+        raise UsageError("guidance is by z; add --conditional, or leave guidance, guide-… out")
     items = options.items(inputs)
     runner = Runner(options, "evaluate likelihood")
     sampling = options.sampling()

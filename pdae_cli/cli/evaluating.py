@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
 FILES = ("table.csv", "plot.svg", "sheet.png")  # of an experiment's folder
 JUDGE_EPOCHS = 2  # of a judge that is trained for one run
+USUAL = {  # pictures that experiments measure on
+    "gap": 64, "reconstruction": 16, "stages": 16, "attributes": 2000, "samples": 2000,
+    "semantics": 6,
+}  # fmt: skip
+QUICK = {
+    "gap": 8, "reconstruction": 4, "stages": 4, "attributes": 600, "samples": 500, "semantics": 4
+}  # fmt: skip
 JUDGE_SEED = 1  # a judge's own: another --seed changes what is judged, and not who judges
+
+
+def _usual() -> str:
+    """USUAL, for people."""
+    return ", ".join(f"{count} for {name}" for name, count in USUAL.items())
 
 
 @dataclass(frozen=True)
@@ -66,10 +78,14 @@ class EvaluateOptions(DataOptions, ModelOptions):
     """For experiments over a data set."""
 
     pictures: Annotated[
-        int | None, typer.Option(min=1, help="Pictures to measure on, at most.")
+        int | None,
+        typer.Option(min=1, help=f"Pictures to measure on, at most. By default {_usual()}."),
     ] = None
     whole: Annotated[
-        bool, typer.Option("--whole", help="Of all of DATA, not of its held-out pictures alone.")
+        bool,
+        typer.Option(
+            "--whole", help="Draw them from all of DATA, not from what is held out alone."
+        ),
     ] = False
 
     def material(self, data: Path, model: Model | None = None) -> Material:
@@ -139,9 +155,10 @@ class Material:
 
         return to_float(pictures.stack(self.rows(pictures, count)))
 
-    def measured(self, usual: int) -> Tensor:
-        """The pictures to measure on; as many as is usual, where --pictures doesn't say."""
-        return self.some(self.held_out, self.options.pictures or usual)
+    def measured(self, name: str, usual: Mapping[str, int] = USUAL) -> Tensor:
+        """The pictures that an experiment measures on: as many as is usual, where --pictures
+        doesn't say."""
+        return self.some(self.held_out, self.options.pictures or usual[name])
 
     def needs_parts(self, what: str) -> None:
         """Raise UsageError where pictures to learn from are those to measure on as well."""
@@ -153,12 +170,13 @@ class Material:
         return needed(self.labels, self.data)
 
     def probed(
-        self, train: int, usual: int, others: Sequence[Model] = ()
+        self, train: int, usual: Mapping[str, int] = USUAL, others: Sequence[Model] = ()
     ) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]], Tensor, Tensor]:
         """Labels' names, representations of training and measured pictures, and their labels."""
         from ..evaluation.probes import encoded, pixels_and_components, standardised
 
-        names, held = self.table().attributes, self.options.pictures or usual
+        names = self.table().attributes
+        held = self.options.pictures or usual["attributes"]
         self.needs_parts("probes")
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for one in (self, *(self.options.material(self.data, model) for model in others)):

@@ -53,8 +53,11 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def takes(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of a dataclass as options, handed over as `options`."""
+def takes(
+    kind: type, without: Iterable[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a dataclass, `without` some, as options, handed over as
+    `options`."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         hints = _hints(kind)
@@ -71,7 +74,7 @@ def takes(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 annotation=hints[one.name],
             )
             for one in fields(kind)
-            if one.name != "given"
+            if one.name not in ("given", *without)
         ]
 
         def command(*args: Any, **values: Any) -> None:

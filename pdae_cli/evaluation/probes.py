@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor
 
-from ..attributes import fit
+from ..attributes import both_kinds, fit
 from ..engine import Model
 from ..errors import UsageError
 from ..metrics import auroc, average_precision
@@ -77,7 +77,7 @@ def attributes(
     those with `labels` from so many labels of each attribute; their interval is over the draws.
     Raises UsageError where no label is left.
     """
-    kept = _both(labels) & _both(labels_held_out)
+    kept = both_kinds(labels) & both_kinds(labels_held_out)
     if not kept.any():
         raise UsageError("no label tells both the training and the held-out pictures apart")
     names = [name for name, one in zip(names, kept.tolist(), strict=True) if one]
@@ -103,11 +103,6 @@ def attributes(
     return Finding("attributes", words + f" ({len(labels)} training pictures).", rows, _plot(rows))
 
 
-def _both(labels: Tensor) -> Tensor:
-    """Which labels have both kinds: (N, A) → (A,) bool."""
-    return (labels == 1).any(0) & (labels == 0).any(0)
-
-
 def _scores(names: Sequence[str], features: Features, labels: Tensor, decay: float) -> Tensor:
     train, held_out = features
     unknown = torch.full((1, labels.shape[1]), -1)
@@ -130,7 +125,7 @@ def _chosen_decay(names: Sequence[str], z: Tensor, labels: Tensor, seed: int) ->
     """The one of DECAYS whose probes, fitted on four fifths, do best on the last."""
     order = torch.randperm(len(z), generator=generator(seed, "fifths"))
     seen, unseen = order[len(z) // 5 :], order[: len(z) // 5]
-    kept = _both(labels[seen]) & _both(labels[unseen])
+    kept = both_kinds(labels[seen]) & both_kinds(labels[unseen])
     if not kept.any():
         return DECAYS[1]
     chosen = [name for name, one in zip(names, kept.tolist(), strict=True) if one]

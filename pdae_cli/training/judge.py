@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attributes import cell_weights
+from ..attributes import both_kinds, cell_weights
 from ..errors import UsageError
 from ..evaluation.judge import CHUNK, Judge, mean_of
 from ..images import to_float
@@ -79,11 +79,6 @@ def train_judge(
     }
     judge.auroc = mean_of(quality)
     return judge, quality
-
-
-def both_kinds(target: Tensor) -> Tensor:
-    """Which attributes some pictures have and others don't: labels (N, A) → bool (A,)."""
-    return (target == 1).any(0) & (target == 0).any(0)
 
 
 def _digest(judge: Judge) -> str:
