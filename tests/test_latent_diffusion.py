@@ -32,7 +32,7 @@ from pdae_cli.networks.classes import Classes
 from pdae_cli.networks.first_stage import FirstStageConfig, in_parts
 from pdae_cli.noise import generator
 from pdae_cli.sampling import Sampling
-from pdae_cli.training.autoencoder import with_autoencoder
+from pdae_cli.training.autoencoder import AutoencoderLoss, with_autoencoder
 from pdae_cli.training.classifier import new_classifier
 from pdae_cli.training.dpm import new_dpm
 
@@ -247,6 +247,25 @@ class TestFirstStage:
 
 
 class TestModel:
+    def test_compiled_training_compiles_the_first_stage_not_at_all(self, model: Model) -> None:
+        """It would do so once for each picture of a batch."""
+        assert model.encoder_network is not None
+        objective = AutoencoderLoss(
+            model.heads, model.encoder_network, model.schedule, model.latents
+        )
+        eps, t = torch.zeros((2, *model.config.state_shape)), torch.tensor([10, 500])
+        convolutions: list[str] = []
+
+        def kept(graph: Any, inputs: Any) -> Any:
+            called = (str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+            convolutions.extend(name for name in called if "conv" in name)
+            return graph.forward
+
+        compiled = torch.compile(objective, backend=kept)
+        torch.testing.assert_close(compiled(pixels(), t, eps), objective(pixels(), t, eps))
+        trained = [*model.heads.modules(), *model.encoder_network.modules()]
+        assert 0 < len(convolutions) <= sum(isinstance(m, torch.nn.Conv2d) for m in trained)
+
     @pytest.mark.parametrize("name", ["vq", "kl"])
     def test_export_makes_the_pipeline_again(self, name: str, tmp_path: Path) -> None:
         """Same pictures of the same noise, by diffusers' own loop, up to rounding."""

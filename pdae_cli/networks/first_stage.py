@@ -122,6 +122,7 @@ class FirstStage(nn.Module):
         )
 
 
+@torch.compiler.disable  # whose graph would hold the network once for each part
 def in_parts(network: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
     """network(x), by as many rows at once, of `pixels` each, as PIXELS leaves room for: a batch
     that eps_theta's latents fit in would take many times that memory as feature maps of pictures.
