@@ -128,6 +128,22 @@ def test_a_signal_never_cuts_a_step_in_two(data: tuple[Pictures, Pictures], tmp_
         assert torch.equal(tensor, states[1][name]), name
 
 
+@pytest.mark.parametrize("kind", ["dpm", "autoencoder"])
+def test_a_run_goes_on_with_what_its_weights_mean(
+    kind: str, data: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    """Another prediction or schedule has weights of the same shapes."""
+    options = replace(OPTIONS, images=8)
+    Run(stage_of(kind, tiny_model(), data, tmp_path), options, tmp_path, cpu=True).train(quiet)
+    stage_of(kind, tiny_model(seed=1), data, tmp_path)
+    with pytest.raises(UsageError, match="begun with another prediction"):
+        stage_of(kind, tiny_model(prediction="v"), data, tmp_path)
+    other = tiny_model()
+    other.config = replace(other.config, schedule=replace(other.config.schedule, betas="cosine"))
+    with pytest.raises(UsageError, match="begun with another schedule"):
+        stage_of(kind, other, data, tmp_path)
+
+
 def test_two_micro_batches_are_one_batch_of_the_same_pictures() -> None:
     """Shards cut the step's pictures up; together they are the step's."""
     numbers = order(100, 1, 40, 20).tolist()

@@ -10,7 +10,9 @@ from .find import (
     writable_folder,
 )
 from .native import (
+    is_native,
     read_attributes,
+    read_config,
     read_model,
     write_attributes,
     write_latent_dpm,
@@ -19,12 +21,14 @@ from .native import (
 
 __all__ = [
     "bundled_models",
+    "is_native",
     "load",
     "load_dpm",
     "load_first_stage",
     "model_folder",
     "read_attributes",
     "read_classifier",
+    "read_config",
     "read_model",
     "writable_folder",
     "write_attributes",

@@ -111,6 +111,12 @@ def build_first_stage(cfg: FirstStageConfig) -> FirstStage:
         ) from error
 
 
+def read_config(folder: Path) -> ModelConfig:
+    """A model's config alone. Raises ModelError."""
+    path = folder / CONFIG
+    return guarded(path, lambda: _read_config(path))[0]
+
+
 def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:
     """The config, and the SHA-256 that its weights may have; none in older ones."""
     if path.stat().st_size > MAX_CONFIG_BYTES:

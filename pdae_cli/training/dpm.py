@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import write_model
-from ..config import ModelConfig, ScheduleConfig
+from ..checkpoints import is_native, read_config, write_model
+from ..config import ModelConfig, ScheduleConfig, to_json
 from ..engine import Model
 from ..errors import UsageError
 from ..heads import Heads
@@ -27,6 +27,7 @@ from .data import Pictures
 from .loop import Stage
 
 HELD_OUT = 256  # pictures that metrics are computed on
+MEANING = ("schedule", "prediction", "unet", "first_stage")  # what a config says of eps_theta
 
 
 class DPMLoss(nn.Module):
@@ -74,7 +75,19 @@ def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[st
 
 
 def saving(model: Model, folder: Path, dtype: torch.dtype) -> Callable[[dict[str, Any]], None]:
-    """What writes the model with a run's summary, behind those of the runs before it."""
+    """What writes the model with a run's summary, behind those of the runs before it.
+
+    Raises UsageError where the folder holds a run whose weights mean something else, which their
+    shapes don't always tell.
+    """
+    if is_native(folder) and (folder / "training").is_dir():
+        ours, theirs = to_json(model.config), to_json(read_config(folder))
+        changed = [name for name in MEANING if ours[name] != theirs[name]]
+        if changed:
+            raise UsageError(
+                f"{folder} was begun with another {', '.join(changed)}; use the same again, or "
+                "start in another folder"
+            )
     before = model.config.training
 
     def save(summary: dict[str, Any]) -> None:
