@@ -240,7 +240,6 @@ class TestAtomicWrites:
             write_bytes(tmp_path / "folder", b"")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
-
     def test_others_may_read_what_they_may_read_of_this_user(self, tmp_path: Path) -> None:
         """safetensors' own writing leaves files that nobody else can read."""
         write_model(tmp_path, tiny_model())
