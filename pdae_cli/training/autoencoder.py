@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,31 @@ def statistics(model: Model, pictures: Pictures) -> Normalisation:
     return Normalisation(tuple(z.mean(dim=0).tolist()), tuple(std.tolist()))
 
 
+def sheet_of_codes(model: Model, held_out: Pictures, command: str) -> Callable[[Path], None]:
+    """What writes a sheet: pictures, what z and x_T give back, and what z alone does."""
+
+    def preview(path: Path) -> None:
+        x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
+        codes = model.encode(x_0, inference_steps=20)
+        rows = [x_0, model.decode(codes), model.decode(codes, random_noise=True)]
+        write_sheet(path.with_suffix(".png"), torch.cat(rows), len(x_0), {"command": command})
+
+    return preview
+
+
+def saving_statistics(
+    model: Model, train: Pictures, folder: Path, dtype: torch.dtype
+) -> Callable[[dict[str, Any]], None]:
+    """`saving`, with the statistics of z as it then is."""
+    write = saving(model, folder, dtype)
+
+    def save(summary: dict[str, Any]) -> None:
+        model.config = replace(model.config, normalisation=statistics(model, train))
+        write(summary)
+
+    return save
+
+
 def autoencoder_stage(
     model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
 ) -> Stage:
@@ -107,28 +133,14 @@ def autoencoder_stage(
         raise ValueError("the model has no gradient estimator and encoder to train")
     schedule = model.schedule.to(model.device)
     objective = AutoencoderLoss(model.heads, model.encoder_network, schedule, model.latents)
-    write = saving(model, folder, dtype)
-
-    def preview(path: Path) -> None:
-        x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
-        codes = model.encode(x_0, inference_steps=20)
-        rows = [x_0, model.decode(codes), model.decode(codes, random_noise=True)]
-        write_sheet(
-            path.with_suffix(".png"), torch.cat(rows), len(x_0), {"command": "train autoencoder"}
-        )
-
-    def save(summary: dict[str, Any]) -> None:
-        model.config = replace(model.config, normalisation=statistics(model, train))
-        write(summary)
-
     return Stage(
         "autoencoder",
         objective,
         train,
         objective.density.cpu(),
         lambda: gap_closed(model, held_out),
-        preview,
-        save,
+        sheet_of_codes(model, held_out, "train autoencoder"),
+        saving_statistics(model, train, folder, dtype),
         model.config.state_shape,
     )
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from ..engine import Model
 from ..errors import UsageError
-from ..images import to_float, write_sheet
 from ..networks.encoder import Encoder, EncoderConfig
-from .autoencoder import PREVIEWED, statistics
+from .autoencoder import saving_statistics, sheet_of_codes
 from .data import Pictures
-from .dpm import DPMLoss, held_out_noise, new_dpm, saving, uniform
+from .dpm import DPMLoss, held_out_noise, new_dpm, uniform
 from .loop import Stage
 
 
@@ -56,27 +55,14 @@ def diffae_stage(
     schedule = model.schedule.to(model.device)
     eps_theta = DPMLoss(model.heads, schedule, model.latents)
     objective = DiffAELoss(eps_theta, model.encoder_network)
-    write = saving(model, folder, dtype)
-
-    def preview(path: Path) -> None:
-        x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
-        codes = model.encode(x_0, inference_steps=20)
-        rows = [x_0, model.decode(codes), model.decode(codes, random_noise=True)]
-        sheet = path.with_suffix(".png")
-        write_sheet(sheet, torch.cat(rows), len(x_0), {"command": "train diffae"})
-
-    def save(summary: dict[str, Any]) -> None:
-        model.config = replace(model.config, normalisation=statistics(model, train))
-        write(summary)
-
     return Stage(
         "diffae",
         objective,
         train,
         uniform(schedule),
         lambda: held_out_losses(model, held_out),
-        preview,
-        save,
+        sheet_of_codes(model, held_out, "train diffae"),
+        saving_statistics(model, train, folder, dtype),
         model.config.state_shape,
     )
 
