@@ -87,6 +87,16 @@ class UNetConfig:
         return [self.image_size // self.patch // 2**level for level in range(len(self.multipliers))]
 
 
+def groups_of(widths: Sequence[int]) -> int:
+    """Groups for the GroupNorms of maps of these widths: up to 32, of at least 4 channels each.
+
+    A group of one channel is instance normalisation: it throws away a map's mean, which carries
+    colour and light.
+    """
+    fitting = (g for g in (32, 16, 8, 4, 2) if all(w % g == 0 and w >= 4 * g for w in widths))
+    return next(fitting, 1)
+
+
 def timestep_embedding(
     t: Tensor, channels: int, sine_first: bool = False, frequency_shift: int = 0
 ) -> Tensor:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Attention
+from .blocks import Attention, groups_of
 from .layers import Conv2d, Linear
 
 FINAL_SIZE = 4  # the feature map that is flattened
-GROUPS = 32
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class EncoderConfig:
     attention_size: int  # one self-attention at this feature-map size
     heads: int
     z_dim: int
+    groups: int = 32  # of every GroupNorm
 
     def __post_init__(self) -> None:
         halvings = math.log2(max(self.image_size, 1) / FINAL_SIZE)
@@ -31,7 +31,7 @@ class EncoderConfig:
                 f"{len(self.widths)} stride-2 convolutions don't bring "
                 f"{self.image_size} pixels to {FINAL_SIZE}"
             )
-        if min(self.z_dim, *self.widths) < 1:
+        if min(self.z_dim, self.groups, *self.widths) < 1:
             raise ValueError(f"an encoder of widths {self.widths} and z of {self.z_dim} dimensions")
 
     @classmethod
@@ -39,7 +39,8 @@ class EncoderConfig:
         """The paper's widths (64, 128, 256, 256 …) for a picture of this size."""
         halvings = max(1, round(math.log2(image_size / FINAL_SIZE)))
         widths = tuple(min(64 * 2**level, 256) for level in range(halvings))
-        return cls(image_size, channels, widths, attention_size=16, heads=4, z_dim=z_dim)
+        groups = groups_of(widths)
+        return cls(image_size, channels, widths, 16, heads=4, z_dim=z_dim, groups=groups)
 
 
 class Encoder(nn.Module):
@@ -56,9 +57,9 @@ class Encoder(nn.Module):
         for level, width in enumerate(cfg.widths):
             size //= 2
             self.convs.append(Conv2d(c, width, 3, stride=2, padding=1))
-            self.norms.append(nn.GroupNorm(GROUPS, width))
+            self.norms.append(nn.GroupNorm(cfg.groups, width))
             if size == cfg.attention_size:
-                self.attention = Attention(width, cfg.heads, nn.GroupNorm(GROUPS, width))
+                self.attention = Attention(width, cfg.heads, nn.GroupNorm(cfg.groups, width))
                 self.attention_level = level
             c = width
         self.out = Linear(c * FINAL_SIZE**2, cfg.z_dim)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..engine import Model
 from ..errors import UsageError
 from ..heads import Heads
 from ..images import to_float, write_sheet
-from ..networks.blocks import UNetConfig
+from ..networks.blocks import UNetConfig, groups_of
 from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.unet import UNet
 from ..noise import generator
@@ -144,8 +143,8 @@ def new_dpm(
     if first_stage is not None:
         shape |= _of_latents(first_stage.cfg, shape["image_size"], shape["channels"])
     try:
-        groups = math.gcd(32, shape["base_channels"])
-        cfg = UNetConfig(**rest, groups=groups, **shape)
+        cfg = UNetConfig(**rest, groups=1, **shape)
+        cfg = replace(cfg, groups=groups_of(cfg.widths))
         torch.manual_seed(seed)
         stage = None if first_stage is None else first_stage.cfg
         config = ModelConfig(ScheduleConfig(betas=betas), cfg, prediction, first_stage=stage)
