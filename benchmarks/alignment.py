@@ -23,10 +23,10 @@ from PIL import Image
 
 from pdae_cli import load
 from pdae_cli.errors import InputError
-from pdae_cli.images import to_float, to_tensor
-from pdae_cli.photos.faces import FaceFinder
-from pdae_cli.photos.frames import Frame, paste_back, take
-from pdae_cli.photos.likeness import LIMIT, Likeness
+from pdae_cli.evaluation.likeness import LIMIT, Likeness
+from pdae_cli.pictures.images import to_float, to_tensor
+from pdae_cli.pictures.photos.faces import FaceFinder
+from pdae_cli.pictures.photos.frames import Frame, paste_back, take
 
 TILTS = (0, 15, -22, 40)
 SIZE = 64

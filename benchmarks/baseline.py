@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from report import stamp, table
 
-from pdae_cli import metrics
 from pdae_cli.checkpoints import load_dpm
-from pdae_cli.codes import Codes
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine.codes import Codes
+from pdae_cli.engine.model import Model
+from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.probes import attributes, encoded, standardised
-from pdae_cli.images import to_float
-from pdae_cli.noise import generator
-from pdae_cli.sampling import Sampling
+from pdae_cli.pictures.images import to_float
 from pdae_cli.training.autoencoder import autoencoder_stage, with_autoencoder
 from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
 from pdae_cli.training.diffae import diffae_stage, new_diffae

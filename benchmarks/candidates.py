@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from pdae_cli.grids import Node
-from pdae_cli.solvers import Predict
+from pdae_cli.diffusion.grids import Node
+from pdae_cli.diffusion.solvers import Predict
 
 Weights = Callable[[Node, Node], tuple[float, float]]
 

@@ -28,9 +28,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import pdae_cli
-from pdae_cli.computing import PRECISIONS, computing
-from pdae_cli.config import ModelConfig, ScheduleConfig
-from pdae_cli.engine import Model
+from pdae_cli.engine.computing import PRECISIONS, computing
+from pdae_cli.engine.config import ModelConfig, ScheduleConfig
+from pdae_cli.engine.model import Model
 from pdae_cli.networks.blocks import UNetConfig
 from pdae_cli.networks.gradient import GradientEstimator
 from pdae_cli.networks.unet import UNet

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 import pdae_cli as pdae
-from pdae_cli import fewshot
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine import fewshot
+from pdae_cli.engine.model import Model
 from pdae_cli.evaluation.judge import Judge, read_judge
-from pdae_cli.images import write_sheet
-from pdae_cli.sampling import Sampling
+from pdae_cli.pictures.images import write_sheet
 from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
 from pdae_cli.training.latent import encode_all
 

@@ -180,7 +180,7 @@ def mutated(kind: str, files: dict[str, bytes], key: int) -> bytes:
 
 def read(data: bytes, fit: str, size: int) -> list[Tensor]:
     """What `pdae encode --frames all --keep-alpha --keep-exif` makes of a file, and `info`."""
-    from pdae_cli import images, metadata
+    from pdae_cli.pictures import images, metadata
 
     first = images.open_picture(data, "it")
     frames = images.open_frames(data, "it") if images.has_more_frames(first) else [first]

@@ -23,13 +23,13 @@ from report import table, write_between_marks
 from torch import Tensor
 
 import pdae_cli
-from pdae_cli import metrics
 from pdae_cli.cli.output import plain
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.engine.model import Model
+from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.gap import gap as measure_gap
 from pdae_cli.evaluation.judge import read_judge
-from pdae_cli.images import to_float
-from pdae_cli.noise import generator
+from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
 from pdae_cli.training.latent import encode_all
 

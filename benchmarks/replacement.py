@@ -14,11 +14,11 @@ import torch
 from report import stamp, table
 from torch import Tensor
 
-from pdae_cli.editing import alongside, settled
-from pdae_cli.noise import generator, normal
-from pdae_cli.sampling import Sampling
-from pdae_cli.schedule import Schedule
-from pdae_cli.trajectory import Trajectory
+from pdae_cli.diffusion.noise import generator, normal
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.diffusion.trajectory import Trajectory
+from pdae_cli.engine.editing import alongside, settled
 
 SCHEDULE = Schedule()
 COVARIANCE = 0.25 * torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)

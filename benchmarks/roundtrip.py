@@ -23,15 +23,16 @@ from report import stamp, table, write_between_marks
 from torch import Tensor
 
 import pdae_cli
-from pdae_cli import metrics, solvers
 from pdae_cli.cli.output import plain
-from pdae_cli.codes import Codes, between
-from pdae_cli.engine import Model
+from pdae_cli.diffusion import solvers
+from pdae_cli.diffusion.grids import decode_grid
+from pdae_cli.diffusion.likelihood import trapezoid
+from pdae_cli.diffusion.sampling import PRESETS, Sampling
+from pdae_cli.engine.codes import Codes, between
+from pdae_cli.engine.model import Model
+from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.judge import Judge, read_judge
-from pdae_cli.grids import decode_grid
-from pdae_cli.images import to_float
-from pdae_cli.likelihood import trapezoid
-from pdae_cli.sampling import PRESETS, Sampling
+from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import Labels, find_labels, open_pictures, split
 
 Figures = dict[str, Any]
@@ -176,7 +177,7 @@ def editing(
                 chance = judge(model.decode(moved, **way.decode).clamp(-1, 1)).sigmoid()
             row[name] = (chance[:, judge.names.index(name)] > 0.5).float().mean().item()
         pairs = [between(codes[k : k + 2], [0.5]) for k in range(len(codes) - 1)]
-        middle = pdae_cli.codes.stack(pairs)
+        middle = pdae_cli.engine.codes.stack(pairs)
         pictures = model.decode(middle, **way.decode)
         ends = model.decode(codes, **way.decode)
         with torch.no_grad():
@@ -191,7 +192,7 @@ def editing(
 
 
 def _rows(codes: Codes, rows: list[int]) -> Codes:
-    return pdae_cli.codes.stack([codes[row : row + 1] for row in rows])
+    return pdae_cli.engine.codes.stack([codes[row : row + 1] for row in rows])
 
 
 def samples(model: Model, judge: Judge, count: int, real: Tensor) -> list[Figures]:

@@ -27,8 +27,8 @@ from torch import nn
 from training import OPTIONS, make_stage
 
 import pdae_cli
-from pdae_cli.config import ModelConfig, ScheduleConfig
-from pdae_cli.engine import Model
+from pdae_cli.engine.config import ModelConfig, ScheduleConfig
+from pdae_cli.engine.model import Model
 from pdae_cli.networks.blocks import ResBlock, UNetConfig
 from pdae_cli.networks.unet import UNet
 from pdae_cli.training.autoencoder import AutoencoderLoss, with_autoencoder

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import pdae_cli
-from pdae_cli.config import UNetConfig
+from pdae_cli.engine.config import UNetConfig
 from pdae_cli.errors import UsageError
 from pdae_cli.training.autoencoder import autoencoder_stage
 from pdae_cli.training.data import Pictures, open_pictures

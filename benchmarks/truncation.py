@@ -23,12 +23,12 @@ from torch import Tensor
 
 import pdae_cli as pdae
 from pdae_cli.checkpoints import read_classifier
-from pdae_cli.classes import chosen
-from pdae_cli.conditional import by_classifier, embedding, labelled
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine.classes import chosen
+from pdae_cli.engine.conditional import by_classifier, embedding, labelled
 from pdae_cli.evaluation.judge import Judge, read_judge
-from pdae_cli.images import to_float, write_sheet
-from pdae_cli.metrics import kernel_distance, precision_recall
-from pdae_cli.sampling import Sampling
+from pdae_cli.evaluation.metrics import kernel_distance, precision_recall
+from pdae_cli.pictures.images import to_float, write_sheet
 from pdae_cli.training.data import find_labels, open_pictures, split
 
 SHOWN = 8  # samples a row of the sheets

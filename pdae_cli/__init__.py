@@ -12,9 +12,9 @@ __all__ = ["Codes", "Model", "Sampling", "__version__", "load"]
 
 if TYPE_CHECKING:
     from .checkpoints import load
-    from .codes import Codes
-    from .engine import Model
-    from .sampling import Sampling
+    from .diffusion.sampling import Sampling
+    from .engine.codes import Codes
+    from .engine.model import Model
 
 
 def __getattr__(name: str) -> Any:
@@ -24,15 +24,15 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "Model":
-        from .engine import Model
+        from .engine.model import Model
 
         return Model
     if name == "Sampling":
-        from .sampling import Sampling
+        from .diffusion.sampling import Sampling
 
         return Sampling
     if name == "Codes":
-        from .codes import Codes
+        from .engine.codes import Codes
 
         return Codes
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,3 +41,8 @@ class OutOfMemory(PdaeError):
     """The device has no room for the work."""
 
     exit_code = 5
+
+
+def printable(text: str) -> str:
+    """Text without control characters, so that a file's name can't steer what shows it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pdae_cli.attributes import Attributes
 from pdae_cli.checkpoints import pickles, write_attributes, write_latent_dpm, write_model
-from pdae_cli.config import ModelConfig, Normalisation, ScheduleConfig
-from pdae_cli.engine import Model
+from pdae_cli.engine.attributes import Attributes
+from pdae_cli.engine.config import ModelConfig, Normalisation, ScheduleConfig
+from pdae_cli.engine.model import Model
 from pdae_cli.networks.blocks import UNetConfig
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.gradient import GradientEstimator

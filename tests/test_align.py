@@ -13,11 +13,12 @@ from conftest import BUNDLED, ROOT, picture, tiny_model
 from PIL import Image
 from torch import Tensor
 
-from pdae_cli import checkpoints, images
+from pdae_cli import checkpoints
 from pdae_cli.errors import InputError, UsageError
-from pdae_cli.photos.frames import Frame, Point, paste_back, take
-from pdae_cli.photos.landmarks import CELEBA, Landmarks, named, read_landmarks
-from pdae_cli.photos.likeness import LIMIT, Likeness
+from pdae_cli.evaluation.likeness import LIMIT, Likeness
+from pdae_cli.pictures import images
+from pdae_cli.pictures.photos.frames import Frame, Point, paste_back, take
+from pdae_cli.pictures.photos.landmarks import CELEBA, Landmarks, named, read_landmarks
 
 FACE = Landmarks((100.0, 120.0), (160.0, 130.0), (124.0, 190.0))
 
@@ -328,7 +329,7 @@ def photo_with_face(number: int, side: float, degrees: float) -> tuple[Image.Ima
 @pytest.mark.parametrize(("number", "side", "degrees"), [(1, 240, 0), (3, 200, 18), (3, 300, -35)])
 def test_faces_are_found_and_aligned(number: int, side: float, degrees: float) -> None:
     pytest.importorskip("cv2", reason="finding faces needs opencv-python-headless<5")
-    from pdae_cli.photos.faces import FaceFinder
+    from pdae_cli.pictures.photos.faces import FaceFinder
 
     photo, frame = photo_with_face(number, side, degrees)
     found = FaceFinder()(photo)
@@ -338,7 +339,7 @@ def test_faces_are_found_and_aligned(number: int, side: float, degrees: float) -
 
 def test_where_there_is_no_face_the_error_says_what_to_do() -> None:
     pytest.importorskip("cv2", reason="finding faces needs opencv-python-headless<5")
-    from pdae_cli.photos.faces import FaceFinder
+    from pdae_cli.pictures.photos.faces import FaceFinder
 
     with pytest.raises(InputError, match="no face found; give its landmarks with --landmarks"):
         FaceFinder()(picture(0, (320, 240)))
@@ -346,7 +347,7 @@ def test_where_there_is_no_face_the_error_says_what_to_do() -> None:
 
 def test_without_opencv_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    from pdae_cli.photos.faces import FaceFinder
+    from pdae_cli.pictures.photos.faces import FaceFinder
 
     with pytest.raises(UsageError, match=r"pip install 'pdae-cli\[align\]'"):
         FaceFinder()

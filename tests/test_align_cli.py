@@ -11,8 +11,8 @@ import torch
 from conftest import Command, picture
 from PIL import ExifTags, Image
 
-from pdae_cli.images import prepare, to_tensor
-from pdae_cli.photos.frames import Frame, take
+from pdae_cli.pictures.images import prepare, to_tensor
+from pdae_cli.pictures.photos.frames import Frame, take
 
 FACE = {"left_eye": [100, 80], "right_eye": [130, 86], "mouth": [110, 115]}
 EDIT = ("--attr", "smiling=2", "--inference-steps", "3")
@@ -167,7 +167,7 @@ def test_pictures_out_of_the_frame_are_warned_of(
     line = ("manipulate", photos / "photos" / "a.png", *EDIT, "--json", "-o", photos / "out.png")
     distance = json.loads(pdae(*line).text)["distance"]
     for limit, warned in ((distance - 0.1, True), (distance + 0.1, False)):
-        monkeypatch.setattr("pdae_cli.photos.likeness.LIMIT", limit)
+        monkeypatch.setattr("pdae_cli.evaluation.likeness.LIMIT", limit)
         run = pdae(*line, "--overwrite")
         assert run.code == 0 and ("doesn't look as if it lay" in run.err) == warned
 

@@ -10,7 +10,9 @@ import torch
 from conftest import tiny_model
 from torch import Tensor
 
-from pdae_cli.attributes import (
+from pdae_cli.checkpoints import read_attributes, write_attributes
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.engine.attributes import (
     Attributes,
     Deviations,
     correlations,
@@ -18,10 +20,8 @@ from pdae_cli.attributes import (
     principal,
     variation,
 )
-from pdae_cli.checkpoints import read_attributes, write_attributes
-from pdae_cli.codes import Codes
+from pdae_cli.engine.codes import Codes
 from pdae_cli.errors import UsageError
-from pdae_cli.noise import generator
 
 NAMES = ["Smiling", "Male", "Young", "Hat"]
 SCALES = [0.3, -1.0, Deviations(1.5), Deviations(-3)]

@@ -11,10 +11,10 @@ import pytest
 from conftest import Command, picture, tiny_model
 from PIL import Image
 
-from pdae_cli.attributes import Deviations
 from pdae_cli.checkpoints import read_attributes, write_attributes
 from pdae_cli.cli.manipulate import edits, scales
-from pdae_cli.codes import read_codes
+from pdae_cli.engine.attributes import Deviations
+from pdae_cli.engine.codes import read_codes
 from pdae_cli.errors import UsageError
 
 FAST = ("--inference-steps", "2", "--solver", "ddim")

@@ -15,8 +15,8 @@ from PIL import Image
 from readme_commands import readme_command
 
 import pdae_cli
-from pdae_cli import metrics
-from pdae_cli.sampling import PRESETS
+from pdae_cli.diffusion.sampling import PRESETS
+from pdae_cli.evaluation import metrics
 from pdae_cli.training.autoencoder import gap_residuals
 
 pytestmark = pytest.mark.skipif(not BUNDLED.is_dir(), reason="weights/faces64 isn't there")

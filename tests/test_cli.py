@@ -15,8 +15,8 @@ from conftest import Command, picture
 from PIL import Image
 from test_images import png_claiming
 
-from pdae_cli.codes import read_codes
-from pdae_cli.metadata import read_recipe
+from pdae_cli.engine.codes import read_codes
+from pdae_cli.pictures.metadata import read_recipe
 
 FAST = ("--inference-steps", "3")
 
@@ -550,7 +550,7 @@ class TestFailures:
     def test_unexpected_errors_are_a_line_and_exit_1(
         self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from pdae_cli.engine import Model
+        from pdae_cli.engine.model import Model
 
         def broken(self: Model, x: object) -> object:
             raise RuntimeError("the sky fell")
@@ -579,7 +579,7 @@ class TestFailures:
     def test_interruption_is_exit_130(
         self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from pdae_cli.engine import Model
+        from pdae_cli.engine.model import Model
 
         def interrupted(self: Model, x: object) -> object:
             raise KeyboardInterrupt

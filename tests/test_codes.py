@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pdae_cli.arithmetic import NOISES, combine, mean, nearest
-from pdae_cli.codes import Codes, read_codes, stack, to_bytes
+from pdae_cli.diffusion.noise import slerp
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine.arithmetic import NOISES, combine, mean, nearest
+from pdae_cli.engine.codes import Codes, read_codes, stack, to_bytes
+from pdae_cli.engine.tables import to_csv, to_npy, to_npz
 from pdae_cli.errors import InputError, PdaeError, UsageError
-from pdae_cli.noise import slerp
-from pdae_cli.sampling import Sampling
-from pdae_cli.tables import to_csv, to_npy, to_npz
 
 
 def codes_of(n: int, seed: int = 0, size: int = 16, **changes: object) -> Codes:
@@ -173,7 +173,7 @@ class TestNearest:
     def test_in_parts_as_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         library, query = torch.randn(20, 6), torch.randn(9, 6)
         whole = nearest(query, library, 4)
-        monkeypatch.setattr("pdae_cli.arithmetic.CHUNK", 45)
+        monkeypatch.setattr("pdae_cli.engine.arithmetic.CHUNK", 45)
         assert all(
             torch.equal(a, b) for a, b in zip(nearest(query, library, 4), whole, strict=True)
         )

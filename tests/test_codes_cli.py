@@ -16,7 +16,7 @@ from conftest import Command
 from test_codes import codes_of, rows
 
 from pdae_cli.cli.codes import file_names, term
-from pdae_cli.codes import Codes, read_codes, to_bytes, write_codes
+from pdae_cli.engine.codes import Codes, read_codes, to_bytes, write_codes
 from pdae_cli.errors import UsageError
 
 
@@ -256,7 +256,7 @@ def test_no_command_loads_a_model(files: dict[str, Path], tmp_path: Path) -> Non
     script = (
         f"import sys; from pdae_cli.cli import main; sys.argv = {command}\n"
         "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
-        "print(sorted({'torch', 'accelerate', 'PIL', 'pdae_cli.engine'} & set(sys.modules)))"
+        "print(sorted({'torch', 'accelerate', 'PIL', 'pdae_cli.engine.model'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "['torch']", result.stderr

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from test_training import OPTIONS, quiet
 
 from pdae_cli.checkpoints import read_model, write_model
-from pdae_cli.classes import chosen, log_probability
-from pdae_cli.conditional import labelled
-from pdae_cli.config import from_json, to_json
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine.classes import chosen, log_probability
+from pdae_cli.engine.conditional import labelled
+from pdae_cli.engine.config import from_json, to_json
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError, UsageError
 from pdae_cli.networks.classes import ClassEmbedding, Classes, EmbeddingConfig
-from pdae_cli.sampling import Sampling
 from pdae_cli.training.conditional import condition, conditional_stage, with_labels
 from pdae_cli.training.data import Labels, open_pictures, read_labels
 from pdae_cli.training.loop import Run

@@ -16,14 +16,14 @@ from test_training import OPTIONS, quiet
 from torch import Tensor
 
 from pdae_cli.checkpoints import read_classifier, write_classifier
-from pdae_cli.classes import chosen, log_probability
-from pdae_cli.conditional import Classifier, by_classifier, steered
-from pdae_cli.config import ScheduleConfig
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.engine.classes import chosen, log_probability
+from pdae_cli.engine.conditional import Classifier, by_classifier, steered
+from pdae_cli.engine.config import ScheduleConfig
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError, UsageError
 from pdae_cli.networks.classes import Classes
-from pdae_cli.sampling import Sampling
-from pdae_cli.schedule import Schedule
 from pdae_cli.training.classifier import ClassifierLoss, classifier_stage, new_classifier
 from pdae_cli.training.conditional import Condition
 from pdae_cli.training.data import open_pictures

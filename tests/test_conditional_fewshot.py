@@ -12,12 +12,12 @@ from conftest import Command, picture, tiny_model
 from PIL import Image
 from torch import Generator, Tensor
 
-from pdae_cli import fewshot
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator, normal
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine import fewshot
+from pdae_cli.engine.fewshot import Likeness, draw, learn, share_with
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import InputError, UsageError
-from pdae_cli.fewshot import Likeness, draw, learn, share_with
-from pdae_cli.noise import generator, normal
-from pdae_cli.sampling import Sampling
 
 AXIS = torch.tensor([0.0, 1.0, 0.0])
 

@@ -31,8 +31,8 @@ from pdae_cli.checkpoints.convert import Source, family_of, open_source, read_fo
 from pdae_cli.checkpoints.export import write_diffusers
 from pdae_cli.checkpoints.hub import fetch
 from pdae_cli.checkpoints.transfer import interleaved, separated
-from pdae_cli.config import ModelConfig, ScheduleConfig
-from pdae_cli.engine import Model
+from pdae_cli.engine.config import ModelConfig, ScheduleConfig
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError, UsageError
 from pdae_cli.networks.unet import UNet
 
@@ -262,7 +262,7 @@ class TestDiffusers:
 
 
 def sampling(**changes: Any) -> Any:
-    from pdae_cli.sampling import Sampling
+    from pdae_cli.diffusion.sampling import Sampling
 
     return Sampling(parity="diffusers").changed(changes)
 

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pdae_cli.checkpoints import read_model
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.schedule import gather
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import UsageError
-from pdae_cli.images import to_float
-from pdae_cli.noise import generator
-from pdae_cli.schedule import gather
+from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import Pictures, open_pictures
 from pdae_cli.training.diffae import DiffAELoss, diffae_stage, held_out_losses, new_diffae
 from pdae_cli.training.dpm import DPMLoss

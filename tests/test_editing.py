@@ -11,8 +11,13 @@ import torch
 from conftest import tiny_model
 from torch import Generator, Tensor
 
-from pdae_cli.codes import Codes
-from pdae_cli.editing import (
+from pdae_cli.diffusion.noise import generator, normal
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.diffusion.solvers import SOLVERS
+from pdae_cli.diffusion.trajectory import Trajectory
+from pdae_cli.engine.codes import Codes
+from pdae_cli.engine.editing import (
     LUMA,
     alongside,
     by_luma,
@@ -22,14 +27,9 @@ from pdae_cli.editing import (
     inpaint,
     settled,
 )
-from pdae_cli.engine import Model
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import InputError, ModelError
-from pdae_cli.images import to_image, to_pixels, to_tensor
-from pdae_cli.noise import generator, normal
-from pdae_cli.sampling import Sampling
-from pdae_cli.schedule import Schedule
-from pdae_cli.solvers import SOLVERS
-from pdae_cli.trajectory import Trajectory
+from pdae_cli.pictures.images import to_image, to_pixels, to_tensor
 
 HALF = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
 HALF[..., 4:] = 1

@@ -11,8 +11,8 @@ import torch
 from conftest import Command, picture
 from PIL import ExifTags, Image
 
-from pdae_cli.images import prepare, to_tensor
-from pdae_cli.metadata import read_recipe
+from pdae_cli.pictures.images import prepare, to_tensor
+from pdae_cli.pictures.metadata import read_recipe
 
 FAST = ("--inference-steps", "3", "--quiet")
 EDIT = ("--attr", "smiling=2", *FAST)

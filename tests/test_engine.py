@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import picture, tiny_model
 
-from pdae_cli.codes import stack
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.sampling import PRESETS, Sampling
+from pdae_cli.engine.codes import stack
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import InputError, ModelError, OutOfMemory, UsageError
-from pdae_cli.noise import generator
-from pdae_cli.sampling import PRESETS, Sampling
 
 STEPS = {"inference_steps": 5}
 

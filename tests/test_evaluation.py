@@ -10,12 +10,12 @@ import torch
 from conftest import tiny_model
 from torch import Tensor
 
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError, UsageError
 from pdae_cli.evaluation.finding import half_interval, student_95
 from pdae_cli.evaluation.gap import TIMESTEPS, _words, gap, one_step
 from pdae_cli.evaluation.reconstruction import compared, reconstruction
-from pdae_cli.noise import generator
 
 
 def faces(count: int = 4) -> Tensor:
@@ -83,7 +83,7 @@ class TestGap:
 
     def test_one_step_is_the_guided_noise(self, model: Model) -> None:
         """x^_0 of the eps^ that decoding follows (PDAE eq. 9)."""
-        from pdae_cli.sampling import Sampling
+        from pdae_cli.diffusion.sampling import Sampling
 
         sampling = Sampling(inference_steps=4)
         t = model.trajectory(sampling).timesteps()[2]

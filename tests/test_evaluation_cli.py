@@ -18,9 +18,9 @@ from PIL import Image
 
 from pdae_cli.cli.evaluate import every
 from pdae_cli.cli.evaluating import EvaluateOptions
+from pdae_cli.cli.findings import Section, page
 from pdae_cli.errors import UsageError
-from pdae_cli.plots import Line, Plot
-from pdae_cli.views.findings import Section, page
+from pdae_cli.evaluation.plots import Line, Plot
 
 HOSTILE = "</style><script>alert(1)</script>\"'\x1b"
 

@@ -11,13 +11,13 @@ import torch
 from conftest import Command, Result, picture, tiny_model
 from PIL import Image
 
-from pdae_cli.attributes import both_kinds
 from pdae_cli.checkpoints import write_model
 from pdae_cli.cli.evaluating import EvaluateOptions
 from pdae_cli.cli.output import plain
+from pdae_cli.engine.attributes import both_kinds
 from pdae_cli.errors import UsageError
 from pdae_cli.evaluation.judge import read_judge, write_judge
-from pdae_cli.images import to_float
+from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import find_labels, open_pictures, split
 from pdae_cli.training.judge import train_judge
 

@@ -10,8 +10,8 @@ from conftest import Command, picture, randomise, tiny_model
 from PIL import Image
 
 from pdae_cli.checkpoints import write_latent_dpm, write_model
-from pdae_cli.config import Normalisation
-from pdae_cli.engine import Model
+from pdae_cli.engine.config import Normalisation
+from pdae_cli.engine.model import Model
 from pdae_cli.networks.classes import Classes
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
 from pdae_cli.training.conditional import with_labels

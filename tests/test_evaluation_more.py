@@ -12,22 +12,17 @@ import torch
 from conftest import tiny_model
 from torch import Tensor
 
-from pdae_cli import metrics
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError, UsageError
+from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.judge import Judge, read_judge, write_judge
-from pdae_cli.evaluation.probes import (
-    attributes,
-    drawn_labels,
-    pixels_and_components,
-    standardised,
-)
+from pdae_cli.evaluation.probes import attributes, drawn_labels, pixels_and_components, standardised
 from pdae_cli.evaluation.reconstruction import reconstruction
 from pdae_cli.evaluation.samples import samples
 from pdae_cli.evaluation.semantics import semantics, shares
 from pdae_cli.evaluation.stages import stages
-from pdae_cli.noise import generator
-from pdae_cli.sampling import Sampling
 
 FAST = Sampling(inference_steps=3, solver="ddim")
 
@@ -376,7 +371,7 @@ class TestSamples:
         ],
     )
     def test_files_that_are_no_judges(self, tmp_path: Path, facts: object) -> None:
-        from pdae_cli.tensors import sealed
+        from pdae_cli.engine.tensors import sealed
 
         path = tmp_path / "judge.safetensors"
         state = {k: v.contiguous() for k, v in judge().state_dict().items()}

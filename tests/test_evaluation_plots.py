@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pdae_cli.plots import Axis, Line, Plot
+from pdae_cli.evaluation.plots import Axis, Line, Plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 

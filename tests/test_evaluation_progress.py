@@ -12,7 +12,9 @@ from conftest import Command, picture
 from torch import Tensor
 
 from pdae_cli.cli.output import Output
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine.model import Model
 from pdae_cli.evaluation.finding import Finding, Part, Track
 from pdae_cli.evaluation.gap import gap
 from pdae_cli.evaluation.judge import Judge
@@ -21,8 +23,6 @@ from pdae_cli.evaluation.reconstruction import reconstruction
 from pdae_cli.evaluation.samples import samples
 from pdae_cli.evaluation.semantics import semantics
 from pdae_cli.evaluation.stages import stages
-from pdae_cli.noise import generator
-from pdae_cli.sampling import Sampling
 
 FAST = Sampling(inference_steps=2, solver="ddim")
 JUDGE = Judge(["a"], 32).eval().requires_grad_(False)

@@ -87,7 +87,7 @@ def test_unexpected_errors(
         def fail(*args: object, error: BaseException = error, **named: object) -> None:
             raise error
 
-        monkeypatch.setattr("pdae_cli.engine.Model.guided", fail)
+        monkeypatch.setattr("pdae_cli.engine.model.Model.guided", fail)
         result = pdae(*told(name, "b.png", "b.safetensors"), *MODES[mode])
         assert result.code == code, result.err
         if code != 130:

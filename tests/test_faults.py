@@ -12,12 +12,12 @@ import torch
 from conftest import Command, tiny_model
 from torch import Tensor
 
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.diffusion.solvers import SOLVERS
+from pdae_cli.diffusion.trajectory import Trajectory, solve_latent
 from pdae_cli.errors import InputError
-from pdae_cli.noise import generator
-from pdae_cli.sampling import Sampling
-from pdae_cli.schedule import Schedule
-from pdae_cli.solvers import SOLVERS
-from pdae_cli.trajectory import Trajectory, solve_latent
 
 INJECTIONS = 1000
 
@@ -98,7 +98,7 @@ def test_only_the_faulty_item_of_a_batch_fails(
     pdae: Command, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its neighbours get the same result as without it, and no file is written for it."""
-    from pdae_cli.heads import Heads
+    from pdae_cli.networks.heads import Heads
 
     fast = ("--inference-steps", "2")
     assert pdae("reconstruct", *pictures, "-o", tmp_path / "good", *fast).code == 0

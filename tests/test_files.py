@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from pdae_cli.checkpoints import bundled_models, load, read_model, write_model
 from pdae_cli.checkpoints.native import write_attributes, write_latent_dpm
-from pdae_cli.codes import Codes, read_codes, stack, to_bytes
-from pdae_cli.config import from_json, to_json
+from pdae_cli.diffusion.noise import generator, normal
+from pdae_cli.engine.codes import Codes, read_codes, stack, to_bytes
+from pdae_cli.engine.config import from_json, to_json
 from pdae_cli.errors import InputError, ModelError
 from pdae_cli.files import replacing, write_bytes
-from pdae_cli.noise import generator, normal
 
 
 def codes_of(n: int, **changes: object) -> Codes:

@@ -24,23 +24,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pdae_cli import engine, parity, solvers
-from pdae_cli.attributes import Attributes
 from pdae_cli.checkpoints import names
 from pdae_cli.checkpoints.convert import read_foreign
 from pdae_cli.checkpoints.pdae import CELEBA_ATTRIBUTES
 from pdae_cli.checkpoints.source import Source
-from pdae_cli.codes import Codes, between
-from pdae_cli.engine import Model
-from pdae_cli.images import to_float
+from pdae_cli.diffusion import parity, solvers
+from pdae_cli.diffusion.noise import slerp
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.diffusion.trajectory import LATENT_SCHEDULE
+from pdae_cli.engine import model as engine
+from pdae_cli.engine.attributes import Attributes
+from pdae_cli.engine.codes import Codes, between
+from pdae_cli.engine.model import Model
 from pdae_cli.networks.encoder import EncoderConfig
-from pdae_cli.noise import slerp
-from pdae_cli.sampling import Sampling
-from pdae_cli.schedule import Schedule
+from pdae_cli.pictures.images import to_float
 from pdae_cli.training.autoencoder import AutoencoderLoss, gap_residuals
 from pdae_cli.training.dpm import DPMLoss
 from pdae_cli.training.latent import LatentLoss
-from pdae_cli.trajectory import LATENT_SCHEDULE
 
 PDAE = ("pdae_A_celeba64", "pdae_B_ffhq128")
 DIFFAE = ("diffae_ddpm64", "diffae_autoenc64")

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from pdae_cli.grids import SPACINGS, Node, decode_grid
-from pdae_cli.schedule import Schedule
+from pdae_cli.diffusion.grids import SPACINGS, Node, decode_grid
+from pdae_cli.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule()
 

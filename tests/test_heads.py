@@ -8,9 +8,9 @@ from conftest import randomise, tiny_model, unet_config
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from pdae_cli.heads import PREDICTIONS, Heads
+from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.networks.heads import PREDICTIONS, Heads
 from pdae_cli.networks.unet import UNet
-from pdae_cli.schedule import Schedule
 
 STEPS = [0, 40, 500, 999]
 SHAPES: list[dict[str, object]] = [

@@ -18,10 +18,10 @@ from conftest import Command
 from hostile import FORMAT, raw, z
 from torch import Tensor
 
-from pdae_cli import tensors as safe
 from pdae_cli.checkpoints import load
 from pdae_cli.checkpoints.native import guarded, read_attributes, read_latent_dpm
-from pdae_cli.codes import Codes, read_codes, to_bytes, write_codes
+from pdae_cli.engine import tensors as safe
+from pdae_cli.engine.codes import Codes, read_codes, to_bytes, write_codes
 from pdae_cli.errors import InputError, ModelError, PdaeError
 from pdae_cli.training.state import read_facts
 

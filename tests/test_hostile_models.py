@@ -16,8 +16,8 @@ from conftest import BUNDLED, Command, tiny_model
 from test_hostile import deep, refused
 from torch import Tensor
 
-from pdae_cli import tensors as safe
 from pdae_cli.checkpoints import load, native, read_model, write_model
+from pdae_cli.engine import tensors as safe
 from pdae_cli.errors import InputError, ModelError
 from pdae_cli.files import write_bytes
 from pdae_cli.training.state import EMA, load_state, read_facts

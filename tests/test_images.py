@@ -12,8 +12,8 @@ import torch
 from conftest import picture
 from PIL import Image, ImageCms
 
-from pdae_cli import images
 from pdae_cli.errors import InputError
+from pdae_cli.pictures import images
 
 
 def opened(image: Image.Image, format: str = "PNG", **options: object) -> Image.Image:

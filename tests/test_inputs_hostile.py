@@ -18,8 +18,8 @@ from conftest import Command, Result, picture
 from PIL import Image
 from test_images import png_claiming, saved
 
-from pdae_cli import images
 from pdae_cli.errors import InputError
+from pdae_cli.pictures import images
 
 Image.init()
 FOREIGN = sorted(set(Image.ID) - set(images.FORMATS))

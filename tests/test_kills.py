@@ -18,7 +18,7 @@ from conftest import picture
 from safetensors import safe_open
 from test_runs import ended, folder_of, outputs, records, running
 
-from pdae_cli.codes import read_codes
+from pdae_cli.engine.codes import read_codes
 
 KILLS = int(os.environ.get("PDAE_KILLS", "5"))
 chance = random.Random(0)

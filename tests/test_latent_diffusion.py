@@ -18,20 +18,20 @@ from conftest import Command, picture, randomise
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pdae_cli import editing
 from pdae_cli.checkpoints import load_dpm, load_first_stage, read_model, write_model
 from pdae_cli.checkpoints.convert import Source, read_foreign
 from pdae_cli.checkpoints.export import write_diffusers
-from pdae_cli.conditional import by_classifier
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.sampling import Sampling
+from pdae_cli.engine import editing
+from pdae_cli.engine.conditional import by_classifier
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import InputError, ModelError, UsageError
 from pdae_cli.evaluation.gap import gap
 from pdae_cli.evaluation.likelihood import likelihood
 from pdae_cli.evaluation.reconstruction import reconstruction
 from pdae_cli.networks.classes import Classes
 from pdae_cli.networks.first_stage import FirstStageConfig, in_parts
-from pdae_cli.noise import generator
-from pdae_cli.sampling import Sampling
 from pdae_cli.training.autoencoder import AutoencoderLoss, with_autoencoder
 from pdae_cli.training.classifier import new_classifier
 from pdae_cli.training.dpm import new_dpm

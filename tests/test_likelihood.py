@@ -11,9 +11,9 @@ import torch
 from mixture import SCHEDULE, eps, marginal, pictures
 from torch import Tensor
 
-from pdae_cli.grids import Node, decode_grid
-from pdae_cli.likelihood import bits_per_dimension, divergence, log_density, trapezoid
-from pdae_cli.noise import generator
+from pdae_cli.diffusion.grids import Node, decode_grid
+from pdae_cli.diffusion.likelihood import bits_per_dimension, divergence, log_density, trapezoid
+from pdae_cli.diffusion.noise import generator
 
 
 def signs(like: Tensor, seed: int = 0):  # type: ignore[no-untyped-def]

@@ -15,8 +15,8 @@ import torch
 from conftest import Command, picture
 from PIL import ExifTags, Image, ImageCms
 
-from pdae_cli import images, metadata
 from pdae_cli.errors import InputError, UsageError
+from pdae_cli.pictures import images, metadata
 
 SUFFIXES = (".png", ".jpg", ".webp", ".gif")
 FAST = ("--inference-steps", 2)

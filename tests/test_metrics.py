@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pdae_cli import metrics
-from pdae_cli.attributes import Attributes, cell_weights, fit
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.engine.attributes import Attributes, cell_weights, fit
 from pdae_cli.errors import UsageError
-from pdae_cli.images import to_pixels
-from pdae_cli.noise import generator
+from pdae_cli.evaluation import metrics
+from pdae_cli.pictures.images import to_pixels
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,8 +17,8 @@ from torchmetrics.functional.image import (
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from pdae_cli import metrics
-from pdae_cli.noise import generator
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.evaluation import metrics
 
 SAVES = pytest.mark.filterwarnings("ignore:Metric .Kernel Inception Distance. will save all")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pdae_cli.noise import generator, slerp
+from pdae_cli.diffusion.noise import generator, slerp
 
 
 def states(n: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pdae_cli.errors import InputError, UsageError
-from pdae_cli.views.animation import (
+from pdae_cli.pictures.animation import (
     eased,
     encode_mp4,
     milliseconds_of,

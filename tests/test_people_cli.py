@@ -22,7 +22,7 @@ from test_people_report import Page, column
 from test_people_sheets import found
 from torch import Tensor
 
-from pdae_cli.images import open_picture, prepare, to_tensor
+from pdae_cli.pictures.images import open_picture, prepare, to_tensor
 
 FAST = ("--inference-steps", "3")
 
@@ -184,7 +184,7 @@ class TestSheet:
     def test_what_has_no_room_is_counted(
         self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("pdae_cli.cli.viewing.ON_A_SHEET", 2)
+        monkeypatch.setattr("pdae_cli.cli.run.viewing.ON_A_SHEET", 2)
         args = ("sample", "-n", "5", *FAST, "-o", tmp_path / "out")
         done = pdae(*args, "--sheet", tmp_path / "s.png")
         assert "sheet of 2" in done.err and "; 3 more have no room" in done.err
@@ -198,7 +198,7 @@ class TestSheet:
             said.append(captions)
             return pictures[0]
 
-        monkeypatch.setattr("pdae_cli.views.sheets.sheet", heard)
+        monkeypatch.setattr("pdae_cli.pictures.sheets.sheet", heard)
         sheet = ("--sheet", tmp_path / "s.png", "--overwrite")
         pdae("interpolate", *pictures[:2], "--steps", 2, *FAST, "-o", tmp_path / "a.gif", *sheet)
         assert said[0] == ["a.png → b.jpg\n2 pictures"]

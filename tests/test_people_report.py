@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pdae_cli.text import printable
-from pdae_cli.views.report import Report, thumbnail
+from pdae_cli.cli.run.report import Report, thumbnail
+from pdae_cli.errors import printable
 
 HOSTILE = (
     "<script>document.title='owned'</script>.png",
@@ -159,7 +159,7 @@ class TestPictures:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         size = len(thumbnail(grey()))
-        monkeypatch.setattr("pdae_cli.views.report.PICTURE_BYTES", 4 * size)
+        monkeypatch.setattr("pdae_cli.cli.run.report.PICTURE_BYTES", 4 * size)
         made = Report("t")
         for name in "abcde":
             made.add({"input": name}, {"source": grey(), "result": grey()})

@@ -7,7 +7,7 @@ import torch
 from PIL import ImageFont
 from torch import Tensor
 
-from pdae_cli.views.sheets import GAP, LINE, SIZE, cut, difference, enlarged, sheet
+from pdae_cli.pictures.sheets import GAP, LINE, SIZE, cut, difference, enlarged, sheet
 
 FONT = ImageFont.load_default(SIZE)
 

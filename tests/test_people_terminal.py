@@ -12,7 +12,15 @@ from conftest import picture
 from PIL import Image
 from rich.console import Console
 
-from pdae_cli.views.terminal import CHUNK, UPPER_HALF, escapes, half_blocks, iterm2, kitty, protocol
+from pdae_cli.cli.run.terminal import (
+    CHUNK,
+    UPPER_HALF,
+    escapes,
+    half_blocks,
+    iterm2,
+    kitty,
+    protocol,
+)
 
 
 def colours(text: str) -> list[list[tuple[int, ...]]]:
@@ -121,7 +129,7 @@ def test_the_protocol_is_the_terminals(environ: dict[str, str], told: str | None
 
 def test_a_photo_keeps_its_look() -> None:
     """What is made smaller is averaged, not picked at random."""
-    from pdae_cli.images import prepare
+    from pdae_cli.pictures.images import prepare
 
     pixels = prepare(picture(3, (256, 256)), 256)
     told = torch.tensor(colours(printed(half_blocks(pixels, 32)))).float()

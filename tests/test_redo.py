@@ -12,8 +12,8 @@ from conftest import Command, picture, tiny_model
 from PIL import ExifTags, Image
 
 from pdae_cli.checkpoints import write_model
-from pdae_cli.images import encode_picture, to_pixels
-from pdae_cli.metadata import read_recipe
+from pdae_cli.pictures.images import encode_picture, to_pixels
+from pdae_cli.pictures.metadata import read_recipe
 
 FAST = ("--inference-steps", "3")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pdae_cli.checkpoints import names, read_model
 from pdae_cli.checkpoints.convert import FAMILIES, Source, family_of, read_foreign
 from pdae_cli.checkpoints.pdae import CELEBA_ATTRIBUTES
-from pdae_cli.engine import Model
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.gradient import GradientEstimator

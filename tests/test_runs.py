@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Command, picture
 
-from pdae_cli.cli.running.manifest import Job, Manifest
+from pdae_cli.cli.run.manifest import Job, Manifest
 from pdae_cli.errors import InputError, StorageError
 
 FAST = ("--inference-steps", "3")
@@ -296,7 +296,7 @@ class TestStreams:
     def test_pngs_in_pngs_out(self, pdae: Command, tmp_path: Path) -> None:
         from io import BytesIO
 
-        from pdae_cli.cli.running.pngs import split_pngs
+        from pdae_cli.cli.run.pngs import split_pngs
 
         data = self.stream(tmp_path, 3)
         command = ("reconstruct", "-", "-o", "-", "--stream", "png", *FAST)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from test_scale import TINY
 from torch import Tensor, nn
 
-from pdae_cli.computing import PRECISIONS
-from pdae_cli.config import ModelConfig, ScheduleConfig
-from pdae_cli.engine import Model
+from pdae_cli.engine.computing import PRECISIONS
+from pdae_cli.engine.config import ModelConfig, ScheduleConfig
+from pdae_cli.engine.model import Model
 from pdae_cli.networks.unet import UNet
 from pdae_cli.training.autoencoder import AutoencoderLoss, with_autoencoder
 from pdae_cli.training.dpm import DPMLoss

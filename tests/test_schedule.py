@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pdae_cli.schedule import Schedule
+from pdae_cli.diffusion.schedule import Schedule
 
 SCHEDULES = [Schedule("linear"), Schedule("cosine"), Schedule("constant", beta_start=0.008)]
 schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=["linear", "cosine", "constant"])

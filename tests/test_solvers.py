@@ -14,10 +14,10 @@ from mixture import SCHEDULE, eps, flow, pictures
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pdae_cli import parity, solvers
-from pdae_cli.grids import Node, decode_grid
-from pdae_cli.noise import generator, normal
-from pdae_cli.schedule import Schedule
+from pdae_cli.diffusion import parity, solvers
+from pdae_cli.diffusion.grids import Node, decode_grid
+from pdae_cli.diffusion.noise import generator, normal
+from pdae_cli.diffusion.schedule import Schedule
 
 Solve = Callable[[Tensor, Sequence[Node]], Tensor]
 DETERMINISTIC: dict[str, tuple[Solve, int]] = {  # and the order of convergence

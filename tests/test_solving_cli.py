@@ -10,8 +10,8 @@ import pytest
 from conftest import Command, picture
 from PIL import Image
 
-from pdae_cli.codes import read_codes
-from pdae_cli.sampling import PRESETS
+from pdae_cli.diffusion.sampling import PRESETS
+from pdae_cli.engine.codes import read_codes
 
 FAST = ("--inference-steps", 3)
 

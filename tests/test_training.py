@@ -18,10 +18,10 @@ from conftest import picture, tiny_model
 from safetensors.torch import load_file
 
 from pdae_cli.checkpoints import read_model
-from pdae_cli.computing import check_compiler
-from pdae_cli.engine import Model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.engine.computing import check_compiler
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import InputError, UsageError
-from pdae_cli.noise import generator
 from pdae_cli.training.autoencoder import (
     AutoencoderLoss,
     autoencoder_stage,

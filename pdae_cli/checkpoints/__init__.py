@@ -1,14 +1,7 @@
 """Models on disk: our own format (`native`), found by bundled name, folder or Hub id (`find`)."""
 
 from .classifier import read_classifier, write_classifier
-from .find import (
-    bundled_models,
-    load,
-    load_dpm,
-    load_first_stage,
-    model_folder,
-    writable_folder,
-)
+from .find import bundled_models, load, load_dpm, load_first_stage, model_folder, writable_folder
 from .native import (
     is_native,
     read_attributes,

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .. import tensors as safe
-from ..conditional import Classifier, ClassifierConfig
-from ..config import build
+from ..engine import tensors as safe
+from ..engine.conditional import Classifier, ClassifierConfig
+from ..engine.config import build
 from ..errors import ModelError
 from ..files import sha256, write_bytes
 from ..networks.classifier import NoisyClassifier

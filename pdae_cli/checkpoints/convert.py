@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..config import to_json
-from ..engine import Model
+from ..engine.config import to_json
+from ..engine.model import Model
 from ..errors import ModelError, UsageError
 from ..files import write_bytes
 from . import diffae, diffusers, guided, pdae

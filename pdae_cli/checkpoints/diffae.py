@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import ModelConfig, Normalisation, ScheduleConfig
+from ..engine.config import ModelConfig, Normalisation, ScheduleConfig
 from ..errors import ModelError
 from ..networks.blocks import UNetConfig
 from ..networks.half_unet import HalfUNetConfig

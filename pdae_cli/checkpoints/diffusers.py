@@ -8,11 +8,11 @@ from typing import Any
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from ..config import ModelConfig, ScheduleConfig
+from ..engine.config import ModelConfig, ScheduleConfig
+from ..engine.tensors import check, load
 from ..errors import ModelError
 from ..networks.blocks import UNetConfig
 from ..networks.first_stage import KINDS, FirstStage, FirstStageConfig
-from ..tensors import check, load
 from . import names
 from .foreign import Found, Part, Settings, impossible, read_settings
 from .native import build_first_stage, guarded

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import ModelConfig
-from ..engine import Model
+from ..engine.config import ModelConfig
+from ..engine.model import Model
 from ..errors import UsageError
 from ..files import write_bytes
 from ..networks.blocks import Attention, UNetConfig

@@ -6,7 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
-from ..engine import Model
+from ..engine.model import Model
 from ..errors import ModelError, UsageError
 from ..networks.first_stage import FirstStage
 from .hub import Announce, fetch, is_hub_id, silent

@@ -17,9 +17,9 @@ import yaml
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from ..attributes import Attributes
-from ..config import ModelConfig
-from ..engine import Model
+from ..engine.attributes import Attributes
+from ..engine.config import ModelConfig
+from ..engine.model import Model
 from ..errors import ModelError
 from ..networks.latent import LatentConfig, LatentDPM
 from .names import Table

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig, ScheduleConfig
+from ..engine.config import ModelConfig, ScheduleConfig
 from ..errors import ModelError
 from ..networks.blocks import UNetConfig
 from . import names

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .. import tensors as safe
-from ..attributes import MAX_NAME, Attributes, simplified
-from ..config import ModelConfig, build, from_json, to_json
-from ..engine import Model
+from ..engine import tensors as safe
+from ..engine.attributes import MAX_NAME, Attributes, simplified
+from ..engine.config import ModelConfig, build, from_json, to_json
+from ..engine.model import Model
 from ..errors import ModelError
 from ..files import replacing, sha256, write_bytes
 from ..networks.classes import ClassEmbedding

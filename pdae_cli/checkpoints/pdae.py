@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attributes import Attributes
-from ..config import ModelConfig, Normalisation, ScheduleConfig
+from ..engine.attributes import Attributes
+from ..engine.config import ModelConfig, Normalisation, ScheduleConfig
 from ..errors import ModelError
 from ..networks.blocks import UNetConfig
 from ..networks.encoder import EncoderConfig

@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # Absolute, unlike elsewhere: the child runs this file alone, without the rest of its package.
+from pdae_cli.engine.tensors import check
 from pdae_cli.errors import ModelError
-from pdae_cli.tensors import check
 
 if sys.platform != "win32":
     import resource

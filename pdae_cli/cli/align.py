@@ -9,11 +9,11 @@ import typer
 
 from ..errors import InputError
 from .options import FileOptions, Format, Inputs, LandmarksFile, OutputPath, takes
-from .photos import squares_of_photos
-from .running.batch import Made, Runner
-from .running.destination import Destination, picture_suffix
-from .running.loading import Loaded
-from .running.making import pixels_file
+from .run.batch import Made, Runner
+from .run.destination import Destination, picture_suffix
+from .run.loading import Loaded
+from .run.making import pixels_file
+from .run.photos import squares_of_photos
 
 
 @takes(FileOptions)
@@ -43,8 +43,8 @@ def align(
 
 def cut_out(runner: Runner, one: Loaded, size: int) -> Made:
     """A photo's face as a picture of `size` pixels."""
-    from ..images import on_white, to_tensor, with_alpha
-    from ..photos.frames import take
+    from ..pictures.images import on_white, to_tensor, with_alpha
+    from ..pictures.photos.frames import take
 
     if one.framed is None:
         raise InputError("align takes photos, not codes")

@@ -12,14 +12,14 @@ import typer
 from ..errors import InputError, ModelError, UsageError
 from .options import ModelOptions, SamplingOptions, takes
 from .output import Output
-from .running.inputs import CODES, PICTURES
+from .run.inputs import CODES, PICTURES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..attributes import Attributes
-    from ..codes import Codes
-    from ..engine import Model
+    from ..engine.attributes import Attributes
+    from ..engine.codes import Codes
+    from ..engine.model import Model
     from ..training.data import Pictures
 
 FEW = 5  # held-out pictures of one kind: what is measured on fewer is chance
@@ -73,8 +73,8 @@ def _from_table(
     """Attributes of a table, and the normalised z (N, D) of all its pictures."""
     import torch
 
-    from ..attributes import both_kinds
-    from ..attributes import fit as fit_attributes
+    from ..engine.attributes import both_kinds
+    from ..engine.attributes import fit as fit_attributes
     from ..training.data import find_labels, split
 
     table = find_labels(data, labels)
@@ -106,7 +106,7 @@ def _from_folders(
     """One attribute of two folders, and the normalised z (N, D) of all pictures in them."""
     import torch
 
-    from ..attributes import fit as fit_attributes
+    from ..engine.attributes import fit as fit_attributes
     from ..training.data import split
 
     parts = [split(_pictures(model, folder), None) for folder in (with_, without)]
@@ -122,7 +122,7 @@ def _from_folders(
 
 def _report(fitted: Attributes, whole: Attributes, z: Tensor, out: Output) -> None:
     """Print what was learnt, how it does, and which other attributes it goes with over z (N, D)."""
-    from ..attributes import correlations
+    from ..engine.attributes import correlations
 
     together, few = correlations(whole, z), []
     for name in fitted.names:
@@ -219,8 +219,8 @@ def discover(
 
     Example: pdae attributes discover photos/ -m my-model -k 10 -o sheet.png
     """
-    from ..attributes import principal
     from ..checkpoints import writable_folder, write_attributes
+    from ..engine.attributes import principal
 
     if output is not None and output.suffix.lower() != ".png":
         raise UsageError(f"-o {output}: the sheet is a .png")
@@ -247,7 +247,7 @@ def discover(
 
 
 def _read_codes(model: Model, path: Path) -> Codes:
-    from ..codes import read_codes
+    from ..engine.codes import read_codes
 
     codes = read_codes(path, str(path))
     model.check(codes)
@@ -256,7 +256,7 @@ def _read_codes(model: Model, path: Path) -> Codes:
 
 def _first(model: Model, source: Path, options: SamplingOptions) -> Codes:
     """Codes of a picture, or of the first in a codes file, folder or zip."""
-    from ..images import to_float
+    from ..pictures.images import to_float
 
     if source.suffix.lower() == CODES:
         return _read_codes(model, source)[:1]
@@ -274,11 +274,11 @@ def _write_sheet(
     out: Output,
 ) -> None:
     """A row of pictures for each direction: the original moved along it, DEVIATIONS far."""
-    from ..attributes import Deviations
-    from ..codes import stack
+    from ..engine.attributes import Deviations
+    from ..engine.codes import stack
     from ..files import write_bytes
-    from ..images import encode_picture, to_pixels
-    from ..views.sheets import sheet
+    from ..pictures.images import encode_picture, to_pixels
+    from ..pictures.sheets import sheet
 
     moved = stack(
         [

@@ -14,11 +14,11 @@ import typer
 from ..errors import InputError, UsageError
 from .options import FilesFrom, Null, OutputPath, Recursive, takes
 from .output import Output
-from .running.destination import CODES_SUFFIX, Destination, write_stdout
-from .running.inputs import CODES, PICTURES, collect
+from .run.destination import CODES_SUFFIX, Destination, write_stdout
+from .run.inputs import CODES, PICTURES, collect
 
 if TYPE_CHECKING:
-    from ..codes import Codes
+    from ..engine.codes import Codes
 
 LONGEST_NAME = 100  # characters of a split file's name
 
@@ -53,7 +53,7 @@ def merge(
 
     Example: pdae codes merge a.safetensors more/ -o all.safetensors
     """
-    from ..codes import stack, to_bytes
+    from ..engine.codes import stack, to_bytes
 
     read = _read(inputs, files_from, recursive, null)
     codes = stack([one for _, one in read], [name for name, _ in read])
@@ -72,7 +72,7 @@ def split(
 
     Example: pdae codes split all.safetensors -o codes/
     """
-    from ..codes import to_bytes
+    from ..engine.codes import to_bytes
 
     destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})
     if not destination.folder:
@@ -116,8 +116,8 @@ def average(
 
     Example: pdae codes average smiling/ -o smile.safetensors
     """
-    from ..arithmetic import mean
-    from ..codes import stack, to_bytes
+    from ..engine.arithmetic import mean
+    from ..engine.codes import stack, to_bytes
 
     read = _read(inputs)
     codes = stack([one for _, one in read], [name for name, _ in read])
@@ -142,8 +142,8 @@ def mix(
 
     Example: pdae codes mix face.safetensors hats.safetensors=1 bare.safetensors=-1 --noise first
     """
-    from ..arithmetic import combine
-    from ..codes import to_bytes
+    from ..engine.arithmetic import combine
+    from ..engine.codes import to_bytes
 
     weighted = [term(text) for text in terms]
     names = [name for name, _ in weighted]
@@ -190,8 +190,8 @@ def nearest(
     """
     import torch
 
-    from ..arithmetic import nearest as find
-    from ..codes import require_alike
+    from ..engine.arithmetic import nearest as find
+    from ..engine.codes import require_alike
 
     asked, among = _read([query]), _read(library)
     if len(asked) != 1:
@@ -222,8 +222,8 @@ def export(
 
     Example: pdae codes export all.safetensors -o codes.csv
     """
-    from .. import tables
-    from ..codes import stack
+    from ..engine import tables
+    from ..engine.codes import stack
 
     writers = {".csv": tables.to_csv, ".npy": tables.to_npy, ".npz": tables.to_npz}
     if f".{format}" not in writers:
@@ -245,7 +245,7 @@ def _read(
     null: bool = False,
 ) -> list[tuple[str, Codes]]:
     """Codes files as named, and those in folders, each with its name. Raises InputError."""
-    from ..codes import read_codes
+    from ..engine.codes import read_codes
 
     items = collect(names, files_from, recursive, null=null)
     named = set(names or [])

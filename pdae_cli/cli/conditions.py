@@ -13,14 +13,14 @@ import typer
 
 from ..errors import InputError, UsageError
 from .options import BatchOptions
-from .running.batch import Runner
-from .running.inputs import CODES
+from .run.batch import Runner
+from .run.inputs import CODES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engine import Model
-    from ..sampling import Sampling
+    from ..diffusion.sampling import Sampling
+    from ..engine.model import Model
 
 Paint = Callable[[Sequence[int]], "Tensor"]  # numbers → their pictures (N, C, H, W)
 
@@ -121,8 +121,8 @@ def plain(runner: Runner, options: SampleOptions) -> Painter:
 
 def of_label(runner: Runner, options: SampleOptions, labels: Sequence[str]) -> Painter:
     """Of a label, by a G_psi that takes them."""
-    from ..classes import chosen
-    from ..conditional import embedding, labelled
+    from ..engine.classes import chosen
+    from ..engine.conditional import embedding, labelled
 
     y = chosen(embedding(runner.model).cfg.classes, labels)
 
@@ -137,8 +137,8 @@ def by_gradient(
 ) -> Painter:
     """Of a label, by the gradient of a classifier."""
     from ..checkpoints import read_classifier
-    from ..classes import chosen
-    from ..conditional import by_classifier
+    from ..engine.classes import chosen
+    from ..engine.conditional import by_classifier
 
     scales = strengths("--classifier-scale", options.classifier_scale or "1")
     model, classifier, sampling = runner.model, read_classifier(Path(folder)), options.sampling()
@@ -152,7 +152,7 @@ def by_gradient(
 
 def like(runner: Runner, options: SampleOptions, with_: Path) -> Painter:
     """Of z like those of some pictures."""
-    from .. import fewshot
+    from ..engine import fewshot
 
     model = runner.model
     without = None if options.unlike is None else Path(options.unlike)
@@ -173,7 +173,7 @@ def like(runner: Runner, options: SampleOptions, with_: Path) -> Painter:
 
 def _normalised(model: Model, path: Path, runner: Runner) -> Tensor:
     """Normalised z (N, D) of a codes file, or of the pictures in a folder or zip."""
-    from ..codes import read_codes
+    from ..engine.codes import read_codes
     from ..training.latent import encode_all
     from .data import open_data
 

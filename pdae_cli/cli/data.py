@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .output import Output
-from .running.processes import launched
+from .run.processes import launched
 
 if TYPE_CHECKING:
     from ..training.data import Pictures

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from .options import FileOptions, Format, Inputs, OutputPath, takes
-from .running.batch import Made, Runner
-from .running.destination import Destination, picture_suffix
-from .running.loading import Loaded
-from .running.making import codes_of, generators, picture_file
+from .run.batch import Made, Runner
+from .run.destination import Destination, picture_suffix
+from .run.loading import Loaded
+from .run.making import codes_of, generators, picture_file
 
 
 @takes(FileOptions)

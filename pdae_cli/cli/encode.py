@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from .options import FileOptions, Inputs, OutputPath, takes
-from .running.batch import Made, Runner
-from .running.destination import CODES_SUFFIX, Destination
-from .running.loading import Loaded
-from .running.making import codes_of
+from .run.batch import Made, Runner
+from .run.destination import CODES_SUFFIX, Destination
+from .run.loading import Loaded
+from .run.making import codes_of
 
 
 @takes(FileOptions)
@@ -28,7 +28,7 @@ def encode(
 
     Example: pdae encode face.png -o z.safetensors
     """
-    from ..codes import Codes, stack, to_bytes
+    from ..engine.codes import Codes, stack, to_bytes
 
     items = options.items(inputs)
     destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})

@@ -25,9 +25,9 @@ from .evaluating import (
 )
 from .options import FileOptions, numbers, takes
 from .output import Output
-from .running.batch import Made, Runner
-from .running.loading import Loaded
-from .running.making import generators
+from .run.batch import Made, Runner
+from .run.loading import Loaded
+from .run.making import generators
 
 if TYPE_CHECKING:
     from ..evaluation.finding import Finding
@@ -205,7 +205,7 @@ def all_(
     Example: pdae evaluate all --quick faces.zip -o evaluation.html
     """
     from ..files import write_bytes
-    from ..views.findings import Section, page
+    from .findings import Section, page
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {output}: the page is a .html")

@@ -86,7 +86,7 @@ def judge(
 
 def _report(auroc: dict[str, float], learnt: Tensor, truth: Tensor, out: Output) -> None:
     """Print each attribute's AUROC; labels (N, A) of training and of held-out pictures."""
-    from ..attributes import both_kinds
+    from ..engine.attributes import both_kinds
 
     wide, alike = max(map(len, auroc)), ~both_kinds(learnt)
     for (name, value), column in zip(auroc.items(), truth.T, strict=True):

@@ -20,7 +20,7 @@ from .output import Output, plain
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engine import Model
+    from ..engine.model import Model
     from ..evaluation.finding import Finding
     from ..evaluation.judge import Judge
     from ..training.data import Labels, Pictures
@@ -144,14 +144,14 @@ class Material:
         """At most `count` numbers of the pictures, drawn by this seed or --seed."""
         import torch
 
-        from ..noise import generator
+        from ..diffusion.noise import generator
 
         chosen = generator(self.options.seed if seed is None else seed, "evaluated")
         return torch.randperm(len(pictures), generator=chosen)[:count].tolist()
 
     def some(self, pictures: Pictures, count: int) -> Tensor:
         """At most `count` of the pictures: float32 (N, C, H, W)."""
-        from ..images import to_float
+        from ..pictures.images import to_float
 
         return to_float(pictures.stack(self.rows(pictures, count)))
 
@@ -255,7 +255,7 @@ def facts_of(finding: Finding, options: EvaluateOptions, model: Model) -> dict[s
 def _write(finding: Finding, folder: Path, facts: dict[str, Any]) -> None:
     """Write a finding's FILES."""
     from ..files import write_bytes
-    from ..images import encode_picture
+    from ..pictures.images import encode_picture
 
     table = io.StringIO()
     writer = csv.DictWriter(table, finding.columns(), restval="", lineterminator="\n")

@@ -43,7 +43,7 @@ def _lines(record: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _codes(path: Path) -> dict[str, Any]:
-    from ..codes import read_codes
+    from ..engine.codes import read_codes
 
     codes = read_codes(path, str(path))
     return {
@@ -59,8 +59,8 @@ def _codes(path: Path) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from ..images import has_more_frames, open_picture
-    from ..metadata import read_recipe, read_source_type
+    from ..pictures.images import has_more_frames, open_picture
+    from ..pictures.metadata import read_recipe, read_source_type
 
     image = open_picture(path, str(path))
     return {

@@ -9,20 +9,20 @@ import typer
 
 from ..errors import UsageError
 from .manipulate import row_file
-from .masks import Mask
 from .options import Format, Inputs, OutputPath, PhotoOptions, takes
-from .photos import wanted_squares
-from .running.batch import Made, Runner
-from .running.destination import Destination, picture_suffix
-from .running.inputs import collect
-from .running.loading import Loaded, pictures_and_codes
-from .running.making import codes_of, generators
-from .running.manifest import State
+from .run.batch import Made, Runner
+from .run.destination import Destination, picture_suffix
+from .run.inputs import collect
+from .run.loading import Loaded, pictures_and_codes
+from .run.making import codes_of, generators
+from .run.manifest import State
+from .run.masks import Mask
+from .run.photos import wanted_squares
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..sampling import Sampling
+    from ..diffusion.sampling import Sampling
 
 Like = Annotated[str | None, typer.Option(help="Picture or codes whose z guides what is made.")]
 Make = Callable[..., "Tensor"]  # (batch, pictures, z, sampling, generators=) → pictures
@@ -44,7 +44,7 @@ def inpaint(
 
     Example: pdae inpaint face.png --mask scratch.png -o whole.png
     """
-    from .. import editing
+    from ..engine import editing
 
     runner = _runner(options, "inpaint", output, format)
     free = Mask.read(runner, mask)
@@ -70,7 +70,7 @@ def colourise(
 
     Example: pdae colourise grey.png --like other.png -o coloured.png
     """
-    from .. import editing
+    from ..engine import editing
 
     runner = _runner(options, "colourise", output, format)
 
@@ -124,7 +124,7 @@ def _complete(
 
 def _sampling(options: PhotoOptions) -> Sampling:
     """What suits completing pictures, with what was given."""
-    from ..editing import COMPLETING
+    from ..engine.editing import COMPLETING
 
     changes = options.changes()
     return options.sampling() if "parity" in changes else COMPLETING.changed(changes)

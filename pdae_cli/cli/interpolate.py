@@ -11,12 +11,12 @@ import typer
 
 from ..errors import InputError, UsageError
 from .options import BatchOptions, OutputPath, takes
-from .running.batch import Made, Runner
-from .running.destination import PICTURE_SUFFIXES, Destination
-from .running.inputs import Item, collect
-from .running.loading import Loaded, numbered, pictures_and_codes
-from .running.making import codes_of, picture_file, recipe
-from .running.manifest import State
+from .run.batch import Made, Runner
+from .run.destination import PICTURE_SUFFIXES, Destination
+from .run.inputs import Item, collect
+from .run.loading import Loaded, numbered, pictures_and_codes
+from .run.making import codes_of, picture_file, recipe
+from .run.manifest import State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +49,8 @@ def interpolate(
     """
     import torch
 
-    from ..codes import stack
-    from ..images import encode_frames, encode_picture, tile, to_pixels
-    from ..views.animation import (
+    from ..engine.codes import stack
+    from ..pictures.animation import (
         encode_mp4,
         milliseconds_of,
         needed,
@@ -59,6 +58,7 @@ def interpolate(
         shares,
         there_and_back,
     )
+    from ..pictures.images import encode_frames, encode_picture, tile, to_pixels
 
     if mode not in ("latent", "trajectory"):
         raise UsageError(f"unknown --mode {mode!r}; known: latent, trajectory")

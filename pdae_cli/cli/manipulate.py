@@ -9,21 +9,21 @@ import typer
 
 from ..errors import UsageError
 from .attributes import print_attributes
-from .masks import Mask
 from .options import Inputs, OutputPath, PhotoOptions, takes
-from .photos import Watch, pasted, wanted_squares
-from .running.batch import Made, Runner
-from .running.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
-from .running.inputs import Item
-from .running.loading import Loaded
-from .running.making import attribute, codes_of, generators, picture_file, pixels_file
+from .run.batch import Made, Runner
+from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
+from .run.inputs import Item
+from .run.loading import Loaded
+from .run.making import attribute, codes_of, generators, picture_file, pixels_file
+from .run.masks import Mask
+from .run.photos import Watch, pasted, wanted_squares
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..attributes import Scale
-    from ..codes import Codes
-    from ..engine import Model
+    from ..engine.attributes import Scale
+    from ..engine.codes import Codes
+    from ..engine.model import Model
 
 
 @takes(PhotoOptions)
@@ -123,7 +123,7 @@ def scales(text: str) -> list[Scale]:
     """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]; "0,1.5sd" → [Deviations(0.0), Deviations(1.5)]."""
     import math
 
-    from ..attributes import Deviations
+    from ..engine.attributes import Deviations
 
     parts = [part.strip() for part in text.split(",")]
     counted = [part.endswith("sd") for part in parts]
@@ -173,7 +173,7 @@ def edited(
     within: Mask | None,
 ) -> Sequence[Made]:
     """Each picture of a batch with every step's edits, as a row; `within`: where they show."""
-    from ..codes import to_bytes
+    from ..engine.codes import to_bytes
 
     assert runner.destination is not None
     model, names = runner.model, [attribute(runner, name) for name, _ in steps[0]]
@@ -219,7 +219,7 @@ def _decoded(
     runner: Runner, batch: list[Loaded], original: Codes, moved: Codes, within: Mask | None
 ) -> Tensor:
     """The pictures of moved codes, or of moved ones within a mask and the original elsewhere."""
-    from ..editing import decode_within
+    from ..engine.editing import decode_within
 
     how = {"generators": generators(runner, batch), **runner.options.changes()}
     if within is None:
@@ -245,7 +245,7 @@ def row_file(
 
 def _scale(column: int, steps: Steps) -> dict[str, Any]:
     """How far an attribute is moved, as a record has it."""
-    from ..attributes import Deviations
+    from ..engine.attributes import Deviations
 
     given = [step[column][1] for step in steps]
     counts = [one.count if isinstance(one, Deviations) else one for one in given]

@@ -13,9 +13,9 @@ import typer
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..engine import Model
-    from ..sampling import Sampling
-    from .running.inputs import Item
+    from ..diffusion.sampling import Sampling
+    from ..engine.model import Model
+    from .run.inputs import Item
 
 DEFAULT_MODEL = "faces64"
 FITS = ("crop", "pad", "stretch")
@@ -156,7 +156,7 @@ class SamplingOptions(ModelOptions):
 
     def changes(self) -> dict[str, Any]:
         """The sampling options that were given, by a preset or one by one."""
-        from ..sampling import PRESETS
+        from ..diffusion.sampling import PRESETS
 
         if self.preset is not None and self.preset not in PRESETS:
             raise UsageError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
@@ -166,7 +166,7 @@ class SamplingOptions(ModelOptions):
 
     def sampling(self) -> Sampling:
         """The default with what was given."""
-        from ..sampling import Sampling
+        from ..diffusion.sampling import Sampling
 
         return Sampling().changed(self.changes())
 
@@ -228,7 +228,7 @@ class FileOptions(BatchOptions):
 
     def items(self, inputs: list[str] | None, streamed: bool = True) -> Iterable[Item]:
         """The inputs; unless they are `streamed`, --stream is about the output alone."""
-        from .running.inputs import collect
+        from .run.inputs import collect
 
         stream = self.stream if streamed else None
         return collect(inputs, self.files_from, self.recursive, null=self.null, stream=stream)

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..text import printable
+from ..errors import printable
 
 WIDE = 70  # characters that a whole progress line needs
 SCHEMA = 1  # version of the records, see record.schema.json

@@ -10,10 +10,10 @@ import typer
 
 from ..errors import InputError
 from .options import FileOptions, Format, Inputs, takes
-from .running.batch import Made, Runner
-from .running.destination import Destination, picture_suffix
-from .running.loading import Loaded
-from .running.making import codes_of, generators, picture_file
+from .run.batch import Made, Runner
+from .run.destination import Destination, picture_suffix
+from .run.loading import Loaded
+from .run.making import codes_of, generators, picture_file
 
 
 @takes(FileOptions)
@@ -37,8 +37,8 @@ def reconstruct(
     """
     import torch
 
-    from .. import metrics
-    from ..images import to_pixels
+    from ..evaluation import metrics
+    from ..pictures.images import to_pixels
 
     items = options.items(inputs)
     destination = Destination.parse(output, picture_suffix(format)) if output else None

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import InputError, ModelError
 from .output import Output
-from .running.manifest import FOLDER, options_that_matter
+from .run.manifest import FOLDER, options_that_matter
 
 COMMANDS = (
     "decode", "reconstruct", "interpolate", "manipulate", "inpaint", "colourise", "sample", "align"
@@ -71,8 +71,8 @@ def redo(
 
 def _recipe(file: Path) -> dict[str, Any]:
     """The recipe in a picture, as far as it is one that can be followed."""
-    from ..images import open_picture
-    from ..metadata import read_recipe
+    from ..pictures.images import open_picture
+    from ..pictures.metadata import read_recipe
 
     recipe = read_recipe(open_picture(file, str(file)))
     if recipe is None:
@@ -154,6 +154,6 @@ def _made(folder: Path, recipe: dict[str, Any], suffix: str) -> Path:
 
 
 def _pixels(file: Path) -> list[bytes]:
-    from ..images import open_frames
+    from ..pictures.images import open_frames
 
     return [frame.convert("RGBA").tobytes() for frame in open_frames(file, str(file))]

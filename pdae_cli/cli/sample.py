@@ -10,11 +10,11 @@ import typer
 
 from .conditions import SampleOptions, painter_of
 from .options import Format, OutputPath, Stream, takes
-from .running.batch import Made, Runner
-from .running.destination import Destination, picture_suffix
-from .running.inputs import Item
-from .running.loading import Loaded, numbered
-from .running.making import picture_file, recipe
+from .run.batch import Made, Runner
+from .run.destination import Destination, picture_suffix
+from .run.inputs import Item
+from .run.loading import Loaded, numbered
+from .run.making import picture_file, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ def sample(
     """
     import torch
 
-    from ..images import encode_picture, tile, to_pixels
+    from ..pictures.images import encode_picture, tile, to_pixels
 
     destination = Destination.parse(output, picture_suffix(format), stream=stream)
     if grid and destination.folder:

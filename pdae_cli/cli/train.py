@@ -12,13 +12,13 @@ import typer
 from ..errors import UsageError
 from .options import FITS, numbers, takes
 from .output import Output
-from .running.processes import device_of_share, launched
+from .run.processes import device_of_share, launched
 
 if TYPE_CHECKING:
     import torch
 
-    from ..config import ModelConfig
-    from ..engine import Model
+    from ..engine.config import ModelConfig
+    from ..engine.model import Model
     from ..training.data import Pictures
     from ..training.loop import Stage, TrainOptions
 

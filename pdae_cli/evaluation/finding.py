@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from ..engine import Model
+from ..engine.model import Model
 from ..errors import UsageError
-from ..plots import Plot
+from .plots import Plot
 
 Row = dict[str, Any]
 Part = TypeVar("Part")

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..computing import joined
-from ..engine import Model
+from ..diffusion.noise import generator
+from ..diffusion.schedule import gather
+from ..engine.computing import joined
+from ..engine.model import Model
 from ..errors import ModelError
-from ..images import to_pixels
-from ..noise import generator
-from ..plots import Line, Plot
-from ..schedule import gather
-from ..views.sheets import sheet
+from ..pictures.images import to_pixels
+from ..pictures.sheets import sheet
 from .finding import (
     Finding,
     Row,
@@ -26,6 +25,7 @@ from .finding import (
     on_schedule,
     untracked,
 )
+from .plots import Line, Plot
 
 TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
 SHOWN = (200, 400, 600, 800, 990)  # timesteps of the sheet

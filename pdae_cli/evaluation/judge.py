@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import tensors as safe
 from ..checkpoints.native import guarded
+from ..engine import tensors as safe
 from ..errors import UsageError
 from ..files import sha256, write_bytes
-from ..images import to_float, to_pixels
-from ..metrics import feature_distance
+from ..pictures.images import to_float, to_pixels
+from .metrics import feature_distance
 
 WIDTHS = (32, 64, 128, 192)
 CHUNK = 256

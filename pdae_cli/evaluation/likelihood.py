@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from ..engine import Model
+from ..diffusion.likelihood import LEVEL, bits_per_dimension, log_density
+from ..diffusion.noise import clone, normal
+from ..diffusion.sampling import Sampling
+from ..engine.model import Model
 from ..errors import ModelError
-from ..likelihood import LEVEL, bits_per_dimension, log_density
-from ..noise import clone, normal
-from ..sampling import Sampling
 
 
 def likelihood(

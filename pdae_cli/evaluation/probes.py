@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor
 
-from ..attributes import both_kinds, fit
-from ..engine import Model
+from ..diffusion.noise import generator
+from ..engine.attributes import auroc, both_kinds, fit
+from ..engine.model import Model
 from ..errors import UsageError
-from ..metrics import auroc, average_precision
-from ..noise import generator
-from ..plots import Line, Plot
 from .finding import Finding, Row, Track, half_interval, untracked
+from .metrics import average_precision
+from .plots import Line, Plot
 
 DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # a probe takes the one that does best on a fifth it doesn't see
 FEW_DECAY = 0.1  # of probes on few labels, which have nothing to choose one by

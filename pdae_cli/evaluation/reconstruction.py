@@ -8,16 +8,16 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .. import metrics
-from ..codes import Codes
-from ..engine import Model
-from ..images import to_pixels
-from ..noise import clone, generator
-from ..plots import Line, Plot
-from ..sampling import Sampling
-from ..views.sheets import sheet
+from ..diffusion.noise import clone, generator
+from ..diffusion.sampling import Sampling
+from ..engine.codes import Codes
+from ..engine.model import Model
+from ..pictures.images import to_pixels
+from ..pictures.sheets import sheet
+from . import metrics
 from .finding import Finding, Row, Track, column, untracked
 from .judge import Judge
+from .plots import Line, Plot
 
 SOLVERS = ("dpmpp", "ddim", "ddpm")
 STEPS = (5, 10, 20, 50)

@@ -9,15 +9,15 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..engine import Model
+from ..diffusion.sampling import Sampling
+from ..engine.model import Model
 from ..errors import ModelError
-from ..images import to_pixels
-from ..metrics import frechet, kernel_distance, kernel_parts, precision_recall
-from ..plots import Line, Plot
-from ..sampling import Sampling
-from ..views.sheets import sheet
+from ..pictures.images import to_pixels
+from ..pictures.sheets import sheet
 from .finding import Finding, Row, Track, column, half_interval, needs_pictures, untracked
 from .judge import Judge
+from .metrics import frechet, kernel_distance, kernel_parts, precision_recall
+from .plots import Line, Plot
 
 STEPS = (10, 20, 50, 100)
 SHOWN = 8  # samples of each kind in the sheet

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..codes import stack
-from ..engine import Model
-from ..images import to_pixels
-from ..noise import generator
-from ..plots import Line, Plot
-from ..sampling import Sampling
-from ..views.sheets import sheet
+from ..diffusion.noise import generator
+from ..diffusion.sampling import Sampling
+from ..engine.codes import stack
+from ..engine.model import Model
+from ..pictures.images import to_pixels
+from ..pictures.sheets import sheet
 from .finding import Finding, Row, Track, needs_pictures, untracked
+from .plots import Line, Plot
 
 
 def shares(values: Tensor) -> Row:

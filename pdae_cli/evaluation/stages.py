@@ -8,15 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..codes import Codes
-from ..engine import Model
+from ..diffusion.noise import clone, generator
+from ..diffusion.sampling import Sampling
+from ..engine.codes import Codes
+from ..engine.model import Model
 from ..errors import ModelError, UsageError
-from ..images import to_pixels
-from ..noise import clone, generator
-from ..plots import Line, Plot
-from ..sampling import Sampling
-from ..views.sheets import sheet
+from ..pictures.images import to_pixels
+from ..pictures.sheets import sheet
 from .finding import Finding, Row, Track, column, on_schedule, untracked
+from .plots import Line, Plot
 from .reconstruction import compared
 
 EDGES = (0, 200, 400, 600, 800, 999)

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Normalisation
-from ..engine import Model
+from ..diffusion.schedule import Schedule, gather
+from ..diffusion.trajectory import Latents, unchanged
+from ..engine.config import Normalisation
+from ..engine.model import Model
 from ..errors import UsageError
 from ..evaluation.gap import gap_residuals
-from ..heads import Heads
-from ..images import to_float, write_sheet
 from ..networks.encoder import Encoder, EncoderConfig
 from ..networks.gradient import GradientEstimator
-from ..schedule import Schedule, gather
-from ..trajectory import Latents, unchanged
+from ..networks.heads import Heads
+from ..pictures.images import to_float, write_sheet
 from .data import Pictures
 from .dpm import held_out_noise, saving, uniform
 from .loop import Stage

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import write_classifier
-from ..classes import log_probability
-from ..conditional import Classifier, ClassifierConfig, by_classifier
-from ..engine import Model
+from ..diffusion.sampling import Sampling
+from ..diffusion.schedule import Schedule
+from ..diffusion.trajectory import Latents, unchanged
+from ..engine.classes import log_probability
+from ..engine.conditional import Classifier, ClassifierConfig, by_classifier
+from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.classes import Classes
 from ..networks.classifier import NoisyClassifier
-from ..sampling import Sampling
-from ..schedule import Schedule
-from ..trajectory import Latents, unchanged
 from .conditional import PREVIEWED, Condition, sheet_of_classes
 from .data import Pictures
 from .dpm import held_out_loss, held_out_noise, uniform

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..classes import chosen
-from ..conditional import labelled
-from ..engine import Model
+from ..diffusion.sampling import Sampling
+from ..engine.classes import chosen
+from ..engine.conditional import labelled
+from ..engine.model import Model
 from ..errors import UsageError
-from ..images import write_sheet
 from ..networks.classes import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
-from ..sampling import Sampling
+from ..pictures.images import write_sheet
 from .autoencoder import AutoencoderLoss, gap_closed
 from .data import Labels, Pictures
 from .dpm import saving

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..diffusion.noise import generator
 from ..errors import InputError, UsageError
 from ..files import read_member
-from ..images import READABLE, open_picture, prepare
-from ..noise import generator
+from ..pictures.images import READABLE, open_picture, prepare
 from .shards import Shards, find_shards
 
 CACHE_BYTES = 4 << 30  # decoded pictures are kept in memory up to this size

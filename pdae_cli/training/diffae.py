@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import Model
+from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.encoder import Encoder, EncoderConfig
 from .autoencoder import saving_statistics, sheet_of_codes

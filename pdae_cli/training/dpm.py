@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import is_native, read_config, write_model
-from ..config import ModelConfig, ScheduleConfig, to_json
-from ..engine import Model
+from ..diffusion.noise import generator
+from ..diffusion.schedule import Schedule, gather
+from ..diffusion.trajectory import Latents, unchanged
+from ..engine.config import ModelConfig, ScheduleConfig, to_json
+from ..engine.model import Model
 from ..errors import UsageError
-from ..heads import Heads
-from ..images import to_float, write_sheet
 from ..networks.blocks import UNetConfig, groups_of
 from ..networks.first_stage import FirstStage, FirstStageConfig
+from ..networks.heads import Heads
 from ..networks.unet import UNet
-from ..noise import generator
-from ..schedule import Schedule, gather
-from ..trajectory import Latents, unchanged
+from ..pictures.images import to_float, write_sheet
 from .data import Pictures
 from .loop import Stage
 

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attributes import both_kinds, cell_weights
+from ..engine.attributes import auroc, both_kinds, cell_weights
 from ..errors import UsageError
 from ..evaluation.judge import CHUNK, Judge, mean_of
-from ..images import to_float
-from ..metrics import auroc
+from ..pictures.images import to_float
 from .data import Labels, Pictures
 
 BATCH = 128

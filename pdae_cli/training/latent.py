@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import write_latent_dpm
-from ..engine import Model
-from ..images import to_float, write_sheet
+from ..diffusion.noise import generator
+from ..diffusion.schedule import Schedule
+from ..diffusion.trajectory import LATENT_SCHEDULE
+from ..engine.model import Model
 from ..networks.latent import LatentConfig, LatentDPM
-from ..noise import generator
-from ..schedule import Schedule
-from ..trajectory import LATENT_SCHEDULE
+from ..pictures.images import to_float, write_sheet
 from .data import Pictures
 from .dpm import uniform
 from .loop import Stage

@@ -24,9 +24,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..computing import check_compiler
+from ..diffusion.noise import generator, normal
+from ..engine.computing import check_compiler
 from ..errors import PdaeError, UsageError
-from ..noise import generator, normal
 from .data import order
 from .memory import checkpoint_activations
 from .peers import PeerLost, Peers, reaching

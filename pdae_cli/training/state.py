@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..engine.tensors import TensorsError, check, load
 from ..errors import InputError
 from ..files import replacing
-from ..tensors import TensorsError, check, load
 
 Named = dict[str, nn.Parameter]
 

@@ -1,0 +1,1 @@
+"""The model as a whole, and what is done with codes. It knows no file system."""

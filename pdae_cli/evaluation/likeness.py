@@ -1,0 +1,63 @@
+"""Whether pictures look as if they lay in a model's frame: how far their codes are from those of
+its training pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..diffusion.noise import generator, normal
+from ..diffusion.trajectory import LATENT_SCHEDULE
+from ..engine.model import Model
+
+# Of t = 20 … 400 the one at which shifted, scaled and turned faces stood out most.
+TIMESTEP = 100
+NOISES = 8  # each also with the opposite sign
+OWN = 64  # codes that the latent DPM makes, to compare with
+LIMIT = 3.0
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How far codes are from those of training: the latent DPM, which has learned how those are
+    spread, denoises them, and its error is told in standard deviations above the mean of codes that
+    it makes itself.
+
+    Beyond LIMIT are most pictures whose faces lie far off and few of those a little off
+    (docs/photos.md has the figures). The plain mean of z^2 tells less.
+    """
+
+    model: Model
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, model: Model) -> Likeness | None:
+        """None for a model that lacks a latent DPM."""
+        if model.latent_dpm is None:
+            return None
+        own = model.sample_z([generator(0, "likeness", row) for row in range(OWN)])
+        errors = _errors(model, own)
+        return cls(model, errors.mean().item(), errors.std().item())
+
+    def distances(self, z: Tensor) -> list[float]:
+        """One for each row of z (N, D), not normalised."""
+        return ((_errors(self.model, z) - self.mean) / self.spread).tolist()
+
+
+def _errors(model: Model, z: Tensor) -> Tensor:
+    """The latent DPM's mean squared error (N,), with the same noise for each row."""
+    noise = normal([generator(0, "noise", row) for row in range(NOISES)], z.shape[1:])
+    noise = torch.cat([noise, -noise])
+    t = torch.full((len(noise),), TIMESTEP)
+    network = model.latent_dpm
+    assert network is not None
+    errors = []
+    with torch.inference_mode():
+        for row in model.normalise(z):
+            z_t = LATENT_SCHEDULE.add_noise(row.expand_as(noise), t, noise)
+            eps = network(z_t.to(model.device), t.to(model.device)).float().cpu()
+            errors.append((eps - noise).square().mean())
+    return torch.stack(errors)

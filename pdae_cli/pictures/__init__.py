@@ -1,0 +1,1 @@
+"""Pictures in and out: pixels, what files say of themselves, sheets, photos."""

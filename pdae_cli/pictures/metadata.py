@@ -1,0 +1,203 @@
+"""What a picture's file says of itself: how it was made, and that a model had a hand in it.
+
+A recipe is a JSON-able dict (no NaN) with at least "command". It is written as JSON: into PNG as an
+iTXt chunk "pdae" and XMP, into JPEG and WebP as EXIF and XMP, into GIF as a comment. Nothing of a
+source's own metadata is copied but what `keep` holds.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from PIL import ExifTags, Image, PngImagePlugin
+
+from .. import __version__
+from ..errors import InputError, UsageError
+
+MAX_BYTES = 1 << 20  # of one piece of metadata; larger ones are neither written nor read
+SOFTWARE = "pdae"
+
+# https://cv.iptc.org/newscodes/digitalsourcetype/. Of an unknown command too much is said, not too
+# little; a picture that was only aligned isn't a model's.
+NEWSCODES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+MADE, EDITED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
+SOURCE_TYPES = {"sample": MADE, "train dpm": MADE, "train latent": MADE, "align": None}
+
+NAMESPACES = {
+    "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
+    "xmp": "http://ns.adobe.com/xap/1.0/",
+    "pdae": "urn:pdae:recipe/",
+}
+DAMAGED = "its EXIF is damaged and can't be kept; leave --keep-exif"
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+
+# EXIF 2.32, table 4: what describes a photo. The rest of the first directory is about the layout
+# of the file it came in.
+DESCRIPTIVE = (
+    ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model,
+    ExifTags.Base.Software, ExifTags.Base.DateTime, ExifTags.Base.Artist,
+    ExifTags.Base.HostComputer, ExifTags.Base.Copyright, ExifTags.Base.Rating,
+    ExifTags.Base.XPTitle, ExifTags.Base.XPComment, ExifTags.Base.XPAuthor,
+    ExifTags.Base.XPKeywords, ExifTags.Base.XPSubject,
+)  # fmt: skip
+# Of the Exif directory: what isn't true of the new pixels, and what nobody can move.
+OUTDATED = (
+    ExifTags.Base.MakerNote, ExifTags.Base.ColorSpace, ExifTags.Base.ExifImageWidth,
+    ExifTags.Base.ExifImageHeight, ExifTags.Base.ExifInteroperabilityOffset,
+    ExifTags.Base.ComponentsConfiguration, ExifTags.Base.CompressedBitsPerPixel,
+)  # fmt: skip
+
+
+def source_type(recipe: dict[str, Any]) -> str | None:
+    """The IPTC digital source type (a URI) of what a command makes; None: not by a model."""
+    code = SOURCE_TYPES.get(str(recipe.get("command")), EDITED)
+    return None if code is None else NEWSCODES + code
+
+
+def save_options(
+    format: str, recipe: dict[str, Any] | None, keep: Image.Exif | bytes | None
+) -> dict[str, Any]:
+    """What Pillow's `save` takes to write this metadata in PNG, JPEG, WEBP or GIF.
+
+    recipe: None writes none. keep: a source's EXIF to carry over, as read. Raises InputError for
+    a recipe of more than MAX_BYTES or EXIF that is damaged, UsageError for EXIF in a GIF.
+    """
+    if format == "GIF" and keep:
+        raise UsageError("a GIF can't hold EXIF; leave --keep-exif or write png, jpg or webp")
+    options: dict[str, Any] = {}
+    exif = _carried_over(keep) if keep else Image.Exif()
+    if recipe is not None:
+        text = _to_json(recipe)
+        if format == "GIF":
+            options["comment"] = text.encode()
+        elif format == "PNG":
+            options["pnginfo"] = PngImagePlugin.PngInfo()
+            options["pnginfo"].add_itxt(SOFTWARE, text)
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", _packet(recipe, text))
+        else:
+            options["xmp"] = _packet(recipe, text).encode()
+            exif[ExifTags.Base.Software] = SOFTWARE
+            if ExifTags.Base.ImageDescription not in exif:  # a kept one is the photographer's
+                exif[ExifTags.Base.ImageDescription] = text
+    return options | {"exif": exif} if len(exif) else options
+
+
+def _to_json(recipe: dict[str, Any]) -> str:
+    """ASCII, so that it means the same in every field."""
+    facts = {"software": SOFTWARE, "digital_source_type": source_type(recipe), **recipe}
+    text = json.dumps(facts, sort_keys=True, allow_nan=False)
+    if len(text) > MAX_BYTES:
+        raise InputError(
+            f"how this picture was made takes {len(text) >> 10} KiB to say; "
+            "give fewer inputs or --no-metadata"
+        )
+    return text
+
+
+def _packet(recipe: dict[str, Any], text: str) -> str:
+    """The XMP packet (ISO 16684-1)."""
+    facts = {"xmp:CreatorTool": f"{SOFTWARE} {__version__}", "pdae:recipe": text}
+    if kind := source_type(recipe):
+        facts["Iptc4xmpExt:DigitalSourceType"] = kind
+    names = " ".join(f'xmlns:{prefix}="{uri}"' for prefix, uri in NAMESPACES.items())
+    body = "".join(f"<{name}>{escape(value)}</{name}>\n" for name, value in facts.items())
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}">\n'
+        f'<rdf:Description rdf:about="" {names}>\n{body}</rdf:Description>\n'
+        '</rdf:RDF></x:xmpmeta>\n<?xpacket end="r"?>'
+    )
+
+
+def _carried_over(keep: Image.Exif | bytes) -> Image.Exif:
+    """The part of a source's EXIF that is true of a picture made from it: upright, in sRGB, without
+    thumbnail and MakerNote."""
+    try:
+        source = Image.Exif()
+        source.load(keep if isinstance(keep, bytes) else keep.tobytes())
+        kept = Image.Exif()
+        for tag in DESCRIPTIVE:
+            if tag in source:
+                kept[tag] = source[tag]
+        details = source.get_ifd(ExifTags.IFD.Exif)
+        places = source.get_ifd(ExifTags.IFD.GPSInfo)
+        kept[ExifTags.Base.Orientation] = 1
+        kept[ExifTags.IFD.Exif] = {tag: details[tag] for tag in details if tag not in OUTDATED}
+        if places:
+            kept[ExifTags.IFD.GPSInfo] = dict(places)
+        kept.tobytes()  # what can't be written shows here
+    except Exception as error:  # EXIF is untrusted, and Pillow raises nearly everything on it
+        raise InputError(DAMAGED) from error
+    return kept
+
+
+def exif_of(image: Image.Image) -> Image.Exif | None:
+    """An opened picture's EXIF, to `keep`; None for none. Raises InputError for damaged EXIF."""
+    if _too_long(image.info.get("exif")):
+        raise InputError(DAMAGED)
+    try:
+        return image.getexif() or None
+    except Exception as error:  # as above
+        raise InputError(DAMAGED) from error
+
+
+def exif_tag(image: Image.Image, tag: int) -> Any:
+    """One entry of an opened picture's EXIF; None for none, or if it's damaged. Never raises."""
+    try:
+        exif = exif_of(image)
+        return None if exif is None else exif.get(tag)
+    except Exception:  # as above: each entry is decoded when it is asked for
+        return None
+
+
+def read_recipe(image: Image.Image) -> dict[str, Any] | None:
+    """The recipe that was written into an opened picture, or None. Never raises."""
+    places = (
+        image.info.get(SOFTWARE),
+        _xmp(image, f"{{{NAMESPACES['pdae']}}}recipe"),
+        exif_tag(image, ExifTags.Base.ImageDescription),
+        image.info.get("comment"),
+    )
+    for text in places:
+        try:
+            recipe = json.loads(text) if text and not _too_long(text) else None
+        except (ValueError, TypeError, RecursionError):
+            continue
+        if isinstance(recipe, dict) and recipe.get("software") == SOFTWARE:
+            return recipe
+    return None
+
+
+def read_source_type(image: Image.Image) -> str | None:
+    """The IPTC digital source type that any program gave an opened picture, or None."""
+    if kind := _xmp(image, f"{{{NAMESPACES['Iptc4xmpExt']}}}DigitalSourceType"):
+        return kind
+    recipe = read_recipe(image) or {}
+    kind = recipe.get("digital_source_type")
+    return kind if isinstance(kind, str) else None
+
+
+def _xmp(image: Image.Image, name: str) -> str | None:
+    """A simple property of the picture's XMP: `name` as {namespace}local."""
+    packet = image.info.get("xmp")
+    if not isinstance(packet, bytes) or _too_long(packet):
+        return None
+    try:
+        text = packet.decode().strip("\0\ufeff \n")
+        if "<!DOCTYPE" in text:  # XMP has none; it could define entities that grow without bound
+            return None
+        root = ElementTree.fromstring(text)
+    except (ValueError, ElementTree.ParseError):
+        return None
+    for element in root.iter(f"{{{RDF}}}Description"):
+        value = element.get(name) or element.findtext(name)
+        if value:
+            return value
+    return None
+
+
+def _too_long(text: object) -> bool:
+    return isinstance(text, str | bytes) and len(text) > MAX_BYTES
