@@ -107,7 +107,7 @@ def told(faces: list[Image.Image], model_name: str) -> None:
     for name, (zoom, degrees, shift) in VARIANTS.items():
         frame = similarity(zoom, degrees, centre, centre + shift * SIZE, "repeat")
         pictures = [to_float(to_tensor(take(face, frame))) for face in faces]
-        codes = model.encoder(torch.stack(pictures)).cpu()
+        codes = model.encode_z(torch.stack(pictures)).cpu()
         distances = likeness.distances(codes)
         plain = model.normalise(codes).square().mean(1)
         beyond = sum(one > LIMIT for one in distances)

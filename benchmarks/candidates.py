@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from pdae_cli.diffusion.grids import Node
-from pdae_cli.diffusion.solvers import Predict
+from pdae_cli.diffusion.solvers import Node, Predict
 
 Weights = Callable[[Node, Node], tuple[float, float]]
 

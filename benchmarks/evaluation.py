@@ -31,9 +31,8 @@ import pdae_cli
 from pdae_cli.engine.computing import PRECISIONS, computing
 from pdae_cli.engine.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine.model import Model
-from pdae_cli.networks.blocks import UNetConfig
 from pdae_cli.networks.gradient import GradientEstimator
-from pdae_cli.networks.unet import UNet
+from pdae_cli.networks.unet import UNet, UNetConfig
 
 T = 500
 SECONDS = 0.7  # spent on each measurement, and at least REPEATS runs
@@ -86,17 +85,15 @@ def opened(name: str, device: str, dtype: str, compile: bool) -> Model:
 
 
 def evaluation(model: Model, count: int) -> Callable[[], object]:
-    """One evaluation of `count` pictures, everything that a trajectory shares computed before."""
+    """One evaluation of `count` pictures."""
     unet, gradient = model.config.unet, model.gradient_estimator
     z_dim = unet.z_channels if gradient is None else gradient.z.in_features
     x = torch.randn(count, unet.channels, unet.image_size, unet.image_size, device=model.device)
     zs = [torch.randn(count, z_dim, device=model.device)] if z_dim else []
-    with computing(model.device, model.dtype):
-        conditions = model.heads.prepare([T], *zs)
 
     def work() -> object:
         with computing(model.device, model.dtype):
-            return model.heads.at(x, T, conditions)
+            return model.heads.at(x, T, zs)
 
     return work
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import pdae_cli as pdae
-from pdae_cli.diffusion.sampling import Sampling
-from pdae_cli.engine import fewshot
+from pdae_cli.diffusion.trajectory import Sampling
+from pdae_cli.engine import guidance
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation.judge import Judge, read_judge
 from pdae_cli.pictures.images import write_sheet
@@ -54,7 +54,7 @@ def main() -> None:
         raise SystemExit(f"{args.data} has no labels.csv")
     config = model.config
     _, held_out = split(open_pictures(args.data, config.image_size, config.channels), labels)
-    drawn, numbers = fewshot.unlabelled(model), range(args.samples)
+    drawn, numbers = guidance.unlabelled(model), range(args.samples)
     plain, _ = model.sample(args.samples)
     for name in args.attr:
         print(f"{name:12} all samples  {share(judge, name, plain):.0%}", flush=True)
@@ -62,8 +62,8 @@ def main() -> None:
             held_out_z(model, held_out, labels, name, value, args.labelled) for value in (1, 0)
         )
         for kind, unlike in (("with, without", without), ("with alone", None)):
-            likeness = fewshot.learn(with_, unlike, drawn)
-            x = fewshot.pictures(model, likeness, numbers, Sampling(), seed=0)
+            likeness = guidance.learn(with_, unlike, drawn)
+            x = guidance.pictures_like(model, likeness, numbers, Sampling(), seed=0)
             print(
                 f"{name:12} {kind:13} {share(judge, name, x):.0%}; AUROC {likeness.auroc:.3f}, "
                 f"share {likeness.share:.1%}",

@@ -25,6 +25,7 @@ from torch import Tensor
 import pdae_cli
 from pdae_cli.cli.output import plain
 from pdae_cli.diffusion.noise import generator
+from pdae_cli.engine.attributes import auroc
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.gap import gap as measure_gap
@@ -86,7 +87,7 @@ def probes(model: Model, held_out: Pictures, labels: Labels) -> Figures:
     for k, name in enumerate(model.attributes.names):
         column = truth[:, labels.attributes.index(name)]
         table[name] = {
-            group: metrics.auroc(scores[member & (column >= 0), k], column[member & (column >= 0)])
+            group: auroc(scores[member & (column >= 0), k], column[member & (column >= 0)])
             for group, member in groups.items()
         }
     return table
@@ -107,8 +108,7 @@ def against(model: Model, other: Model, held_out: Pictures, labels: Labels) -> F
             len(known), (RESAMPLED, len(known)), generator=generator(0, "bootstrap", k)
         )
         changes = [
-            metrics.auroc(scores[0][rows, k], column[rows])
-            - metrics.auroc(scores[1][rows, k], column[rows])
+            auroc(scores[0][rows, k], column[rows]) - auroc(scores[1][rows, k], column[rows])
             for rows in (known, *known[draws])
         ]
         found[name] = {"change": changes[0], "error": torch.tensor(changes[1:]).std().item()}
@@ -134,7 +134,7 @@ def edits(
             codes,
             z=codes.z[rows],
             x_T=codes.x_T[rows],
-            digests=tuple(codes.digests[int(row)] for row in rows),
+            picture_shas=tuple(codes.picture_shas[int(row)] for row in rows),
         )
         after = model.decode(model.manipulate(chosen, [(name, scale)]))
         with torch.no_grad():
@@ -249,7 +249,7 @@ def main() -> None:
         sections["against"] = lambda: against(model, other, held_out, labels)
     figures: Figures = {
         "model": model.name,
-        "digest": model.digest,
+        "digest": model.weights_sha,
         "date": date.today().isoformat(),
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device}",
         "torch": torch.__version__,

@@ -22,13 +22,12 @@ from report import stamp, table, write_between_marks
 from torch import Tensor
 
 import pdae_cli
-from pdae_cli.checkpoints.export import write_diffusers
-from pdae_cli.diffusion.sampling import PRESETS, Sampling
+from pdae_cli.checkpoints.diffusers import write_diffusers
+from pdae_cli.diffusion.trajectory import PRESETS, Sampling
 from pdae_cli.engine.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation import metrics
-from pdae_cli.networks.blocks import UNetConfig
-from pdae_cli.networks.unet import UNet
+from pdae_cli.networks.unet import UNet, UNetConfig
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import find_labels, open_pictures, split
 

@@ -15,9 +15,8 @@ from report import stamp, table
 from torch import Tensor
 
 from pdae_cli.diffusion.noise import generator, normal
-from pdae_cli.diffusion.sampling import Sampling
 from pdae_cli.diffusion.schedule import Schedule
-from pdae_cli.diffusion.trajectory import Trajectory
+from pdae_cli.diffusion.trajectory import Sampling, Trajectory
 from pdae_cli.engine.editing import alongside, settled
 
 SCHEDULE = Schedule()

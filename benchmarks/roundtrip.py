@@ -25,9 +25,9 @@ from torch import Tensor
 import pdae_cli
 from pdae_cli.cli.output import plain
 from pdae_cli.diffusion import solvers
-from pdae_cli.diffusion.grids import decode_grid
 from pdae_cli.diffusion.likelihood import trapezoid
-from pdae_cli.diffusion.sampling import PRESETS, Sampling
+from pdae_cli.diffusion.solvers import decode_grid
+from pdae_cli.diffusion.trajectory import PRESETS, Sampling
 from pdae_cli.engine.codes import Codes, between
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation import metrics
@@ -133,7 +133,7 @@ def round_trips(
 def implicit_trips(model: Model, x_0: Tensor) -> list[Figures]:
     """The candidates that weren't taken."""
     rows = []
-    z = torch.cat([model.encoder(part) for part in x_0.split(model.batch_size)])
+    z = torch.cat([model.encode_z(part) for part in x_0.split(model.batch_size)])
     for name, weights, steps, iterations in (
         ("implicit DDIM, 12, 2 iterations", backward_ddim, 12, 2),
         ("implicit DDIM, 12, 3 iterations", backward_ddim, 12, 3),

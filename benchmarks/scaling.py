@@ -14,29 +14,33 @@ import argparse
 import os
 import subprocess
 import sys
-import tracemalloc
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from evaluation import PAPER
 from report import stamp, table
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from training import OPTIONS, make_stage
 
 import pdae_cli
 from pdae_cli.engine.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine.model import Model
-from pdae_cli.networks.blocks import ResBlock, UNetConfig
-from pdae_cli.networks.unet import UNet
+from pdae_cli.networks.unet import ResBlock, UNet, UNetConfig
 from pdae_cli.training.autoencoder import AutoencoderLoss, with_autoencoder
 from pdae_cli.training.dpm import DPMLoss
-from pdae_cli.training.estimate import Memory, checkpoint_bytes, memory_of, seconds_a_step
-from pdae_cli.training.loop import Run
-from pdae_cli.training.memory import Cost, checkpoint_activations, cost
-from pdae_cli.training.shards import Member
+from pdae_cli.training.estimate import (
+    Memory,
+    checkpoint_bytes,
+    kept_bytes,
+    memory_of,
+    seconds_a_step,
+)
+from pdae_cli.training.loop import Run, checkpoint_activations
 
 # ffhq128 is the paper's; 64 and 256 pixels as Diff-AE has them, whose networks PDAE starts from.
 MODELS = {
@@ -60,8 +64,22 @@ def objective(cfg: UNetConfig, stage: str) -> nn.Module:
         model.dpm.requires_grad_(True).train()
         model.heads.gradient = None
         return DPMLoss(model.heads, model.schedule)
-    assert model.encoder_network is not None
-    return AutoencoderLoss(model.heads, model.encoder_network, model.schedule)
+    assert model.encoder is not None
+    return AutoencoderLoss(model.heads, model.encoder, model.schedule)
+
+
+class Cost(NamedTuple):
+    """Of forward and backward pass over one micro-batch."""
+
+    saved: int  # bytes of tensors that the backward pass needs, beside weights
+    flops: int  # of matrix products and convolutions, a multiplication and an addition as two
+
+
+def cost(module: nn.Module, *batch: Tensor) -> Cost:
+    """The cost of module(*batch), on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        saved = kept_bytes(module, *batch)
+    return Cost(saved, counter.get_total_flops())
 
 
 @cache
@@ -140,17 +158,6 @@ def plans() -> str:
     )
 
 
-def index_bytes(count: int = 100_000) -> float:
-    """What a process holds in memory for each picture of tar shards."""
-    tracemalloc.start()
-    members = {
-        f"{n // 10_000:06}.tar/{n:09}.png": Member(n // 10_000, n << 17, n) for n in range(count)
-    }
-    held = tracemalloc.get_traced_memory()[0] / len(members)
-    tracemalloc.stop()
-    return held
-
-
 def launched(processes: int, *args: str) -> str:
     """What this file prints as that many processes of a thread each."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -175,7 +182,7 @@ def worker(batch_size: int) -> None:
     options = replace(OPTIONS, batch_size=batch_size)
     run = Run(make_stage("autoencoder", "faces64", "cpu", None), options, Path("unused"), cpu=True)
     seconds = seconds_a_step(run)
-    if run.peers.rank == 0:
+    if run.rank == 0:
         print(batch_size / seconds)
     dist.destroy_process_group()
 
@@ -227,7 +234,7 @@ def main() -> None:
     elif args.what == "memory":
         print(f"{stamp('cpu')}\n\n{memory()}")
     elif args.what == "plan":
-        print(f"{plans()}\n\nA process holds {index_bytes():.0f} bytes a picture of tar shards.")
+        print(plans())
     elif args.what == "fsdp":
         print(launched(2, "fsdp-worker"))
     else:

@@ -25,9 +25,10 @@ import pdae_cli
 from pdae_cli.engine.config import UNetConfig
 from pdae_cli.errors import UsageError
 from pdae_cli.training.autoencoder import autoencoder_stage
-from pdae_cli.training.data import Pictures, open_pictures
+from pdae_cli.training.data import Pictures, Task, open_pictures
 from pdae_cli.training.dpm import dpm_stage
-from pdae_cli.training.loop import Run, Stage, TrainOptions
+from pdae_cli.training.loop import Run
+from pdae_cli.training.stage import Stage, TrainOptions
 
 STAGES = {"dpm": dpm_stage, "autoencoder": autoencoder_stage}
 OPTIONS = TrainOptions(
@@ -66,7 +67,7 @@ def make_stage(name: str, model_name: str, device: str, data: Path | None) -> St
     cfg = model.config.unet
     pictures = open_pictures(data, cfg.image_size, cfg.channels) if data else RandomPictures(cfg)
     pictures = cast(Pictures, pictures)
-    return STAGES[name](model, pictures, pictures, Path("unused"), torch.float32)
+    return STAGES[name](model, Task(pictures, pictures, Path("unused")))
 
 
 def plain_step(stage: Stage, batch_size: int, device: str) -> Step:

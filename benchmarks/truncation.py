@@ -23,9 +23,8 @@ from torch import Tensor
 
 import pdae_cli as pdae
 from pdae_cli.checkpoints import read_classifier
-from pdae_cli.diffusion.sampling import Sampling
-from pdae_cli.engine.classes import chosen
-from pdae_cli.engine.conditional import by_classifier, embedding, labelled
+from pdae_cli.diffusion.trajectory import Sampling
+from pdae_cli.engine.guidance import by_classifier, chosen, embedding, labelled
 from pdae_cli.evaluation.judge import Judge, read_judge
 from pdae_cli.evaluation.metrics import kernel_distance, precision_recall
 from pdae_cli.pictures.images import to_float, write_sheet
@@ -95,7 +94,7 @@ def main() -> None:
             write_sheet(path, torch.cat(shown), SHOWN, {"command": "benchmarks/truncation.py"})
     print(f"\n{args.samples} samples of {args.label}, {args.steps} steps; {len(real)} held out\n")
     print(table("|".join(COLUMNS), rows))
-    print(f"\n{stamp()}, weights {model.digest[:12]}, {judge.protocol}")
+    print(f"\n{stamp()}, weights {model.weights_sha[:12]}, {judge.protocol}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ __all__ = ["Codes", "Model", "Sampling", "__version__", "load"]
 
 if TYPE_CHECKING:
     from .checkpoints import load
-    from .diffusion.sampling import Sampling
+    from .diffusion.trajectory import Sampling
     from .engine.codes import Codes
     from .engine.model import Model
 
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return Model
     if name == "Sampling":
-        from .diffusion.sampling import Sampling
+        from .diffusion.trajectory import Sampling
 
         return Sampling
     if name == "Codes":

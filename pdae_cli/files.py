@@ -18,20 +18,20 @@ from pathlib import Path
 
 from .errors import InputError, StorageError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 @contextmanager
-def replacing(path: Path, claimed: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success rename it onto `path`, else remove it.
-
-    The name is this process's own, and what dead processes left of `path` is removed; or where
-    `path` is `claimed`, so that nobody else writes it, always the same. Raises InputError where the
-    folder can't be made or written, StorageError where it is full.
-    """
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success rename it onto `path`, else remove it. What
+    dead processes left of `path` is removed. Raises InputError where the folder can't be made or
+    written, StorageError where it is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path, claimed)
+        # The name is of this machine, since folders may be shared, and of this process.
+        stem = f".{path.name[:20]}.{hash_name(path.name)}.{hash_name(platform.node())}"
+        for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
+            if not _alive(left.name.split(".")[-2]):
+                left.unlink(missing_ok=True)
+        temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
         temporary.touch()
     except OSError as error:
         raise unwritable(path, error) from error
@@ -42,64 +42,46 @@ def replacing(path: Path, claimed: bool = False) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if hasattr(os, "O_DIRECTORY"):  # a rename outlives a power failure, where that can be asked
+            handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path, claimed: bool) -> Path:
-    stem = f".{path.name[:20]}.{hash_name(path.name)}"
-    if claimed:
-        return path.with_name(f"{stem}.tmp")
-    stem = f"{stem}.{hash_name(platform.node())}"  # of this machine: folders may be shared
-    for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
-        if not _alive(left.name.split(".")[-2]):
-            left.unlink(missing_ok=True)
-    return path.with_name(f"{stem}.{os.getpid()}.tmp")
-
-
 def _alive(process: str) -> bool:
     """Whether a process of this number runs; True where that can't be asked harmlessly."""
-    if sys.platform == "win32" or not process.isdecimal():
-        return True
     try:
-        os.kill(int(process), 0)
+        if sys.platform != "win32":
+            os.kill(int(process), 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):
-        return True
+    except (PermissionError, OverflowError, ValueError):
+        pass
     return True
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename outlive a power failure, where folders can be synchronised."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def unwritable(path: Path, error: OSError) -> InputError | StorageError:
-    """What a failed write means: no room at all, or this file alone."""
-    if error.errno in FULL:
-        return StorageError(
-            f"can't write {path}: {error.strerror}; make room and run the same command again"
-        )
-    return InputError(f"can't write {path}: {error.strerror or error}; choose another -o")
+    """Tell what a failed write means: no room at all, or this file alone."""
+    what = f"can't write {path}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{what}; make room and run the same command again")
+    return InputError(f"{what}; choose another -o")
 
 
-def write_bytes(path: Path, data: bytes, claimed: bool = False) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
-    with replacing(path, claimed) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """A regular file's content. Raises InputError for what is none, can't be read or is larger."""
+    """Read a regular file. Raises InputError for what is none, can't be read or is larger."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             facts = os.fstat(file.fileno())
@@ -107,7 +89,7 @@ def read_limited(path: Path, limit: int) -> bytes:
                 raise InputError(f"{path}: not a regular file")
             if facts.st_size > limit:
                 raise InputError(f"{path}: larger than {limit >> 20} MiB")
-            return file.read(limit + 1)
+            return file.read(facts.st_size)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:
@@ -122,7 +104,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A zip member's content. Raises InputError for one that is damaged, encrypted or larger."""
+    """Read a zip's member. Raises InputError for one that is damaged, encrypted or larger."""
     try:
         if archive.getinfo(name).file_size > limit:
             raise InputError(f"{name}: unpacks to more than {limit >> 20} MiB")
@@ -134,11 +116,21 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def hash_name(name: str) -> str:
-    """A short name for a name."""
+    """Shorten a name to twelve digits."""
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file's content."""
+    """Compute the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name → folder of each model that comes with the package: in an installed wheel, or beside
+    the package in a checkout."""
+    package, found = Path(__file__).parent, dict[str, Path]()
+    for weights in (package / "weights", package.parent / "weights"):
+        for config in sorted(weights.glob("*/config.json")):
+            found.setdefault(config.parent.name, config.parent)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -13,7 +13,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 TYPERS = {"--help", "--install-completion", "--show-completion"}  # its own, in its own words
 HEAD = """# Commands
 
-Every command with its arguments and options, as `pdae COMMAND --help` has them. Written by
+Every command with its arguments and options, as `pdae COMMAND --help` has them; options with a `*`
+are rarely wanted, and `pdae help COMMAND --all` alone shows them. Written by
 `python tests/commands_page.py`; a test compares it with the program.
 """
 
@@ -55,8 +56,12 @@ def _section(name: str, command: Any) -> str:
 def _names(parameter: Any) -> str:
     if not is_option(parameter):
         return f"`{parameter.name.upper()}`"
-    value = "" if parameter.is_flag else " …"
-    return f"`{', '.join([*parameter.opts, *parameter.secondary_opts])}{value}`"
+    kinds = get_args(parameter.type_descriptor.annotation)  # of a Literal, its choices
+    choices = [one for one in kinds if isinstance(one, str)]
+    value = "" if parameter.is_flag else f" {'/'.join(choices) if choices else '…'}"
+    names = ", ".join([*parameter.opts, *parameter.secondary_opts])
+    rare = " \\*" if parameter.hidden else ""
+    return f"`{names}{value}`{rare}"
 
 
 def _default(parameter: Any) -> str:

@@ -21,11 +21,10 @@ from pdae_cli.checkpoints import pickles, write_attributes, write_latent_dpm, wr
 from pdae_cli.engine.attributes import Attributes
 from pdae_cli.engine.config import ModelConfig, Normalisation, ScheduleConfig
 from pdae_cli.engine.model import Model
-from pdae_cli.networks.blocks import UNetConfig
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.gradient import GradientEstimator
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
-from pdae_cli.networks.unet import UNet
+from pdae_cli.networks.unet import UNet, UNetConfig
 
 # Tests run side by side on small models: a thread each, also for the commands that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

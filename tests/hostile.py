@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
+
+import pytest
+
+from pdae_cli.errors import PdaeError
 
 Z = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
 DATA = bytes(8)
@@ -25,6 +30,19 @@ def z(name: str = "z", **changes: Any) -> dict[str, Any]:
 def twice(key: str, value: object, other: object) -> str:
     """JSON with a key twice."""
     return f'{{"{key}": {json.dumps(value)}, "{key}": {json.dumps(other)}}}'
+
+
+def deep(text: str = "[") -> str:
+    return text * 100_000
+
+
+def refused(read: Callable[[], object], kind: type[PdaeError], name: str) -> str:
+    """The one line that it is refused with."""
+    with pytest.raises(kind) as caught:
+        read()
+    line = str(caught.value)
+    assert line.isprintable() and name in line and len(line) < 1000, line
+    return line
 
 
 MANY = {f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from pdae_cli.diffusion.grids import Node
 from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.diffusion.solvers import Node
 
 # Timesteps so fine that a grid's nodes lie where its spacing wants them.
 SCHEDULE = Schedule(timesteps=100_000, beta_start=1e-6, beta_end=2e-4)

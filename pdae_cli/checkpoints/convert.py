@@ -6,26 +6,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from ..engine.config import to_json
 from ..engine.model import Model
 from ..errors import ModelError, UsageError
 from ..files import write_bytes
-from . import diffae, diffusers, guided, pdae
-from .foreign import Found
-from .hub import Announce, fetch, is_hub_id, silent
-from .native import (
-    ATTRIBUTES,
-    LATENT_DPM,
-    is_native,
-    write_attributes,
-    write_latent_dpm,
-    write_model,
-)
-from .source import Source
+from ..networks.latent import LatentDPM
+from . import diffae, diffusers, guided, native, pdae
+from .source import Found, Source
+from .transfer import transfer
 
 FAMILIES: dict[str, ModuleType] = {
     reader.NAME: reader for reader in (diffusers, pdae, diffae, guided)
@@ -52,22 +44,12 @@ class Conversion:
     notes: list[str]
 
 
-def open_source(name: str, config: Path | None = None, announce: Announce = silent) -> Source:
-    """A file, a folder, or a Hub id with an optional `@revision`. Raises ModelError."""
-    if Path(name).exists():
-        return Source(Path(name), config)
-    if is_hub_id(name):
-        folder, licence = fetch(name, announce)
-        return Source(folder, config, licence)
-    raise ModelError(f"{name}: no such file or folder, and not a Hub id (owner/name)")
-
-
 def family_of(source: Source) -> str:
-    """The family that recognises the source. Raises ModelError if none does."""
+    """Name the family that recognises the source. Raises ModelError if none does."""
     for name, reader in FAMILIES.items():
         if reader.recognises(source):
             return name
-    if is_native(source.path):
+    if native.is_native(source.path):
         raise ModelError(f"{source.path} is a model of pdae already: use it as --model")
     raise ModelError(
         f"{source.path} is of no known family ({', '.join(FAMILIES)}); looked for "
@@ -77,54 +59,50 @@ def family_of(source: Source) -> str:
 
 
 def read_foreign(source: Source, family: str | None = None) -> Conversion:
-    """Convert in memory. Raises ModelError for what can't be converted whole."""
+    """Convert in memory, float32 on the CPU. Raises ModelError for what can't be converted whole:
+    every tensor must find its place, and every weight its tensor."""
     if family is not None and family not in FAMILIES:
         raise UsageError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     family = family or family_of(source)
     try:
         found: Found = FAMILIES[family].read(source)
-        model = found.model(source.folder.name if source.path.is_file() else source.path.name)
+        with init_empty_weights(include_buffers=True):
+            networks = native.build_networks(found.config)
+            if found.latent is not None:
+                networks["latent_dpm"] = LatentDPM(found.latent)
+        for part in found.parts:
+            transfer(networks[part.name], part)
+        rows = []
+        for tensors in {id(part.source): part.source for part in found.parts}.values():
+            tensors.check_all_used()
+            names = ", ".join(part.name for part in found.parts if part.source is tensors)
+            used = len(tensors.tensors) - sum(tensors.left_out.values())
+            rows.append(Row(f"{tensors.where} → {names}", used, ""))
+            for why, count in tensors.left_out.items():
+                rows.append(Row(f"{tensors.where}, {why}", 0, f"{count} tensors"))
+        rows += [Row(why, 0, f"{count} tensors") for why, count in found.ignored.items()]
+        name = source.folder.name
+        model = native.assembled(found.config, networks, attributes=found.attributes, name=name)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{source.path}: its config describes no network: {reason}") from error
-    return Conversion(model, family, _account(found), _checked(found, model), found.notes)
+    checked = "every tensor used once, every weight filled, shapes and finiteness"
+    if family == diffusers.NAME:
+        checked = _compared(found, model)
+    return Conversion(model, family, rows, checked, found.notes)
 
 
-def _account(found: Found) -> list[Row]:
-    rows = []
-    for tensors in found.sources():
-        latent = found.latent is not None and tensors is found.latent[1].source
-        parts = ["latent_dpm"] if latent else []
-        parts += [part.name for part in found.parts if part.source is tensors]
-        used = len(tensors.tensors) - sum(tensors.left_out.values())
-        rows.append(Row(f"{tensors.where} → {', '.join(parts)}", used, ""))
-        for why, count in tensors.left_out.items():
-            rows.append(Row(f"{tensors.where}, {why}", 0, f"{count} tensors"))
-    return rows + [Row(why, 0, f"{count} tensors") for why, count in found.ignored.items()]
-
-
-def _checked(found: Found, model: Model) -> str:
-    """Compare with the source's own program where that can be imported."""
-    if found.family != diffusers.NAME:
-        return "every tensor used once, every weight filled, shapes and finiteness"
+def _compared(found: Found, model: Model) -> str:
+    """Compare with diffusers' own network, where it is installed, on random input. Raises
+    ModelError if they differ by more than rounding."""
     try:
         from diffusers import UNet2DModel
     except ImportError:
         return "every tensor used once, every weight filled (install diffusers to compare numbers)"
-    return _compared(UNet2DModel, found, model)
-
-
-def _compared(program: Any, found: Found, model: Model) -> str:
-    """The largest difference between diffusers' network and ours, on random input.
-
-    Raises ModelError if it is more than rounding.
-    """
     config = {k: v for k, v in found.settings.items() if not k.startswith("_")}
-    theirs = program.from_config(config).eval()
+    theirs = UNet2DModel.from_config(config).eval()
     theirs.load_state_dict({k: v.float() for k, v in found.parts[0].source.tensors.items()})
-    unet = model.config.unet
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, unet.channels, unet.image_size, unet.image_size, generator=generator)
+    x = torch.randn(2, *model.config.state_shape, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([1, model.schedule.timesteps * 3 // 4])
     with torch.no_grad():
         expected, ours = theirs(x, t).sample, model.dpm(x, t)
@@ -138,37 +116,30 @@ def _compared(program: Any, found: Found, model: Model) -> str:
 
 
 def write_converted(conversion: Conversion, folder: Path, dtype: torch.dtype) -> None:
-    """Write the model's folder: config, weights, attributes, latent DPM and a model card.
-
-    Of a model that was there before, nothing stays.
-    """
-    model = conversion.model
-    for optional in (ATTRIBUTES, LATENT_DPM):
+    """Write the model's folder, with a model card; of a model that was there, nothing stays."""
+    model, config = conversion.model, conversion.model.config
+    for optional in (native.ATTRIBUTES, native.LATENT_DPM):
         (folder / optional).unlink(missing_ok=True)
-    write_model(folder, model, dtype)
+    native.write_model(folder, model, dtype)
     if model.attributes is not None:
-        write_attributes(folder, model.attributes)
+        native.write_attributes(folder, model.attributes)
     if model.latent_dpm is not None:
-        write_latent_dpm(folder, model.latent_dpm, {"converted": conversion.family}, dtype)
-    write_bytes(folder / "README.md", _card(conversion, folder.name).encode())
-
-
-def _card(conversion: Conversion, name: str) -> str:
-    config = conversion.model.config
-    shape = json.dumps(to_json(config)["unet"])
+        training = {"converted": conversion.family}
+        native.write_latent_dpm(folder, model.latent_dpm, training, dtype)
     notes = "\n".join(f"- {note}" for note in conversion.notes)
-    return f"""---
+    card = f"""---
 library_name: pdae
 license: other
 license_name: see-below
 ---
 
-# {name}
+# {folder.name}
 
 Converted by `pdae convert` from a checkpoint of {conversion.family} ({config.source}).
 
 - Licence of the source: {config.licence}. Conversion changes nothing about it.
 - Checked: {conversion.checked}.
-- Network: `{shape}`
+- Network: `{json.dumps(to_json(config)["unet"])}`
 {notes}
 """
+    write_bytes(folder / "README.md", card.encode())

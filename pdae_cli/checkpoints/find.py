@@ -6,34 +6,21 @@ import difflib
 import os
 from pathlib import Path
 
-from ..engine.model import Model
+from ..engine.model import Model, ignore
 from ..errors import ModelError, UsageError
+from ..files import bundled_models
 from ..networks.first_stage import FirstStage
-from .hub import Announce, fetch, is_hub_id, silent
-from .native import CONFIG, is_native, read_model
+from . import diffusers
+from .convert import read_foreign
+from .hub import Announce, fetch, is_hub_id
+from .native import is_native, read_model
+from .source import open_source
 
 
-def bundled_folders() -> list[Path]:
-    """Where bundled models lie: in an installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).parents[1]
-    return [
-        folder for folder in (package / "weights", package.parent / "weights") if folder.is_dir()
-    ]
+def model_folder(name: str, announce: Announce = ignore) -> Path:
+    """Find the folder of a bundled name, a folder, or a Hub id with an optional `@revision`.
 
-
-def bundled_models() -> dict[str, Path]:
-    """Name → folder of each model that comes with the package."""
-    found: dict[str, Path] = {}
-    for weights in bundled_folders():
-        for config in sorted(weights.glob(f"*/{CONFIG}")):
-            found.setdefault(config.parent.name, config.parent)
-    return found
-
-
-def model_folder(name: str, announce: Announce = silent) -> Path:
-    """The folder of a model: a bundled name, a folder, or a Hub id with an optional `@revision`.
-
-    Raises ModelError where there is no such model. `announce` is told of large downloads.
+    Raises ModelError where there is no such model; `announce` is told of large downloads.
     """
     if os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises on names that are too long
         return Path(name)
@@ -49,10 +36,8 @@ def model_folder(name: str, announce: Announce = silent) -> Path:
 
 
 def writable_folder(name: str) -> Path:
-    """The folder of a model that may be changed: one that the user named as a folder.
-
-    Raises UsageError for a bundled model or a Hub id.
-    """
+    """Find the folder of a model that may be changed. Raises UsageError for a bundled one or a Hub
+    id."""
     if Path(name).is_dir():
         return Path(name)
     folder = model_folder(name)
@@ -63,7 +48,7 @@ def load(
     name: str,
     device: str = "auto",
     dtype: str = "float32",
-    announce: Announce = silent,
+    announce: Announce = ignore,
     compile: bool = False,
 ) -> Model:
     """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`.
@@ -76,25 +61,16 @@ def load(
     return read_model(folder, shown).to(device, dtype, compile)
 
 
-def load_first_stage(name: str, announce: Announce = silent) -> FirstStage:
-    """The AutoencoderKL or VQModel of diffusers in a folder, a pipeline's or its own, or on the
-    Hub. Raises ModelError."""
-    from .convert import open_source
-    from .diffusers import load_first_stage
-
-    return load_first_stage(open_source(name, announce=announce))
-
-
-def load_dpm(name: str, announce: Announce = silent) -> Model:
-    """A model of ours, or a foreign checkpoint converted in memory, on the CPU.
-
-    Raises ModelError.
-    """
-    from .convert import open_source, read_foreign
-
+def load_dpm(name: str, announce: Announce = ignore) -> Model:
+    """Load a model, ours or converted in memory, on the CPU. Raises ModelError."""
     if name in bundled_models() or is_native(Path(name)):
         return load(name, "cpu")
     source = open_source(name, announce=announce)
     if is_native(source.path):
         return read_model(source.path, name)
     return read_foreign(source).model
+
+
+def load_first_stage(name: str, announce: Announce = ignore) -> FirstStage:
+    """Load diffusers' AutoencoderKL or VQModel, alone or a pipeline's. Raises ModelError."""
+    return diffusers.load_first_stage(open_source(name, announce=announce))

@@ -1,4 +1,5 @@
-"""Our model folder: config.json, model.safetensors, attributes.safetensors, latent_dpm.safetensors.
+"""Our model folder: config.json, model.safetensors, attributes.safetensors, latent_dpm.safetensors;
+and a classifier's: classifier.safetensors.
 
 config.json records the weights' SHA-256 and the others are sealed (see tensors.py), so that damage
 is found before use. A network is built without memory, its names and shapes are compared with the
@@ -7,11 +8,12 @@ file's header, and only then are tensors read: a file can't make us allocate mor
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -22,10 +24,11 @@ from torch import Tensor, nn
 from ..engine import tensors as safe
 from ..engine.attributes import MAX_NAME, Attributes, simplified
 from ..engine.config import ModelConfig, build, from_json, to_json
+from ..engine.guidance import Classifier, ClassifierConfig
 from ..engine.model import Model
 from ..errors import ModelError
 from ..files import replacing, sha256, write_bytes
-from ..networks.classes import ClassEmbedding
+from ..networks.classifier import ClassEmbedding, NoisyClassifier
 from ..networks.encoder import Encoder
 from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.gradient import GradientEstimator
@@ -37,10 +40,10 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ATTRIBUTES = "attributes.safetensors"
 LATENT_DPM = "latent_dpm.safetensors"
+CLASSIFIER = "classifier.safetensors"
 MAX_CONFIG_BYTES = 4 << 20
-WEIGHTS_DIGESTS = "weights_sha256"  # in the config: of the weights, and of those before them
-
-T = TypeVar("T")
+WEIGHTS_SHAS = "weights_sha256"  # in the config: of the weights, and of those before them
+FIELDS = {"gradient": "gradient_estimator"}  # of a Model; others are called as in the weights
 
 
 def is_native(folder: Path) -> bool:
@@ -59,33 +62,28 @@ def read_model(folder: Path, name: str) -> Model:
             f"`pdae convert {folder} -o MODEL` makes it one"
         )
     path, weights = folder / CONFIG, folder / WEIGHTS
-    config, recorded = guarded(path, lambda: _read_config(path))
-    digest = guarded(weights, lambda: _checked_digest(weights, recorded))
-    parts: Any = dict(
-        guarded(weights, lambda: fill(lambda: build_networks(config), weights)).named_children()
-    )
-    z_dim = config.z_dim
-    attributes = _optional(folder / ATTRIBUTES, lambda file: read_attributes(file, z_dim))
-    latent_dpm = _optional(folder / LATENT_DPM, lambda file: read_latent_dpm(file, z_dim))
-    return guarded(
-        path,
-        lambda: Model(
-            config=config,
-            dpm=parts["dpm"],
-            gradient_estimator=parts.get("gradient"),
-            encoder_network=parts.get("encoder"),
-            labels=parts.get("labels"),
-            first_stage=parts.get("first_stage"),
-            attributes=attributes,
-            latent_dpm=latent_dpm,
-            name=name,
-            digest=digest,
-        ),
-    )
+    with guarded(path):
+        config, recorded = _read_config(path)
+    with guarded(weights):
+        safe.check(weights)
+        found = sha256(weights)
+        if recorded and found not in recorded:
+            raise ValueError(
+                f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded[0])[1:13]}; "
+                "it was damaged or edited"
+            )
+        networks = _fill(lambda: build_networks(config), weights)
+    more: dict[str, Any] = {"name": name, "weights_sha": found}
+    if (file := folder / ATTRIBUTES).exists():
+        more["attributes"] = read_attributes(file, config.z_dim)
+    if (file := folder / LATENT_DPM).exists():
+        networks["latent_dpm"] = read_latent_dpm(file, config.z_dim)
+    with guarded(path):
+        return assembled(config, networks, **more)
 
 
 def build_networks(config: ModelConfig) -> nn.ModuleDict:
-    """The untrained networks of a model, by their names in the weights' file."""
+    """Build the untrained networks of a model, by their names in the weights' file."""
     encoder = config.encoder
     parts: dict[str, nn.Module] = {"dpm": UNet(config.unet)}
     if config.z_dim is not None and not config.unet.z_channels:
@@ -102,7 +100,7 @@ def build_networks(config: ModelConfig) -> nn.ModuleDict:
 
 
 def build_first_stage(cfg: FirstStageConfig) -> FirstStage:
-    """An untrained one. Raises ModelError where diffusers isn't installed."""
+    """Build an untrained one. Raises ModelError where diffusers isn't installed."""
     try:
         return FirstStage(cfg)
     except ImportError as error:
@@ -111,89 +109,43 @@ def build_first_stage(cfg: FirstStageConfig) -> FirstStage:
         ) from error
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """A model's config alone. Raises ModelError."""
-    path = folder / CONFIG
-    return guarded(path, lambda: _read_config(path))[0]
-
-
-def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:
-    """The config, and the SHA-256 that its weights may have; none in older ones."""
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB")
-    facts = safe.strict_json(path.read_text())
-    recorded = facts.pop(WEIGHTS_DIGESTS, [])
-    if not isinstance(recorded, list):
-        raise ValueError(f"{WEIGHTS_DIGESTS} is {safe.shown(recorded)}, not a list")
-    return from_json(facts), recorded
-
-
-def _checked_digest(weights: Path, recorded: list[object]) -> str:
-    """The weights' SHA-256. Raises ValueError for others than the config records."""
-    safe.check(weights)
-    found = sha256(weights)
-    if recorded and found not in recorded:
-        raise ValueError(
-            f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded[0])[1:13]}; it "
-            "was damaged or edited"
-        )
-    return found
-
-
-def _optional(path: Path, read: Callable[[Path], T]) -> T | None:
-    return guarded(path, lambda: read(path)) if path.exists() else None
-
-
-def guarded(path: Path, read: Callable[[], T]) -> T:
-    """read(), with everything that a damaged file can cause as one ModelError."""
-    try:
-        return read()
-    except FileNotFoundError as error:
-        raise ModelError(f"the model is incomplete: {path} is missing") from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} can't be read: {reason}; get the model again") from error
-
-
-def fill(make: Callable[[], nn.Module], path: Path) -> Any:
-    """A network with the file's tensors, as float32. Names and shapes must match exactly.
-
-    Raises TensorsError.
-    """
-    with init_empty_weights(include_buffers=True):
-        network = make()
-    header = safe.check(path)
-    header.require({name: tuple(one.shape) for name, one in network.state_dict().items()})
-    tensors = {name: one.float() for name, one in safe.load(path, header).items()}
-    network.load_state_dict(tensors, assign=True)
-    return network
+def assembled(config: ModelConfig, networks: nn.ModuleDict, **more: Any) -> Model:
+    """Make a model of its networks, by the names of `build_networks`, and `more` of its fields."""
+    fields: dict[str, Any] = {FIELDS.get(name, name): part for name, part in networks.items()}
+    return Model(config=config, **fields, **more)
 
 
 def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
     """Write config and weights (as `dtype`) so that at any time the folder holds a whole model."""
     tensors: dict[str, Tensor] = {}
-    parts = {
-        "dpm": model.dpm,
-        "gradient": model.gradient_estimator,
-        "encoder": model.encoder_network,
-        "labels": model.labels,
-        "first_stage": model.first_stage,
-    }
-    for prefix, part in parts.items():
-        if part is not None:
-            tensors |= {f"{prefix}.{k}": stored(v, dtype) for k, v in part.state_dict().items()}
+    for prefix in ("dpm", "gradient", "encoder", "labels", "first_stage"):
+        if (part := vars(model)[FIELDS.get(prefix, prefix)]) is not None:
+            tensors |= {f"{prefix}.{k}": v for k, v in _stored(part, dtype).items()}
     path = folder / WEIGHTS
     with replacing(path) as weights:
         save_file(tensors, weights, metadata={"format": "pt"})
         # Written first, and good for the weights that are there and those that come: a process
         # that is killed in between leaves a model that can be read.
-        digests = [sha256(weights), *([sha256(path)] if path.exists() else [])]
-        text = json.dumps(to_json(model.config) | {WEIGHTS_DIGESTS: digests}, indent=1)
+        shas = [sha256(weights), *([sha256(path)] if path.exists() else [])]
+        text = json.dumps(to_json(model.config) | {WEIGHTS_SHAS: shas}, indent=1)
         write_bytes(folder / CONFIG, text.encode() + b"\n")
 
 
-def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().cpu().to(dtype).contiguous()
+def read_config(folder: Path) -> ModelConfig:
+    """Read a model's config alone. Raises ModelError."""
+    with guarded(folder / CONFIG):
+        return _read_config(folder / CONFIG)[0]
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:
+    """Read the config, and the SHA-256 that its weights may have; none in older ones."""
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB")
+    facts = safe.strict_json(path.read_text())
+    recorded = facts.pop(WEIGHTS_SHAS, [])
+    if not isinstance(recorded, list):
+        raise ValueError(f"{WEIGHTS_SHAS} is {safe.shown(recorded)}, not a list")
+    return from_json(facts), recorded
 
 
 def write_attributes(folder: Path, attributes: Attributes) -> None:
@@ -204,49 +156,91 @@ def write_attributes(folder: Path, attributes: Attributes) -> None:
 
 
 def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
-    """Attributes of z with `z_dim` dimensions (None: any). Raises ValueError, OSError."""
-    header = safe.check(path, keys=("pdae",))
-    content = header.facts()
-    names, facts = content.get("names"), content.get("facts", {})
-    if not isinstance(names, list) or not all(map(_is_attribute_name, names)):
-        raise ValueError("its names aren't a list of printable texts")
-    if len({simplified(name) for name in names}) < len(names):
-        raise ValueError("its names aren't different")
-    if not isinstance(facts, dict) or not facts.keys() <= set(names):
-        raise ValueError("its facts aren't of its names")
-    if not all(one is None or isinstance(one, dict) for one in facts.values()):
-        raise ValueError("its facts aren't objects")
-    found = header.tensors.get("weight")
-    z_dim = found.shape[-1] if z_dim is None and found and found.shape else z_dim
-    header.require({"weight": (len(names), z_dim or 0), "bias": (len(names),)})
-    tensors = safe.load(path, header)
-    return Attributes(names, tensors["weight"].float(), tensors["bias"].float(), facts)
-
-
-def _is_attribute_name(name: object) -> bool:
-    return isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME
+    """Read attributes of z with `z_dim` dimensions (None: any). Raises ModelError."""
+    with guarded(path):
+        header = safe.check(path, keys=("pdae",))
+        content = header.facts()
+        names, facts = content.get("names"), content.get("facts", {})
+        if not isinstance(names, list) or not all(
+            isinstance(one, str) and one.isprintable() and 0 < len(one) <= MAX_NAME for one in names
+        ):
+            raise ValueError("its names aren't a list of printable texts")
+        if len({simplified(name) for name in names}) < len(names):
+            raise ValueError("its names aren't different")
+        if not isinstance(facts, dict) or not facts.keys() <= set(names):
+            raise ValueError("its facts aren't of its names")
+        if not all(one is None or isinstance(one, dict) for one in facts.values()):
+            raise ValueError("its facts aren't objects")
+        found = header.tensors.get("weight")
+        z_dim = found.shape[-1] if z_dim is None and found and found.shape else z_dim
+        header.require({"weight": (len(names), z_dim or 0), "bias": (len(names),)})
+        tensors = safe.load(path, header)
+        return Attributes(names, tensors["weight"].float(), tensors["bias"].float(), facts)
 
 
 def write_latent_dpm(
-    folder: Path,
-    network: LatentDPM,
-    training: dict[str, Any],
-    dtype: torch.dtype = torch.float32,
+    folder: Path, network: LatentDPM, training: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
     """Write latent_dpm.safetensors atomically, its config and training summary in the metadata."""
-    tensors = {name: stored(value, dtype) for name, value in network.state_dict().items()}
-    facts = {
-        "pdae": json.dumps(dataclasses.asdict(network.cfg)),
-        "training": json.dumps(training),
-    }
-    write_bytes(folder / LATENT_DPM, safe.sealed(tensors, facts))
+    facts = {"pdae": json.dumps(asdict(network.cfg)), "training": json.dumps(training)}
+    write_bytes(folder / LATENT_DPM, safe.sealed(_stored(network, dtype), facts))
 
 
 def read_latent_dpm(path: Path, z_dim: int | None = None) -> LatentDPM:
-    """A latent DPM of z with `z_dim` dimensions (None: any). Raises ValueError, OSError."""
-    header = safe.check(path, keys=("pdae", "training"))
-    cfg = build(LatentConfig, header.facts(), "latent DPM")
-    if z_dim is not None and cfg.z_dim != z_dim:
-        raise ValueError(f"it is of z with {cfg.z_dim} dimensions, the model's has {z_dim}")
-    network: LatentDPM = fill(lambda: LatentDPM(cfg), path)
+    """Read a latent DPM of z with `z_dim` dimensions (None: any). Raises ModelError."""
+    with guarded(path):
+        header = safe.check(path, keys=("pdae", "training"))
+        cfg = build(LatentConfig, header.facts(), "latent DPM")
+        if z_dim is not None and cfg.z_dim != z_dim:
+            raise ValueError(f"it is of z with {cfg.z_dim} dimensions, the model's has {z_dim}")
+        network: LatentDPM = _fill(lambda: LatentDPM(cfg), path)
+        return network
+
+
+def write_classifier(
+    folder: Path, classifier: Classifier, training: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Write classifier.safetensors atomically, its config and training in the metadata."""
+    facts = {"pdae": json.dumps(asdict(classifier.config)), "training": json.dumps(training)}
+    write_bytes(folder / CLASSIFIER, safe.sealed(_stored(classifier.network, dtype), facts))
+
+
+def read_classifier(folder: Path) -> Classifier:
+    """Read the classifier in a folder, float32 on the CPU. Raises ModelError."""
+    path = folder / CLASSIFIER
+    if not path.is_file():
+        raise ModelError(f"{folder} is no classifier; `pdae train classifier` makes one")
+    with guarded(path):
+        header = safe.check(path, keys=("pdae", "training"))
+        config: ClassifierConfig = build(ClassifierConfig, header.facts(), "classifier")
+        network = _fill(lambda: NoisyClassifier(config.unet, config.classes), path)
+        return Classifier(config, network.requires_grad_(False).eval(), sha256(path))
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn everything that a damaged file can cause into one ModelError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ModelError(f"the model is incomplete: {path} is missing") from error
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path} can't be read: {reason}; get the model again") from error
+
+
+def _fill(make: Callable[[], nn.Module], path: Path) -> Any:
+    """Make a network of the file's tensors, as float32; names and shapes must match exactly."""
+    with init_empty_weights(include_buffers=True):
+        network = make()
+    header = safe.check(path)
+    header.require({name: tuple(one.shape) for name, one in network.state_dict().items()})
+    tensors = {name: one.float() for name, one in safe.load(path, header).items()}
+    network.load_state_dict(tensors, assign=True)
     return network
+
+
+def _stored(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A network's tensors as they are written."""
+    state = network.state_dict()
+    return {name: one.detach().cpu().to(dtype).contiguous() for name, one in state.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..networks.blocks import Attention
+from ..networks.layers import Attention
 from .names import Table
 
 
@@ -25,7 +25,7 @@ class Tensors:
     left_out: dict[str, int] = field(default_factory=dict)  # why → how many tensors
 
     @classmethod
-    def from_content(cls, content: Mapping[str, Any], where: str, prefix: str = "") -> Tensors:
+    def below(cls, prefix: str, content: Mapping[str, Any], where: str) -> Tensors:
         """The tensors below `prefix` of what a file holds. Raises ModelError if there is none."""
         tensors = {
             name.removeprefix(prefix): value
@@ -63,30 +63,39 @@ class Tensors:
             )
 
 
-def transfer(
-    network: nn.Module, table: Table, source: Tensors, new_attention_order: bool = False
-) -> None:
-    """Fill an empty network (of shapes only) with the source's tensors, as float32.
+@dataclass
+class Part:
+    """One of our networks, and where its weights come from."""
 
-    `new_attention_order`: the source's qkv layers hold all queries, then all keys, then all values,
-    instead of head by head. Raises ModelError for a missing tensor, a wrong shape or numbers that
-    aren't finite.
+    name: str  # of the network in our weights' file
+    source: Tensors
+    table: Table
+    # Whether the source's qkv layers hold all queries, then all keys, then all values, instead of
+    # these head by head.
+    new_attention_order: bool = False
+
+
+def transfer(network: nn.Module, part: Part) -> None:
+    """Fill an empty network (of shapes only) with its part of the source's tensors, as float32.
+
+    Raises ModelError for a missing tensor, a wrong shape or numbers that aren't finite.
     """
-    filled = {}
+    filled, where = {}, part.source.where
     for name, wanted in network.state_dict().items():
         module, _, kind = name.rpartition(".")
-        if module not in table:
-            raise ModelError(f"nothing in {source.where} stands for our {name}")
-        theirs = [f"{path}.{kind}" for path in table[module]]
-        value = torch.cat([source.take(path).float() for path in theirs])
-        if _without_ones(value) != _without_ones(wanted):
+        if module not in part.table:
+            raise ModelError(f"nothing in {where} stands for our {name}")
+        theirs = [f"{path}.{kind}" for path in part.table[module]]
+        value = torch.cat([part.source.take(path).float() for path in theirs])
+        # Without ones, since a 1x1 convolution is a linear layer.
+        if [n for n in value.shape if n != 1] != [n for n in wanted.shape if n != 1]:
             raise ModelError(
-                f"{source.where}: {' + '.join(theirs)} has shape {tuple(value.shape)}, "
+                f"{where}: {' + '.join(theirs)} has shape {tuple(value.shape)}, "
                 f"its config says {tuple(wanted.shape)}"
             )
         if not value.isfinite().all():
-            raise ModelError(f"{source.where}: {theirs[0]} holds numbers that aren't finite")
-        if len(theirs) > 1 or (new_attention_order and module.endswith(".qkv")):
+            raise ModelError(f"{where}: {theirs[0]} holds numbers that aren't finite")
+        if len(theirs) > 1 or (part.new_attention_order and module.endswith(".qkv")):
             attention = network.get_submodule(module.rpartition(".")[0])
             assert isinstance(attention, Attention)
             value = interleaved(value, attention.heads)
@@ -95,17 +104,10 @@ def transfer(
 
 
 def interleaved(qkv: Tensor, heads: int) -> Tensor:
-    """(3C, …) of all queries, keys, values → the same head by head, as our attention keeps it."""
-    rest = qkv.shape[1:]
-    return qkv.reshape(3, heads, -1, *rest).transpose(0, 1).reshape(qkv.shape)
+    """Reorder (3C, …) of all queries, keys, values head by head, as our attention keeps them."""
+    return qkv.reshape(3, heads, -1, *qkv.shape[1:]).transpose(0, 1).reshape(qkv.shape)
 
 
 def separated(qkv: Tensor, heads: int) -> Tensor:
-    """The inverse of `interleaved`."""
-    rest = qkv.shape[1:]
-    return qkv.reshape(heads, 3, -1, *rest).transpose(0, 1).reshape(qkv.shape)
-
-
-def _without_ones(tensor: Tensor) -> list[int]:
-    """The shape without ones: a 1x1 convolution is a linear layer."""
-    return [size for size in tensor.shape if size != 1]
+    """Invert `interleaved`."""
+    return qkv.reshape(heads, 3, -1, *qkv.shape[1:]).transpose(0, 1).reshape(qkv.shape)

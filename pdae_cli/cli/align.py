@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import InputError
-from .options import FileOptions, Format, Inputs, LandmarksFile, OutputPath, takes
-from .run.batch import Made, Runner
-from .run.destination import Destination, picture_suffix
+from .options import AlignOptions, Format, Inputs, OutputPath, takes
+from .run.batches import Made, Run
+from .run.destination import Destination, stem_of
 from .run.loading import Loaded
-from .run.making import pixels_file
+from .run.making import picture_file
 from .run.photos import squares_of_photos
 
 
-@takes(FileOptions)
+@takes(AlignOptions, without=("fit",))
 def align(
-    options: FileOptions,
+    options: AlignOptions,
     inputs: Inputs = None,
-    output: OutputPath = "-",
+    output: OutputPath = None,
     size: Annotated[int, typer.Option(min=1, max=8192, help="Pixels of a side.")] = 256,
-    landmarks: LandmarksFile = None,
     format: Format = "png",
 ) -> None:
     """Cut the largest face out of each photo, turned and scaled as the model's training faces were.
@@ -33,17 +31,18 @@ def align(
     file {"FILE": {"left_eye": [x, y], "right_eye": [x, y], "mouth": [x, y]}, …} in pixels.
     """
     items = options.items(inputs)
-    runner = Runner(options, "align", Destination.parse(output, picture_suffix(format)))
+    stem = stem_of(items, "-aligned")
+    destination = Destination.parse(output, f".{format}", stream=options.stream, stem=stem)
+    with Run(options.load(), options, "align", destination) as run:
+        for batch in run.batches(items, squares_of_photos(run, True, options.landmarks)):
+            with batch:
+                run.keep(batch, [cut_out(run, one, size) for one in batch])
 
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        return [cut_out(runner, one, size) for one in batch]
 
-    runner.run(items, process, load=squares_of_photos(runner, True, landmarks))
-
-
-def cut_out(runner: Runner, one: Loaded, size: int) -> Made:
+def cut_out(run: Run, one: Loaded, size: int) -> Made:
     """A photo's face as a picture of `size` pixels."""
-    from ..pictures.images import on_white, to_tensor, with_alpha
+    from ..pictures.decoding import on_white
+    from ..pictures.images import to_tensor, with_alpha
     from ..pictures.photos.frames import take
 
     if one.framed is None:
@@ -54,4 +53,4 @@ def cut_out(runner: Runner, one: Loaded, size: int) -> Made:
     if one.alpha is not None:
         pixels = with_alpha(pixels, to_tensor(take(photo.getchannel("A"), frame)))
     facts = record | {"note": "cut out of a photo"}
-    return Made(one, pixels_file(runner, one, pixels, facts), record, f"  {one.framed.found}")
+    return Made(picture_file(run, one, pixels, facts), record, f"  {one.framed.found}")

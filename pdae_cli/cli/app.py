@@ -8,8 +8,7 @@ import signal
 import sys
 import traceback
 import warnings
-from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +19,6 @@ from .align import align
 from .convert import convert
 from .decode import decode
 from .encode import encode
-from .evaluate_judge import judge
 from .export import export
 from .info import info
 from .inpaint import colourise, inpaint
@@ -30,13 +28,13 @@ from .output import Output
 from .reconstruct import reconstruct
 from .redo import redo
 from .sample import sample
-from .train_conditional import classifier
-from .train_diffae import diffae
 
 EPILOG = (
     "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some or all inputs failed; "
     "4 the model can't be had or read; 5 out of memory; 130 interrupted."
 )
+
+MORE = "Options that are rarely wanted: pdae help {} --all"
 
 COMMANDS = (
     encode, decode, reconstruct, interpolate, manipulate, inpaint, colourise, sample,
@@ -49,16 +47,40 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Turn pictures into codes, codes into pictures, and edit pictures by moving the codes.",
     epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(epilog=MORE.format(command.__name__))(command)
 app.add_typer(attributes.app, name="attributes")
 app.add_typer(codes.app, name="codes")
 app.add_typer(evaluate.app, name="evaluate")
-evaluate.app.command()(judge)
-train.app.command()(diffae)
-train.app.command()(classifier)
 app.add_typer(train.app, name="train")
+
+
+@app.command("help")
+def help_(
+    context: typer.Context,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="A command, in one or two words.")
+    ] = None,
+    all_options: Annotated[
+        bool, typer.Option("--all", help="With options that are rarely wanted.")
+    ] = False,
+) -> None:
+    """Explain a command, as its --help does, or with --all its every option.
+
+    Example: pdae help train dpm --all
+    """
+    found: Any = context.find_root().command
+    name = "pdae"
+    for word in command or []:
+        below = getattr(found, "commands", {})
+        if word not in below:
+            raise UsageError(f"no command {word!r} in {name}; known: {', '.join(sorted(below))}")
+        found, name = below[word], f"{name} {word}"
+    for parameter in found.params if all_options else ():
+        parameter.hidden = False
+    print(found.get_help(type(context)(found, info_name=name)))
 
 
 def _print_version(wanted: bool) -> None:
@@ -84,7 +106,10 @@ def main() -> None:
 
     Typer itself ends usage errors with 2 and interruptions with 130.
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so; training saves first
+    # Before torch is loaded: threads that spin while they wait take the cores from everybody else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Schedulers stop jobs so; training saves first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader left: end as filters do
     # Of oddities in pictures that still decode. Here, because reading threads share the filters.
@@ -98,10 +123,6 @@ def main() -> None:
         if os.environ.get("PDAE_DEBUG"):
             raise
         sys.exit(_explained(error))
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _explained(error: Exception) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InputError, ModelError, UsageError
-from .options import ModelOptions, SamplingOptions, takes
+from .data import open_data
+from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
 from .run.inputs import CODES, PICTURES
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FEW = 5  # held-out pictures of one kind: what is measured on fewer is chance
 DEVIATIONS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # columns of the sheet of a direction
+NO_NETWORKS = ("device", "dtype", "batch_size", "compile", "seed")  # options of what computes none
 
 app = typer.Typer(no_args_is_help=True, help="Attributes: learn or find your own, list, rename.")
 
@@ -50,74 +52,69 @@ def fit(
 
     Example: pdae attributes fit -m my-model --with hats/ --without bare/ --name hat
     """
+    import torch
+
     from ..checkpoints import writable_folder, write_attributes
+    from ..engine.attributes import fit as fit_attributes
+    from ..training.data import split
 
     if (data is None) == (with_ is None) or (with_ is None) != (without is None):
         raise UsageError("give either DATA with labels, or --with and --without")
-    out = Output(options.json, options.quiet)
-    folder = writable_folder(options.model)
-    model = options.load()
-    if data is not None:
-        fitted, z = _from_table(model, data, labels, decay, out)
+    out, folder = Output(options.json, options.quiet), writable_folder(options.model)
+    model, groups = options.load(), None
+    if with_ is not None and without is not None:
+        kinds = [split(_pictures(model, one), None) for one in (with_, without)]
+        parts = list(zip(*kinds, strict=True))  # training and held-out pictures, of both kinds
+        truth = [
+            torch.tensor([1] * len(one) + [0] * len(other), dtype=torch.int8)[:, None]
+            for one, other in parts
+        ]
+        names = [name or with_.name]
     else:
-        assert with_ is not None and without is not None
-        fitted, z = _from_folders(model, with_, without, name or with_.name, decay, out)
+        names, truth, groups, parts = _labelled(model, Path(str(data)), labels, out)
+    z = [torch.cat([_normalised(model, one, out) for one in part]) for part in parts]
+    fitted = fit_attributes(names, z[0], truth[0], z[1], truth[1], groups, decay)
     whole = model.attributes.merged(fitted) if model.attributes else fitted
     write_attributes(folder, whole)
-    _report(fitted, whole, z, out)
+    _report(fitted, whole, torch.cat(z), out)
 
 
-def _from_table(
-    model: Model, data: Path, labels: Path | None, decay: float | None, out: Output
-) -> tuple[Attributes, Tensor]:
-    """Attributes of a table, and the normalised z (N, D) of all its pictures."""
+def _labelled(model: Model, data: Path, labels: Path | None, out: Output) -> tuple[Any, ...]:
+    """The attributes that a table tells apart, what it says (N, A) of the training and held-out
+    pictures, the training ones' sources as numbers, and the pictures."""
     import torch
 
     from ..engine.attributes import both_kinds
-    from ..engine.attributes import fit as fit_attributes
     from ..training.data import find_labels, split
 
     table = find_labels(data, labels)
     if table is None:
         raise UsageError(f"{data} has no labels.csv; pass --labels CSV")
-    train, held_out = split(_pictures(model, data), table)
-    truth, truth_held_out = table.matrix(train.names), table.matrix(held_out.names)
-    whole = both_kinds(truth).tolist()
-    if not all(whole):
-        names = [name for name, one in zip(table.attributes, whole, strict=True) if not one]
-        out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(names)}")
-    names = [name for name, one in zip(table.attributes, whole, strict=True) if one]
+    parts = split(_pictures(model, data), table)
+    truth = [table.matrix(part.names) for part in parts]
+    whole = both_kinds(truth[0])
+    names = [name for name, one in zip(table.attributes, whole.tolist(), strict=True) if one]
     if not names:
         raise UsageError(f"{data}: no label tells the pictures apart")
+    if left := [name for name in table.attributes if name not in names]:
+        out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(left)}")
     groups = None
     if table.groups:
         sources = sorted(set(table.groups.values()))
-        groups = torch.tensor([sources.index(table.groups[name]) for name in train.names])
-    z, z_held_out = (_normalised(model, part, out) for part in (train, held_out))
-    fitted = fit_attributes(
-        names, z, truth[:, whole], z_held_out, truth_held_out[:, whole], groups, decay
-    )
-    return fitted, torch.cat([z, z_held_out])
+        groups = torch.tensor([sources.index(table.groups[name]) for name in parts[0].names])
+    return names, [one[:, whole] for one in truth], groups, [[part] for part in parts]
 
 
-def _from_folders(
-    model: Model, with_: Path, without: Path, name: str, decay: float | None, out: Output
-) -> tuple[Attributes, Tensor]:
-    """One attribute of two folders, and the normalised z (N, D) of all pictures in them."""
-    import torch
+def _pictures(model: Model, data: Path) -> Pictures:
+    return open_data(data, model.config.image_size, model.config.channels)
 
-    from ..engine.attributes import fit as fit_attributes
-    from ..training.data import split
 
-    parts = [split(_pictures(model, folder), None) for folder in (with_, without)]
-    z = [torch.cat([_normalised(model, pair[k], out) for pair in parts]) for k in (0, 1)]
-    truth = [
-        torch.cat([torch.ones(len(parts[0][k])), torch.zeros(len(parts[1][k]))])[:, None].to(
-            torch.int8
-        )
-        for k in (0, 1)
-    ]
-    return fit_attributes([name], z[0], truth[0], z[1], truth[1], decay=decay), torch.cat(z)
+def _normalised(model: Model, pictures: Pictures, out: Output) -> Tensor:
+    """Normalised z of all pictures (N, D)."""
+    from ..training.latent import encode_all
+
+    with out.progress("encode", len(pictures)) as bar:
+        return model.normalise(encode_all(model, pictures, bar.advance_to))
 
 
 def _report(fitted: Attributes, whole: Attributes, z: Tensor, out: Output) -> None:
@@ -125,12 +122,13 @@ def _report(fitted: Attributes, whole: Attributes, z: Tensor, out: Output) -> No
     from ..engine.attributes import correlations
 
     together, few = correlations(whole, z), []
+    width = max(map(len, fitted.names))
     for name in fitted.names:
         facts = fitted.facts[name]
-        row = together[whole.index(name)].tolist()
-        others = {other: r for other, r in zip(whole.names, row, strict=True) if other != name}
+        row = zip(whole.names, together[whole.index(name)].tolist(), strict=True)
+        others = {other: r for other, r in row if other != name}
         nearest = sorted(others, key=lambda other: -abs(others[other]))[:3]
-        text = _line(name, facts, max(map(len, fitted.names)))
+        text = _line(name, facts, width)
         if nearest:
             text += f"; goes with {', '.join(f'{one} {others[one]:+.2f}' for one in nearest)}"
         out.result({"attribute": name, **facts, "correlations": others}, text)
@@ -143,22 +141,8 @@ def _report(fitted: Attributes, whole: Attributes, z: Tensor, out: Output) -> No
         )
 
 
-def _pictures(model: Model, data: Path) -> Pictures:
-    from .data import open_data
-
-    return open_data(data, model.config.image_size, model.config.channels)
-
-
-def _normalised(model: Model, pictures: Pictures, out: Output) -> Tensor:
-    """Normalised z of all pictures (N, D)."""
-    from ..training.latent import encode_all
-
-    with out.progress("encode", len(pictures)) as bar:
-        return model.normalise(encode_all(model, pictures, bar.advance_to))
-
-
 @app.command("list")
-@takes(ModelOptions)
+@takes(ModelOptions, without=NO_NETWORKS)
 def list_(options: ModelOptions) -> None:
     """Print the model's attributes, with their AUROC on held-out pictures.
 
@@ -169,14 +153,20 @@ def list_(options: ModelOptions) -> None:
 
 def print_attributes(options: ModelOptions) -> None:
     """Print the attributes of the chosen model."""
-    from ..checkpoints import model_folder, read_attributes
+    from ..checkpoints import model_folder
 
-    path = model_folder(options.model) / "attributes.safetensors"
-    if not path.exists():
-        raise ModelError(
-            f"model {options.model} has no attributes; `pdae attributes fit` makes some"
-        )
-    _print(read_attributes(path), Output(options.json, options.quiet))
+    known = _read(model_folder(options.model), options.model)
+    _print(known, Output(options.json, options.quiet))
+
+
+def _read(folder: Path, model: str) -> Attributes:
+    """A model's attributes. Raises ModelError, also where it has none."""
+    from ..checkpoints import read_attributes
+
+    path = folder / "attributes.safetensors"
+    if path.exists():
+        return read_attributes(path)
+    raise ModelError(f"model {model} has no attributes; `pdae attributes fit` makes some")
 
 
 def _print(attributes: Attributes, out: Output) -> None:
@@ -197,10 +187,15 @@ def _line(name: str, facts: dict[str, Any], width: int) -> str:
     return f"{name:{width}}  {text}".rstrip()
 
 
+@dataclass(frozen=True)
+class DiscoverOptions(SeedOptions, EncodingOptions, ModelOptions):
+    """For directions and the sheet that shows them."""
+
+
 @app.command()
-@takes(SamplingOptions)
+@takes(DiscoverOptions)
 def discover(
-    options: SamplingOptions,
+    options: DiscoverOptions,
     data: Annotated[Path, typer.Argument(help="Folder or zip of pictures, or a codes file.")],
     count: Annotated[int, typer.Option("-k", "--count", min=1, help="Directions to find.")] = 10,
     output: Annotated[
@@ -226,35 +221,34 @@ def discover(
         raise UsageError(f"-o {output}: the sheet is a .png")
     if output is not None and output.exists() and not overwrite:
         raise InputError(f"{output} exists; pass --overwrite")
-    out = Output(options.json, options.quiet)
-    folder = writable_folder(options.model)
+    out, folder = Output(options.json, options.quiet), writable_folder(options.model)
     model = options.load()
     if data.suffix.lower() == CODES:
         z = model.normalise(_read_codes(model, data).z)
     else:
         z = _normalised(model, _pictures(model, data), out)
-    found = principal(z, count)
-    known = model.attributes
-    if known is not None:
+    found = whole = principal(z, count)
+    if known := model.attributes:
         old = [name for name in known.names if re.fullmatch(r"pca_\d+", name)]
-        model.attributes = known.without(old).merged(found)
-    else:
-        model.attributes = found
+        whole = known.without(old).merged(found)
+    model.attributes = whole
     if output is not None:
-        _write_sheet(output, model, found, _first(model, picture or data, options), options, out)
-    write_attributes(folder, model.attributes)
+        _write_sheet(output, model, found, _first(model, picture or data, options), options)
+        out.say(f"{output} shows them")
+    write_attributes(folder, whole)
     _print(found, out)
 
 
 def _read_codes(model: Model, path: Path) -> Codes:
-    from ..engine.codes import read_codes
+    from ..engine.codes import MAX_BYTES, from_bytes
+    from ..files import read_limited
 
-    codes = read_codes(path, str(path))
+    codes = from_bytes(read_limited(path, MAX_BYTES), str(path))
     model.check(codes)
     return codes
 
 
-def _first(model: Model, source: Path, options: SamplingOptions) -> Codes:
+def _first(model: Model, source: Path, options: DiscoverOptions) -> Codes:
     """Codes of a picture, or of the first in a codes file, folder or zip."""
     from ..pictures.images import to_float
 
@@ -266,12 +260,7 @@ def _first(model: Model, source: Path, options: SamplingOptions) -> Codes:
 
 
 def _write_sheet(
-    path: Path,
-    model: Model,
-    found: Attributes,
-    original: Codes,
-    options: SamplingOptions,
-    out: Output,
+    path: Path, model: Model, found: Attributes, original: Codes, options: DiscoverOptions
 ) -> None:
     """A row of pictures for each direction: the original moved along it, DEVIATIONS far."""
     from ..engine.attributes import Deviations
@@ -280,15 +269,10 @@ def _write_sheet(
     from ..pictures.images import encode_picture, to_pixels
     from ..pictures.sheets import sheet
 
-    moved = stack(
-        [
-            model.manipulate(original, [(name, Deviations(count))])
-            for name in found.names
-            for count in DEVIATIONS
-        ]
-    )
+    edits = [[(name, Deviations(count))] for name in found.names for count in DEVIATIONS]
+    moved = stack([model.manipulate(original, edit) for edit in edits])
     nfe = model.trajectory(options.sampling()).evaluations()[1]
-    with out.progress("sheet", len(moved), nfe) as bar:
+    with Output(options.json, options.quiet).progress("sheet", len(moved), nfe) as bar:
         model.evaluated = bar.evaluated
         pictures = model.decode(moved, random_noise=moved.x_T is None, **options.changes())
     pixels = sheet(
@@ -297,18 +281,13 @@ def _write_sheet(
         titles=[f"{count:+g} sd" if count else "as it is" for count in DEVIATIONS],
         row_titles=[f"{name} {found.facts[name]['explained']:.1%}" for name in found.names],
     )
-    recipe = {
-        "command": "attributes discover",
-        "model": model.name,
-        "digest": model.digest,
-        "seed": options.seed,
-    }
+    recipe = {"command": "attributes discover", "seed": options.seed}
+    recipe |= {"model": model.name, "digest": model.weights_sha}
     write_bytes(path, encode_picture(pixels, ".png", recipe))
-    out.say(f"{path} shows them")
 
 
 @app.command()
-@takes(ModelOptions)
+@takes(ModelOptions, without=(*NO_NETWORKS, "json", "quiet"))
 def remove(
     options: ModelOptions,
     names: Annotated[list[str], typer.Argument(help="Attributes to remove.")],
@@ -317,11 +296,14 @@ def remove(
 
     Example: pdae attributes remove -m my-model hat
     """
-    _change(options.model, lambda known: known.without(names))
+    from ..checkpoints import writable_folder, write_attributes
+
+    folder = writable_folder(options.model)
+    write_attributes(folder, _read(folder, options.model).without(names))
 
 
 @app.command()
-@takes(ModelOptions)
+@takes(ModelOptions, without=(*NO_NETWORKS, "json", "quiet"))
 def rename(
     options: ModelOptions,
     old: Annotated[str, typer.Argument(help="Attribute.")],
@@ -331,15 +313,7 @@ def rename(
 
     Example: pdae attributes rename -m my-model pca_1 light
     """
-    _change(options.model, lambda known: known.renamed(old, new))
+    from ..checkpoints import writable_folder, write_attributes
 
-
-def _change(model: str, change: Callable[[Attributes], Attributes]) -> None:
-    """Write a folder model's attributes anew."""
-    from ..checkpoints import read_attributes, writable_folder, write_attributes
-
-    folder = writable_folder(model)
-    path = folder / "attributes.safetensors"
-    if not path.exists():
-        raise InputError(f"model {model} has no attributes")
-    write_attributes(folder, change(read_attributes(path)))
+    folder = writable_folder(options.model)
+    write_attributes(folder, _read(folder, options.model).renamed(old, new))

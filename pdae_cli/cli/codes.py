@@ -2,71 +2,125 @@
 
 from __future__ import annotations
 
-import io
+import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import InputError, UsageError
-from .options import FilesFrom, Null, OutputPath, Recursive, takes
+from .options import FILES, FilesFrom, Null, OutputPath, Recursive, SaidOptions, option, takes
 from .output import Output
-from .run.destination import CODES_SUFFIX, Destination, write_stdout
+from .run.destination import Destination
 from .run.inputs import CODES, PICTURES, collect
 
 if TYPE_CHECKING:
     from ..engine.codes import Codes
 
 LONGEST_NAME = 100  # characters of a split file's name
+NOISE = "x_T of the result: {}; first: the first one's; none: z alone."
+Noise = Literal["sphere", "plain", "first", "none"]
+Inputs = Annotated[
+    list[str] | None, typer.Argument(help="Codes: files, folders, or - for standard input.")
+]
+Read = list[tuple[str, "Codes"]]  # codes files by name
 
 app = typer.Typer(no_args_is_help=True, help="Codes as data: join, split, sum, compare, export.")
 
-Files = Annotated[list[str], typer.Argument(help="Codes: files, folders, or - for standard input.")]
-NOISE = "x_T of the result: {}; first: the first one's; none: z alone."
-
 
 @dataclass(frozen=True)
-class FileOptions:
-    """For commands that read files and write one, without a model."""
+class CodesOptions(SaidOptions):
+    """How codes files are found, and what is written without a model."""
 
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False
-    json: Annotated[bool, typer.Option("--json", help="A JSON line for each result.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False
+    recursive: Recursive = False
+    files_from: FilesFrom = None
+    null: Null = False
+    overwrite: bool = option(False, FILES, "Replace existing files.", "--overwrite")
+
+    def read(self, inputs: list[str] | None, states: bool = True) -> Read:
+        """Read the codes files that are named, and those in folders, each with its name; without
+        their `states` for what is done with z alone. Raises UsageError, InputError."""
+        from ..engine.codes import from_bytes
+
+        named = inputs or []
+        items = collect(named, self.files_from, self.recursive, null=self.null)
+        wanted = [item for item in items if item.is_codes or item.name in named]
+        if not wanted:
+            raise UsageError("no codes there; `pdae encode` makes them of pictures")
+        folders = [name for name in named if os.path.isdir(name)]  # noqa: PTH112, for long names
+        if folders and not self.recursive:
+            here = {item.label for item in items}
+            deeper = (one for one in collect(folders, recursive=True) if one.is_codes)
+            if left := sum(one.label not in here for one in deeper):
+                Output().warn(f"{left} codes files in sub-folders are left out; -r takes them")
+        found = [(item.label, from_bytes(item.read(), item.label)) for item in wanted]
+        return [(n, one if states else replace(one, x_T=None, eps_T=None)) for n, one in found]
+
+    def joined(self, inputs: list[str] | None, states: bool = True) -> tuple[list[str], Codes]:
+        """Read the files' names, and all their codes as one. Raises InputError for unlike ones."""
+        from ..engine.codes import stack
+
+        read = self.read(inputs, states)
+        names = [name for name, _ in read]
+        return names, stack([one for _, one in read], names)
+
+    def check(self, path: Path) -> None:
+        """Refuse to replace a file."""
+        if path.exists() and not self.overwrite:
+            raise InputError(f"{path} exists; pass --overwrite")
+
+    def file(
+        self, output: str | None, suffix: str = CODES, allowed: Set[str] = {CODES}
+    ) -> Destination:
+        """Choose the file, or standard output, to write. Raises UsageError, InputError."""
+        file = Destination.parse(output, suffix, allowed, stem="codes")
+        if file.folder:
+            raise UsageError(f"-o {output} is a folder; name a file")
+        if file.stdout and self.json:
+            raise UsageError("--json and -o - both want standard output; write to a file")
+        if file.named:
+            file = file.at(next(path for path in file.candidates() if not path.exists()))
+        if not file.stdout:
+            self.check(Path(file.target))
+        return file
+
+    def write(self, file: Destination, data: bytes, record: dict[str, Any], codes: Codes) -> None:
+        """Write what a command made of codes, and report it."""
+        file.write(Path(), data)
+        if not file.stdout:
+            made = {"pictures": len(codes), "model": codes.model, "digest": codes.weights_sha}
+            text = f"{file.target}: of {len(codes)} pictures"
+            self.report({"output": file.target, **record, **made}, text)
+
+    def report(self, record: dict[str, Any], text: str) -> None:
+        """Print a JSON line, or the text."""
+        Output(self.json, self.quiet).result({"status": "done", **record}, text)
 
 
 @app.command()
-@takes(FileOptions)
-def merge(
-    options: FileOptions,
-    inputs: Annotated[
-        list[str] | None, typer.Argument(help="Codes: files, folders, or - for standard input.")
-    ] = None,
-    output: OutputPath = "-",
-    files_from: FilesFrom = None,
-    null: Null = False,
-    recursive: Recursive = False,
-) -> None:
+@takes(CodesOptions)
+def merge(options: CodesOptions, inputs: Inputs = None, output: OutputPath = None) -> None:
     """Join codes of one model and settings into one file.
 
     Example: pdae codes merge a.safetensors more/ -o all.safetensors
     """
-    from ..engine.codes import stack, to_bytes
+    from ..engine.codes import to_bytes
 
-    read = _read(inputs, files_from, recursive, null)
-    codes = stack([one for _, one in read], [name for name, _ in read])
-    record = {"input": [name for name, _ in read], **_facts(codes)}
-    _write(options, output, to_bytes(codes), record, f"{len(codes)} pictures")
+    file = options.file(output)
+    names, codes = options.joined(inputs)
+    options.write(file, to_bytes(codes), {"input": names}, codes)
 
 
 @app.command()
-@takes(FileOptions)
+@takes(CodesOptions)
 def split(
-    options: FileOptions,
-    inputs: Files,
+    options: CodesOptions,
     output: Annotated[str, typer.Option("--output", "-o", help="Folder.")],
+    inputs: Inputs = None,
 ) -> None:
     """Write a file for each picture, named as the picture was, or by its number where names clash.
 
@@ -74,18 +128,17 @@ def split(
     """
     from ..engine.codes import to_bytes
 
-    destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})
-    if not destination.folder:
+    folder = Destination.parse(output, CODES, {CODES})
+    if not folder.folder:
         raise UsageError(f"split writes a folder of files: -o {output}/")
-    rows = [one[row : row + 1] for _, one in _read(inputs) for row in range(len(one))]
+    rows = [one[row : row + 1] for _, one in options.read(inputs) for row in range(len(one))]
     places = [Path(name) for name in file_names([row.sources[0] for row in rows])]
     for place in places:
-        _refuse_existing(options, destination.path(place))
-    out = Output(options.json, options.quiet)
+        options.check(folder.path(place))
     for place, row in zip(places, rows, strict=True):
-        destination.write(place, to_bytes(row))
-        record = {"input": row.sources[0], "output": str(destination.path(place))}
-        out.result({"status": "done", **record}, "{input} → {output}".format_map(record))
+        folder.write(place, to_bytes(row))
+        source, path = row.sources[0], str(folder.path(place))
+        options.report({"input": source, "output": path}, f"{source} → {path}")
 
 
 def file_names(sources: Sequence[str]) -> list[str]:
@@ -103,37 +156,35 @@ def file_names(sources: Sequence[str]) -> list[str]:
 
 
 @app.command()
-@takes(FileOptions)
+@takes(CodesOptions)
 def average(
-    options: FileOptions,
-    inputs: Files,
-    output: OutputPath = "-",
+    options: CodesOptions,
+    inputs: Inputs = None,
+    output: OutputPath = None,
     noise: Annotated[
-        str, typer.Option(help=NOISE.format("plain: the mean, for a smooth picture"))
+        Noise, typer.Option(help=NOISE.format("plain: the mean, for a smooth picture"))
     ] = "plain",
 ) -> None:
     """The mean of all codes, as codes of one picture.
 
     Example: pdae codes average smiling/ -o smile.safetensors
     """
-    from ..engine.arithmetic import mean
-    from ..engine.codes import stack, to_bytes
+    from ..engine.codes import mean, to_bytes
 
-    read = _read(inputs)
-    codes = stack([one for _, one in read], [name for name, _ in read])
-    record = {"input": [name for name, _ in read], **_facts(codes)}
-    data = to_bytes(mean(codes, noise))
-    _write(options, output, data, record, f"the mean of {len(codes)}")
+    file = options.file(output)
+    names, codes = options.joined(inputs)
+    options.write(file, to_bytes(mean(codes, noise)), {"input": names}, codes)
 
 
 @app.command()
-@takes(FileOptions)
+@takes(CodesOptions, without=("recursive", "files_from", "null"))
 def mix(
-    options: FileOptions,
+    options: CodesOptions,
     terms: Annotated[list[str], typer.Argument(help="FILE or FILE=WEIGHT; - is standard input.")],
-    output: OutputPath = "-",
+    output: OutputPath = None,
     noise: Annotated[
-        str, typer.Option(help=NOISE.format("sphere: as noise is, for a sharp one; plain: summed"))
+        Noise,
+        typer.Option(help=NOISE.format("sphere: as noise is, for a sharp one; plain: summed")),
     ] = "sphere",
 ) -> None:
     """Sum codes with weights, picture by picture; a file of one picture goes with all of another's.
@@ -142,24 +193,20 @@ def mix(
 
     Example: pdae codes mix face.safetensors hats.safetensors=1 bare.safetensors=-1 --noise first
     """
-    from ..engine.arithmetic import combine
-    from ..engine.codes import to_bytes
+    from ..engine.codes import combine, to_bytes
 
-    weighted = [term(text) for text in terms]
-    names = [name for name, _ in weighted]
-    read = _read(names)
+    file = options.file(output)
+    names, weights = (list(part) for part in zip(*map(term, terms), strict=True))
+    read = options.read(names)
     if [name for name, _ in read] != names:
         raise UsageError("mix sums files; `pdae codes merge` makes one of a folder")
-    parts = [(weight, one) for (_, weight), (_, one) in zip(weighted, read, strict=True)]
+    parts = [(weight, one) for weight, (_, one) in zip(weights, read, strict=True)]
     codes = combine(parts, noise, names)
-    record = {"input": names, "weights": [weight for _, weight in weighted], **_facts(codes)}
-    _write(options, output, to_bytes(codes), record, f"{len(codes)} pictures")
+    options.write(file, to_bytes(codes), {"input": names, "weights": weights}, codes)
 
 
 def term(text: str) -> tuple[str, float]:
     """ "a.safetensors=0.5" → ("a.safetensors", 0.5); a weight that isn't given is 1."""
-    import math
-
     name, equals, weight = text.rpartition("=")
     if not equals or Path(text).exists():
         return text, 1.0
@@ -173,14 +220,14 @@ def term(text: str) -> tuple[str, float]:
 
 
 @app.command()
-@takes(FileOptions)
+@takes(CodesOptions, without=("overwrite",))
 def nearest(
-    options: FileOptions,
+    options: CodesOptions,
     query: Annotated[str, typer.Argument(help="Codes to look for; - for standard input.")],
     library: Annotated[list[str], typer.Argument(help="Codes to look among: files, folders.")],
     count: Annotated[int, typer.Option("-k", "--count", min=1, help="So many for each.")] = 5,
     metric: Annotated[
-        str,
+        Literal["cosine", "euclidean"],
         typer.Option(help="cosine: 1 - cos of z; euclidean: standard deviations of the library."),
     ] = "cosine",
 ) -> None:
@@ -190,97 +237,42 @@ def nearest(
     """
     import torch
 
-    from ..engine.arithmetic import nearest as find
+    from ..engine.codes import nearest as find
     from ..engine.codes import require_alike
 
-    asked, among = _read([query]), _read(library)
+    asked, among = CodesOptions().read([query], False), options.read(library, False)
     if len(asked) != 1:
         raise UsageError(f"{query}: look for the codes of one file; `pdae codes merge` makes one")
-    read = [(name, replace(one, x_T=None, eps_T=None)) for name, one in asked + among]
-    require_alike([one for _, one in read], [name for name, _ in read])
+    require_alike([one for _, one in asked + among], [name for name, _ in asked + among])
+    wanted, known = asked[0][1], torch.cat([one.z for _, one in among])
+    distances, found = find(wanted.z, known, count, metric)
     rows = [(name, row, one.sources[row]) for name, one in among for row in range(len(one))]
-    wanted = asked[0][1]
-    distances, found = find(wanted.z, torch.cat([one.z for _, one in among]), count, metric)
-    out = Output(options.json, options.quiet)
     for source, *near in zip(wanted.sources, distances.tolist(), found.tolist(), strict=True):
         for rank, (distance, column) in enumerate(zip(*near, strict=True), 1):
             name, row, there = rows[column]
-            record = {"status": "done", "input": source, "output": None, "rank": rank}
-            record |= {"distance": distance, "source": there, "file": name, "row": row}
-            out.result(record, f"{source}  {distance:.4f}  {there}")
+            record = {"input": source, "output": None, "rank": rank, "distance": distance}
+            record |= {"source": there, "file": name, "row": row}
+            options.report(record, f"{source}  {distance:.4f}  {there}")
 
 
 @app.command()
-@takes(FileOptions)
+@takes(CodesOptions)
 def export(
-    options: FileOptions,
-    inputs: Files,
-    output: OutputPath = "-",
-    format: Annotated[str, typer.Option(help="csv, npy or npz, where -o has no suffix.")] = "csv",
+    options: CodesOptions,
+    inputs: Inputs = None,
+    output: OutputPath = None,
+    format: Annotated[
+        Literal["csv", "npy", "npz"], typer.Option(help="Where -o has no suffix.")
+    ] = "csv",
 ) -> None:
     """Codes for other programs: .csv (source and z), .npy (z), .npz (z, x_T and sources).
 
     Example: pdae codes export all.safetensors -o codes.csv
     """
-    from ..engine import tables
-    from ..engine.codes import stack
+    from ..engine.codes import to_csv, to_npy, to_npz
 
-    writers = {".csv": tables.to_csv, ".npy": tables.to_npy, ".npz": tables.to_npz}
-    if f".{format}" not in writers:
-        raise UsageError(f"unknown --format {format!r}; known: csv, npy, npz")
-    destination = Destination.parse(output, f".{format}", set(writers))
-    read = _read(inputs)
-    if destination.suffix != ".npz":  # of z alone: x_T may be there or not, made in whatever way
-        read = [(name, replace(one, x_T=None, eps_T=None)) for name, one in read]
-    codes = stack([one for _, one in read], [name for name, _ in read])
-    record = {"input": [name for name, _ in read], **_facts(codes)}
-    data = writers[destination.suffix](codes)
-    _write(options, output, data, record, f"{len(codes)} pictures", destination)
-
-
-def _read(
-    names: Sequence[str] | None,
-    files_from: str | None = None,
-    recursive: bool = False,
-    null: bool = False,
-) -> list[tuple[str, Codes]]:
-    """Codes files as named, and those in folders, each with its name. Raises InputError."""
-    from ..engine.codes import read_codes
-
-    items = collect(names, files_from, recursive, null=null)
-    named = set(names or [])
-    wanted = [item for item in items if item.is_codes or item.name in named]
-    if not wanted:
-        raise UsageError("no codes there; `pdae encode` makes them of pictures")
-    return [(item.label, read_codes(io.BytesIO(item.read()), item.label)) for item in wanted]
-
-
-def _facts(codes: Codes) -> dict[str, Any]:
-    return {"pictures": len(codes), "model": codes.model, "digest": codes.digest}
-
-
-def _write(
-    options: FileOptions,
-    output: str,
-    data: bytes,
-    record: dict[str, Any],
-    text: str,
-    destination: Destination | None = None,
-) -> None:
-    """Write the one file of a command, and report it."""
-    if output == "-":
-        if options.json:
-            raise UsageError("--json and -o - both want standard output; write to a file")
-        return write_stdout(data)
-    destination = destination or Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})
-    if destination.folder:
-        raise UsageError(f"-o {output} is a folder; name a file")
-    _refuse_existing(options, Path(output))
-    destination.write(Path(), data)
-    out = Output(options.json, options.quiet)
-    out.result({"status": "done", "output": output, **record}, f"{output}: {text}")
-
-
-def _refuse_existing(options: FileOptions, path: Path) -> None:
-    if path.exists() and not options.overwrite:
-        raise InputError(f"{path} exists; pass --overwrite")
+    writers = {".csv": to_csv, ".npy": to_npy, ".npz": to_npz}
+    file = options.file(output, f".{format}", set(writers))
+    # Of z alone, x_T may be there or not, made in whatever way.
+    names, codes = options.joined(inputs, states=file.suffix == ".npz")
+    options.write(file, writers[file.suffix](codes), {"input": names}, codes)

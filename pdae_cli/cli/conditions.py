@@ -7,57 +7,64 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, UsageError
-from .options import BatchOptions
-from .run.batch import Runner
+from .options import (
+    PICTURES,
+    SOLVING,
+    RunOptions,
+    SeedOptions,
+    SolvingOptions,
+    StreamOptions,
+    ViewOptions,
+    WriteOptions,
+    option,
+)  # fmt: skip
+from .run.batches import Run
 from .run.inputs import CODES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..diffusion.sampling import Sampling
-    from ..engine.model import Model
+    from ..diffusion.trajectory import Sampling
 
 Paint = Callable[[Sequence[int]], "Tensor"]  # numbers → their pictures (N, C, H, W)
 
 
 @dataclass(frozen=True)
-class SampleOptions(BatchOptions):
+class SampleOptions(
+    StreamOptions, WriteOptions, ViewOptions, SeedOptions, SolvingOptions, RunOptions
+):
     """For samples: of what they are, and how strongly."""
 
-    guidance: Annotated[
-        str | None,
-        typer.Option(help="Strength of G_psi, or several, 0,1,2: one below the other."),
-    ] = None  # type: ignore[assignment]
-    unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="Plain eps_theta, without z.")
-    ] = False
-    label: Annotated[
-        list[str] | None,
-        typer.Option(help="Class of the pictures, of the model or --classifier; NAME=0: without."),
-    ] = None
-    classifier: Annotated[
-        str | None, typer.Option(help="Folder of a classifier, whose gradient guides to --label.")
-    ] = None
-    classifier_scale: Annotated[
-        str | None,
-        typer.Option(help="Strength of that gradient, or several; 1, the default, is Bayes' rule."),
-    ] = None
-    like: Annotated[
-        str | None, typer.Option(help="Make pictures like those in this folder, zip or codes file.")
-    ] = None
-    unlike: Annotated[
-        str | None, typer.Option(help="… and unlike those; else what the model makes is unknown.")
-    ] = None
+    guidance: str | None = option(  # type: ignore[assignment]
+        None, SOLVING, "Strength of G_psi, or several, 0,1,2: one below the other."
+    )
+    unconditional: bool = option(False, None, "Plain eps_theta, without z.", "--unconditional")
+    like: str | None = option(
+        None, None, "Make pictures like those in this folder, zip or codes file."
+    )
+    unlike: str | None = option(
+        None, None, "… and unlike those; else what the model makes is unknown."
+    )
+    label: list[str] | None = option(  # noqa: RUF009, None is the default
+        None, None, "Class of the pictures, of the model or --classifier; NAME=0: without."
+    )
+    classifier: str | None = option(
+        None, None, "Folder of a classifier, whose gradient guides to --label."
+    )
+    classifier_scale: str | None = option(
+        None, SOLVING, "Strength of that gradient, or several; 1, the default, is Bayes' rule."
+    )
+    fit: Literal["crop", "pad", "stretch"] = option(
+        "crop", PICTURES, "Of the pictures of --like.", rare=True
+    )
 
-    def changes(self) -> dict[str, Any]:
+    def given_settings(self) -> dict[str, Any]:
         """As of one strength, the first."""
-        first = {"guidance": strengths("--guidance", self.guidance)[0]} if self.guidance else {}
-        return super().changes() | first
+        first = strengths("--guidance", self.guidance)[0] if self.guidance else None
+        return super().given_settings() | {"guidance": first}
 
     def rows(self, paint: Callable[[Sampling, Sequence[int]], Tensor]) -> list[Paint]:
         """One for each strength of G_psi. Raises UsageError."""
@@ -77,16 +84,11 @@ def strengths(option: str, text: str) -> list[float]:
     return values
 
 
-@dataclass(frozen=True)
-class Painter:
-    """How new pictures are made."""
+def painting(run: Run, options: SampleOptions) -> tuple[list[Paint], str]:
+    """What the options of `pdae sample` ask for: one for each strength, and what names that which
+    the pictures are made of, where that isn't the options alone.
 
-    rows: Sequence[Paint]  # one for each strength
-    source: str = ""  # names what they are made of, where that isn't the options alone
-
-
-def painter_of(runner: Runner, options: SampleOptions) -> Painter:
-    """What the options of `pdae sample` ask for. Raises UsageError where they don't go together."""
+    Raises UsageError where they don't go together."""
     if options.like is None and options.unlike is not None:
         raise UsageError("--unlike says what --like isn't; give that too")
     asked = {
@@ -99,94 +101,93 @@ def painter_of(runner: Runner, options: SampleOptions) -> Painter:
             raise UsageError("--classifier guides to a --label; give that too")
         if options.guidance is not None:
             raise UsageError("--classifier guides instead of G_psi; give --classifier-scale")
-        return by_gradient(runner, options, options.label, options.classifier)
+        return by_gradient(run, options, options.label, Path(options.classifier))
     if options.classifier_scale is not None:
         raise UsageError("--classifier-scale is how strongly a --classifier guides; give that too")
     if options.label:
-        return of_label(runner, options, options.label)
+        return of_label(run, options, options.label), ""
     if options.like is not None:
-        return like(runner, options, Path(options.like))
-    return plain(runner, options)
+        return like(run, options, Path(options.like))
+    return plain(run, options), ""
 
 
-def plain(runner: Runner, options: SampleOptions) -> Painter:
+def plain(run: Run, options: SampleOptions) -> list[Paint]:
     """Of z from the latent DPM, or of none."""
+    model = run.model
+    alone = model.latent_dpm is None and model.gradient_estimator is None and not model.takes_z
+    if alone and not options.unconditional:
+        run.out.say(f"{model.name} is a diffusion model alone: plain samples of eps_theta")
 
     def paint(sampling: Sampling, numbers: Sequence[int]) -> Tensor:
-        seed, unconditional = options.seed, options.unconditional
-        return runner.model.sample(numbers, sampling, seed=seed, unconditional=unconditional)[0]
+        seed, unconditional = options.seed, options.unconditional or alone
+        return model.sample(numbers, sampling, seed=seed, unconditional=unconditional)[0]
 
-    return Painter(options.rows(paint))
+    return options.rows(paint)
 
 
-def of_label(runner: Runner, options: SampleOptions, labels: Sequence[str]) -> Painter:
+def of_label(run: Run, options: SampleOptions, labels: Sequence[str]) -> list[Paint]:
     """Of a label, by a G_psi that takes them."""
-    from ..engine.classes import chosen
-    from ..engine.conditional import embedding, labelled
+    from ..engine.guidance import chosen, embedding, labelled
 
-    y = chosen(embedding(runner.model).cfg.classes, labels)
-
-    def paint(sampling: Sampling, numbers: Sequence[int]) -> Tensor:
-        return labelled(runner.model, y, numbers, sampling, options.seed)
-
-    return Painter(options.rows(paint))
+    y = chosen(embedding(run.model).cfg.classes, labels)
+    return options.rows(
+        lambda sampling, numbers: labelled(run.model, y, numbers, sampling, options.seed)
+    )
 
 
 def by_gradient(
-    runner: Runner, options: SampleOptions, labels: Sequence[str], folder: str
-) -> Painter:
+    run: Run, options: SampleOptions, labels: Sequence[str], folder: Path
+) -> tuple[list[Paint], str]:
     """Of a label, by the gradient of a classifier."""
     from ..checkpoints import read_classifier
-    from ..engine.classes import chosen
-    from ..engine.conditional import by_classifier
+    from ..engine.guidance import by_classifier, chosen
 
     scales = strengths("--classifier-scale", options.classifier_scale or "1")
-    model, classifier, sampling = runner.model, read_classifier(Path(folder)), options.sampling()
+    classifier, sampling = read_classifier(folder), options.sampling()
     y = chosen(classifier.config.classes, labels)
 
     def paint(scale: float, numbers: Sequence[int]) -> Tensor:
-        return by_classifier(model, classifier, y, scale, numbers, sampling, options.seed)
+        return by_classifier(run.model, classifier, y, scale, numbers, sampling, options.seed)
 
-    return Painter([partial(paint, one) for one in scales], classifier.digest)
+    return [partial(paint, one) for one in scales], classifier.weights_sha
 
 
-def like(runner: Runner, options: SampleOptions, with_: Path) -> Painter:
+def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], str]:
     """Of z like those of some pictures."""
-    from ..engine import fewshot
+    from ..engine import guidance
 
-    model = runner.model
-    without = None if options.unlike is None else Path(options.unlike)
-    z = _normalised(model, with_, runner)
-    others = None if without is None else _normalised(model, without, runner)
-    likeness = fewshot.learn(z, others, fewshot.unlabelled(model))
-    kind = f"those in {without}" if without else "what the model makes"
-    runner.out.say(
+    model = run.model
+    z = _normalised(run, with_)
+    others = None if options.unlike is None else _normalised(run, Path(options.unlike))
+    likeness = guidance.learn(z, others, guidance.unlabelled(model))
+    kind = f"those in {Path(options.unlike)}" if options.unlike else "what the model makes"
+    run.out.say(
         f"{len(z)} pictures, told from {kind} with AUROC {likeness.auroc:.3f} on those held out; "
         f"{likeness.share:.1%} of what the model makes is like them"
     )
 
     def paint(sampling: Sampling, numbers: Sequence[int]) -> Tensor:
-        return fewshot.pictures(model, likeness, numbers, sampling, options.seed)
+        return guidance.pictures_like(model, likeness, numbers, sampling, options.seed)
 
-    return Painter(options.rows(paint), likeness.fingerprint())
+    return options.rows(paint), likeness.sha()
 
 
-def _normalised(model: Model, path: Path, runner: Runner) -> Tensor:
+def _normalised(run: Run, path: Path) -> Tensor:
     """Normalised z (N, D) of a codes file, or of the pictures in a folder or zip."""
-    from ..engine.codes import read_codes
+    from ..engine.codes import MAX_BYTES, from_bytes
+    from ..files import read_limited
     from ..training.latent import encode_all
     from .data import open_data
 
+    model, options, config = run.model, run.options, run.model.config
     if path.suffix.lower() == CODES:
-        codes = read_codes(path, str(path))
+        codes = from_bytes(read_limited(path, MAX_BYTES), str(path))
         model.check(codes)
         return model.normalise(codes.z)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise UsageError(f"{path} is one picture; name a folder, zip or codes file of several")
-    config = model.config
-    options = runner.options
     pictures = open_data(path, config.image_size, config.channels, options.fit, options.quiet)
-    with runner.out.progress("encode", len(pictures)) as bar:
+    with run.out.progress("encode", len(pictures)) as bar:
         z = encode_all(model, pictures, bar.advance_to)
     if pictures.bad:
         raise InputError(next(iter(pictures.bad.values())))

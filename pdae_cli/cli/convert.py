@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ..errors import UsageError
+from .options import SaidOptions, takes
 from .output import Output
 
-if TYPE_CHECKING:
-    from ..checkpoints.convert import Conversion
 
-DTYPES = ("float32", "float16", "bfloat16")
-
-
+@takes(SaidOptions)
 def convert(
+    options: SaidOptions,
     source: Annotated[
         str, typer.Argument(help="Checkpoint, folder, release root, or Hub id[@revision].")
     ],
@@ -30,48 +28,40 @@ def convert(
         typer.Option(help="Of the checkpoint, where it isn't beside it: YAML, JSON or flags."),
     ] = None,
     weights_dtype: Annotated[
-        str, typer.Option(help="Stored weights: float32, float16 or bfloat16.")
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="How weights are stored.")
     ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False,
 ) -> None:
     """Convert a pre-trained model of another program; what it holds, whole or not at all.
 
+    Prints what was used, what was left out, and how it was checked.
+
     Example: pdae convert pdae-release/trained-models/autoencoder/ffhq128 -o models/ffhq128
     """
-    from ..checkpoints.convert import open_source, read_foreign, write_converted
-
-    if weights_dtype not in DTYPES:
-        raise UsageError(f"unknown --weights-dtype {weights_dtype!r}; known: {', '.join(DTYPES)}")
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not overwrite:
-        raise UsageError(f"{output} exists; choose another -o, or --overwrite")
-    out = Output(as_json, quiet)
     import torch
 
-    conversion = read_foreign(open_source(source, config, out.say), family)
-    dtypes = dict(zip(DTYPES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
-    write_converted(conversion, output, dtypes[weights_dtype])
-    _report(conversion, output, out)
+    from ..checkpoints.convert import read_foreign, write_converted
+    from ..checkpoints.source import open_source
 
-
-def _report(conversion: Conversion, output: Path, out: Output) -> None:
-    """A short table: what was used, what was left out, how it was checked."""
-    model = conversion.model
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not overwrite:
+        raise UsageError(f"{output} exists; choose another -o, or --overwrite")
+    out = Output(options.json, options.quiet)
+    made = read_foreign(open_source(source, config, out.say), family)
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    write_converted(made, output, dtypes[weights_dtype])
+    model = made.model
     record = {
         "model": str(output),
-        "family": conversion.family,
-        "tensors": [vars(row) for row in conversion.rows],
-        "checked": conversion.checked,
+        "family": made.family,
+        "tensors": [vars(row) for row in made.rows],
+        "checked": made.checked,
         "attributes": len(model.attributes.names) if model.attributes else 0,
         "licence": model.config.licence,
-        "notes": conversion.notes,
+        "notes": made.notes,
     }
-    lines = [f"{row.used:6}  {row.what}" for row in conversion.rows if row.used]
-    lines += [f"   left  {row.what}: {row.ignored}" for row in conversion.rows if not row.used]
-    lines += [f"checked: {conversion.checked}", f"licence: {model.config.licence}"]
-    lines += [f"note: {note}" for note in conversion.notes]
-    if out.json:
-        return out.result(record, "")
-    for line in [f"{output}: a model of {conversion.family}; tensors used:", *lines]:
+    lines = [f"{output}: a model of {made.family}; tensors used:"]
+    lines += [f"{row.used:6}  {row.what}" for row in made.rows if row.used]
+    lines += [f"   left  {row.what}: {row.ignored}" for row in made.rows if not row.used]
+    lines += [f"checked: {made.checked}", f"licence: {model.config.licence}"]
+    for line in [""] if out.json else [*lines, *(f"note: {note}" for note in made.notes)]:
         out.result(record, line)

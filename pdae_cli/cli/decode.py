@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from .options import FileOptions, Format, Inputs, OutputPath, takes
-from .run.batch import Made, Runner
-from .run.destination import Destination, picture_suffix
-from .run.loading import Loaded
+from .options import DecodeOptions, Format, Inputs, OutputPath, RandomNoise, takes
+from .run.batches import Made, Run
+from .run.destination import Destination, stem_of
 from .run.making import codes_of, generators, picture_file
 
 
-@takes(FileOptions)
+@takes(DecodeOptions)
 def decode(
-    options: FileOptions,
+    options: DecodeOptions,
     inputs: Inputs = None,
-    output: OutputPath = "-",
-    random_noise: Annotated[
-        bool, typer.Option("--random-noise", help="Fresh x_T from --seed.")
-    ] = False,
+    output: OutputPath = None,
+    random_noise: RandomNoise = False,
     format: Format = "png",
 ) -> None:
     """Turn codes back into pictures, with the settings they were encoded with.
@@ -29,26 +23,18 @@ def decode(
     Example: pdae decode z.safetensors -o face.png
     """
     items = options.items(inputs, streamed=False)
-    destination = Destination.parse(output, picture_suffix(format), stream=options.stream)
-    runner = Runner(options, "decode", destination)
-    runner.nfe = runner.model.trajectory(options.sampling()).evaluations()[1]
-
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        codes = codes_of(runner, batch)
-        pictures = runner.model.decode(
-            codes,
-            generators=generators(runner, batch),
-            random_noise=random_noise,
-            **options.changes(),
-        )
-        made = []
-        for row, source in enumerate(batch):
-            facts = {
-                "sampling": codes.sampling | options.changes(),
-                "random_noise": random_noise,
-            }
-            data = picture_file(runner, source, pictures[row], facts)
-            made.append(Made(source, data, {"model": runner.model.name, "seed": options.seed}))
-        return made
-
-    runner.run(items, process)
+    stem = stem_of(items, "-decoded")
+    destination = Destination.parse(output, f".{format}", stream=options.stream, stem=stem)
+    model = options.load()
+    nfe = model.trajectory(options.sampling()).evaluations()[1]
+    record = {"model": model.name, "seed": options.seed}
+    with Run(model, options, "decode", destination, nfe) as run:
+        for batch in run.batches(items):
+            with batch:
+                codes = codes_of(run, batch)
+                how: dict[str, Any] = {"random_noise": random_noise, **options.changes()}
+                pictures = model.decode(codes, generators=generators(run, batch), **how)
+                sampling = codes.sampling | options.changes()
+                facts = {"sampling": sampling, "random_noise": random_noise}
+                pairs = zip(batch, pictures, strict=True)
+                run.keep(batch, [Made(picture_file(run, *pair, facts), record) for pair in pairs])

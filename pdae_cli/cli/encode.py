@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from .options import FileOptions, Inputs, OutputPath, takes
-from .run.batch import Made, Runner
-from .run.destination import CODES_SUFFIX, Destination
-from .run.loading import Loaded
-from .run.making import codes_of
+from .options import EncodeOptions, Inputs, OutputPath, takes
+from .run.batches import Made, Run
+from .run.destination import CODES_SUFFIX, Destination, stem_of
+from .run.making import codes_of, encoded, pictures_of, recipe
 
 
-@takes(FileOptions)
+@takes(EncodeOptions, without=("show", "sheet"))
 def encode(
-    options: FileOptions,
+    options: EncodeOptions,
     inputs: Inputs = None,
-    output: OutputPath = "-",
+    output: OutputPath = None,
     no_noise: Annotated[bool, typer.Option("--no-noise", help="z alone, without x_T.")] = False,
 ) -> None:
     """Turn pictures into codes: z, what the picture means, and x_T, the rest.
@@ -28,28 +25,28 @@ def encode(
 
     Example: pdae encode face.png -o z.safetensors
     """
-    from ..engine.codes import Codes, stack, to_bytes
+    from ..engine.codes import stack, to_bytes
 
     items = options.items(inputs)
-    destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX})
-    runner = Runner(options, "encode", destination)
-    runner.nfe = 0 if no_noise else runner.model.trajectory(options.sampling()).evaluations()[0]
-    stacked: list[Codes] = []
-
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        codes = replace(
-            codes_of(runner, batch, noise=not no_noise), sources=tuple(one.label for one in batch)
-        )
-        rows = [codes[row : row + 1] for row in range(len(batch))]
-        if not destination.folder:
-            stacked.extend(rows)
-        record = {"model": runner.model.name, "nfe": runner.nfe}
-        return [
-            Made(source, to_bytes(row) if destination.folder else None, record)
-            for source, row in zip(batch, rows, strict=True)
-        ]
-
-    def gather(made: list[Made]) -> tuple[bytes, list[Made]]:
-        return to_bytes(stack(stacked)), made
-
-    runner.run(items, process, None if destination.folder else gather)
+    destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX}, stem=stem_of(items))
+    model = options.load()
+    sampling = options.sampling()
+    nfe = 0 if no_noise else model.trajectory(sampling).evaluations()[0]
+    record = {"model": model.name, "nfe": nfe}
+    found = []
+    with Run(model, options, "encode", destination, nfe) as run:
+        for batch in run.batches(items, whole=not destination.folder):
+            with batch:
+                if batch[0].codes is not None:
+                    codes = codes_of(run, batch)
+                else:
+                    codes = model.encode(pictures_of(batch), sampling, noise=not no_noise)
+                    codes = encoded(run, batch, codes)
+                rows = [codes[row : row + 1] for row in range(len(batch))]
+                if destination.folder:
+                    run.keep(batch, [Made(to_bytes(row), record) for row in rows])
+                else:
+                    run.keep(batch, [Made(None, record) for row in rows])
+                    found += rows
+        if found:
+            run.write(to_bytes(stack(found), recipe(run, [one for one, _ in run.kept], {})))

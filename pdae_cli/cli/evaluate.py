@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import csv
+import io
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import __version__
-from ..errors import InputError, ModelError, UsageError
-from .evaluating import (
-    QUICK,
-    USUAL,
-    EvaluateOptions,
-    FolderOptions,
-    Material,
-    deliver,
-    facts_of,
-    listed,
-)
-from .options import FileOptions, numbers, takes
-from .output import Output
-from .run.batch import Made, Runner
-from .run.loading import Loaded
-from .run.making import generators
+from ..errors import ModelError, UsageError
+from . import pages
+from .evaluation_data import JUDGE_SEED, OUTPUTS, QUICK, USUAL, EvaluateOptions, Material, needed
+from .options import LikelihoodOptions, numbers, split_names, takes
+from .output import Output, plain
+from .run.batches import Made, Run
+from .run.destination import Destination
+from .run.making import generators, pictures_of
 
 if TYPE_CHECKING:
-    from ..evaluation.finding import Finding
+    from torch import Tensor
+
+    from ..evaluation.figures import Finding
     from ..evaluation.judge import Judge
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure a model: the paper's experiments, and likelihood."
 )
-STEPS = 100  # of the ODE, where the user doesn't say
+NOT_OF_JUDGES = ("seed", "dtype", "batch_size", "compile", "output", "pictures", "whole")
+SOLVERS = ("dpmpp", "ddim", "leapfrog", "ddpm", "sde", "pc")  # known before torch is imported
 
 Data = Annotated[Path, typer.Argument(help="Folder, zip or tar shards of pictures.")]
 JudgePath = Annotated[
@@ -48,27 +44,26 @@ JudgePath = Annotated[
 
 
 @app.command()
-@takes(FolderOptions)
-def gap(data: Data, options: FolderOptions) -> None:
+@takes(EvaluateOptions)
+def gap(data: Data, options: EvaluateOptions) -> None:
     """Posterior mean gap by t: of eps_theta, of PDAE, and with another picture's z as control.
 
     The sheet shows what one step makes of x_t, with and without the shift.
 
     Example: pdae evaluate gap faces.zip --pictures 64 -o gap/
     """
-    from ..evaluation.gap import gap as measure
-
     m = options.material(data)
-    finding = m.run("gap", measure, m.model, m.measured("gap"), seed=options.seed)
-    deliver(finding, options, m.model)
+    deliver(m.gap(), m)
 
 
 @app.command()
-@takes(FolderOptions)
+@takes(EvaluateOptions)
 def reconstruction(
     data: Data,
-    options: FolderOptions,
-    solvers: Annotated[str, typer.Option(help="Solvers to compare.")] = "dpmpp,ddim,ddpm",
+    options: EvaluateOptions,
+    solvers: Annotated[
+        str, typer.Option(help=f"Solvers to compare, of {', '.join(SOLVERS)}.")
+    ] = "dpmpp,ddim,ddpm",
     steps: Annotated[str, typer.Option(help="Numbers of their steps.")] = "5,10,20,50",
     judge: Annotated[
         Path | None,
@@ -81,21 +76,19 @@ def reconstruction(
 
     Example: pdae evaluate reconstruction faces.zip --pictures 16 -o reconstruction/
     """
-    from ..evaluation.reconstruction import reconstruction as measure
-
-    ways, m = (listed(solvers), numbers(steps)), options.material(data)
-    how = {"solvers": ways[0], "steps": ways[1], "judge": m.judge(judge) if judge else None}
-    finding = m.run(
-        "reconstruction", measure, m.model, m.measured("reconstruction"), seed=options.seed, **how
-    )
-    deliver(finding, options, m.model)
+    names, known = split_names(solvers), ", ".join(SOLVERS)
+    if not names or not set(names) <= set(SOLVERS):
+        raise UsageError(f"--solvers {solvers!r} takes at least one of {known}, as in dpmpp,ddim")
+    ways, m = numbers(steps), options.material(data)
+    given = m.judge(judge) if judge else None
+    deliver(m.reconstruction(given, solvers=names, steps=ways), m)
 
 
 @app.command()
-@takes(FolderOptions)
+@takes(EvaluateOptions)
 def stages(
     data: Data,
-    options: FolderOptions,
+    options: EvaluateOptions,
     edges: Annotated[
         str | None,
         typer.Option(help="Timesteps, e.g. 0,500,999; guidance goes from each to each below it."),
@@ -105,19 +98,15 @@ def stages(
 
     Example: pdae evaluate stages faces.zip --pictures 16 -o stages/
     """
-    from ..evaluation.stages import stages as measure
-
-    m = options.material(data)
-    how = {"edges": None if edges is None else numbers(edges), "seed": options.seed}
-    finding = m.run("stages", measure, m.model, m.measured("stages"), **how)
-    deliver(finding, options, m.model)
+    ends, m = None if edges is None else numbers(edges), options.material(data)
+    deliver(m.stages(ends), m)
 
 
 @app.command()
-@takes(FolderOptions)
+@takes(EvaluateOptions, without=("whole",))
 def attributes(
     data: Data,
-    options: FolderOptions,
+    options: EvaluateOptions,
     train: Annotated[
         int, typer.Option(min=10, help="Labelled pictures to learn from, at most.")
     ] = 2000,
@@ -131,19 +120,15 @@ def attributes(
 
     Example: pdae evaluate attributes faces.zip --beside my-diffae -o attributes/
     """
-    from ..evaluation.probes import attributes as measure
-
     m = options.material(data)
-    others = [replace(options, model=name).load() for name in beside or ()]
-    finding = m.run("attributes", measure, *m.probed(train, others=others), seed=options.seed)
-    deliver(finding, options, m.model)
+    deliver(m.attributes(train, beside or ()), m)
 
 
 @app.command()
-@takes(FolderOptions)
+@takes(EvaluateOptions, without=("whole",))
 def samples(
     data: Data,
-    options: FolderOptions,
+    options: EvaluateOptions,
     judge: JudgePath = None,
     count: Annotated[int, typer.Option("-n", "--count", min=5, help="Samples of each kind.")] = 256,
     steps: Annotated[str, typer.Option(help="Numbers of solver steps.")] = "10,20,50,100",
@@ -155,38 +140,27 @@ def samples(
 
     Example: pdae evaluate samples faces.zip -n 256 -o samples/
     """
-    from ..evaluation.samples import kinds_of
-    from ..evaluation.samples import samples as measure
-
     ways, m = numbers(steps), options.material(data)
-    m.needs_parts("samples")
-    kinds_of(m.model)  # refuses a model that makes none before a judge is trained
-    real, how = m.measured("samples"), {"count": count, "steps": ways, "seed": options.seed}
-    finding = m.run("samples", measure, m.model, m.judge(judge), real, **how)
-    deliver(finding, options, m.model)
+    deliver(m.samples(lambda: m.judge(judge), count=count, steps=ways), m)
 
 
 @app.command()
-@takes(FolderOptions)
+@takes(EvaluateOptions)
 def semantics(
     data: Data,
-    options: FolderOptions,
+    options: EvaluateOptions,
     noises: Annotated[int, typer.Option(min=2, help="x_T that each z is decoded with.")] = 6,
 ) -> None:
     """What z holds and what x_T holds: every z decoded with every x_T, as variances and a sheet.
 
     Example: pdae evaluate semantics faces.zip --pictures 6 -o semantics/
     """
-    from ..evaluation.semantics import semantics as measure
-
     m = options.material(data)
-    how = {"noises": noises, "seed": options.seed}
-    finding = m.run("semantics", measure, m.model, m.measured("semantics"), **how)
-    deliver(finding, options, m.model)
+    deliver(m.semantics(noises), m)
 
 
 @app.command("all")
-@takes(EvaluateOptions)
+@takes(EvaluateOptions, without=("output",))
 def all_(
     data: Data,
     options: EvaluateOptions,
@@ -204,87 +178,175 @@ def all_(
 
     Example: pdae evaluate all --quick faces.zip -o evaluation.html
     """
+    from ..evaluation.figures import Finding, needs_matplotlib
     from ..files import write_bytes
-    from .findings import Section, page
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {output}: the page is a .html")
     options.free(output)
-    out, m = Output(options.json, options.quiet), options.material(data)
-    sections, begun = [], perf_counter()
+    needs_matplotlib()
+    m = options.material(data, QUICK if quick else USUAL)
+    findings, begun = [], perf_counter()
     for name, measure in every(m, judge, quick).items():
-        out.say(f"{name} …")
+        m.out.say(f"{name} …")
         try:
             finding = measure()
+            tell(finding, m, table=False)
         except (ModelError, UsageError) as error:
-            out.warn(f"{name} is left out: {error}")
-            sections.append(Section(name, f"Left out: {error}."))
-            continue
-        for row in finding.rows if options.json else ():
-            out.result(facts_of(finding, options, m.model) | row, "")
-        (out.say if options.json else lambda text: out.result({}, text))(finding.words)
-        rows, plot, sheet = finding.rows, finding.plot, finding.sheet
-        sections.append(Section(name, finding.words, rows, plot, sheet))
+            m.out.warn(f"{name} is left out: {error}")
+            finding = Finding(name, f"Left out: {error}.")
+        findings.append((finding, files_of(finding)))
     facts = {
         "model": m.model.name,
-        "digest": m.model.digest,
+        "digest": m.model.weights_sha,
         "data": f"{data}: {len(m.train)} pictures to learn from, {len(m.held_out)} to measure on",
-        "seed": str(options.seed),
+        "seed": options.seed,
         "made": f"pdae {__version__} in {perf_counter() - begun:.0f} s on {m.model.device}",
     }
-    write_bytes(output, page(f"{m.model.name}: experiments", sections, facts).encode())
-    out.say(f"{output} shows all of them")
+    title = f"{m.model.name}: experiments"
+    page = pages.render("evaluation.html", title, findings=findings, facts=facts)
+    write_bytes(output, page.encode())
+    m.out.say(f"{output} shows all of them")
 
 
-def every(m: Material, judge: Path | None, quick: bool) -> dict[str, Callable[[], Finding]]:
+def every(m: Material, path: Path | None, quick: bool) -> dict[str, Callable[[], Finding]]:
     """Each experiment with its usual size, or `quick`: some 10,000 network evaluations in all."""
-    from ..evaluation.gap import gap
-    from ..evaluation.probes import attributes
-    from ..evaluation.reconstruction import STEPS as SOLVED
-    from ..evaluation.reconstruction import reconstruction
-    from ..evaluation.samples import STEPS as SAMPLED
-    from ..evaluation.samples import samples
-    from ..evaluation.semantics import semantics
-    from ..evaluation.stages import stages
-
-    model, run, seed = m.model, m.run, m.options.seed
-    given = m.judge(judge) if judge else None  # a wrong file ends the command before all work
-    usual, sampled = (QUICK, 48) if quick else (USUAL, 256)
+    given = m.judge(path) if path else None  # a wrong file ends the command before all work
+    solved: dict[str, Any] = {"steps": (10, 20)} if quick else {}
+    sampled: dict[str, Any] = {"count": 48, "steps": (10, 20, 50)} if quick else {"count": 256}
 
     @cache
     def judged() -> Judge:
         return given or (m.judge(None, 1, 6000) if quick else m.judge(None))
 
-    def measure_reconstruction() -> Finding:
-        how = {"judge": judged() if given or m.labels else None, "seed": seed}
-        steps = (10, 20) if quick else SOLVED
-        x_0 = m.measured("reconstruction", usual)
-        return run("reconstruction", reconstruction, model, x_0, steps=steps, **how)
-
-    def measure_samples() -> Finding:
-        m.needs_parts("samples")
-        how = {"count": sampled, "steps": (10, 20, 50) if quick else SAMPLED, "seed": seed}
-        return run("samples", samples, model, judged(), m.measured("samples", usual), **how)
-
-    def measure_attributes() -> Finding:
-        return run("attributes", attributes, *m.probed(usual["attributes"], usual), seed=seed)
+    def reconstruction() -> Finding:
+        return m.reconstruction(judged() if given or m.labels else None, **solved)
 
     return {
-        "gap": lambda: run("gap", gap, model, m.measured("gap", usual), seed=seed),
-        "reconstruction": measure_reconstruction,
-        "stages": lambda: run("stages", stages, model, m.measured("stages", usual), seed=seed),
-        "attributes": measure_attributes,
-        "samples": measure_samples,
-        "semantics": lambda: run(
-            "semantics", semantics, model, m.measured("semantics", usual), seed=seed
-        ),
+        "gap": m.gap,
+        "reconstruction": reconstruction,
+        "stages": m.stages,
+        "attributes": lambda: m.attributes(m.sizes["attributes"]),
+        "samples": lambda: m.samples(judged, **sampled),
+        "semantics": m.semantics,
     }
 
 
+def deliver(finding: Finding, m: Material) -> None:
+    """Print a finding, and write its files where they are wanted."""
+    from ..files import write_bytes
+
+    tell(finding, m)
+    if (folder := m.options.output) is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = {"command": f"evaluate {finding.experiment}", **facts_of(finding, m)}
+        for name, content in files_of(finding, recipe | {"digest": m.model.weights_sha}).items():
+            write_bytes(folder / name, content)
+        m.out.say(f"{folder} has the table, the plot and, if there is one, the sheet")
+
+
+def files_of(finding: Finding, recipe: dict[str, Any] | None = None) -> dict[str, bytes]:
+    """The content of its OUTPUTS; the sheet says how it was made where a recipe is given."""
+    from ..pictures.images import encode_picture
+
+    table = io.StringIO()
+    writer = csv.DictWriter(table, finding.columns(), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain(finding.rows))
+    plot = finding.plot.draw() if finding.plot else b""
+    sheet = b"" if finding.sheet is None else encode_picture(finding.sheet, ".png", recipe)
+    made = zip(OUTPUTS, (table.getvalue().encode(), plot, sheet), strict=True)
+    return {name: content for name, content in made if content}
+
+
+def tell(finding: Finding, m: Material, table: bool = True) -> None:
+    """Print the words and, as records or as a `table`, the rows."""
+    if m.options.json:
+        for row in finding.rows:
+            m.out.result(facts_of(finding, m) | row, "")
+        m.out.say(finding.words)
+        return
+    if table:
+        names = finding.columns()
+        cells = [names, *([pages.shown(row.get(name)) for name in names] for row in finding.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for line in cells:
+            m.out.result({}, "  ".join(map(str.rjust, line, widths)))
+    m.out.result({}, finding.words)
+
+
+def facts_of(finding: Finding, m: Material) -> dict[str, Any]:
+    """What all records of an experiment say."""
+    return {"experiment": finding.experiment, "model": m.model.name, "seed": m.options.seed}
+
+
 @app.command()
-@takes(FileOptions, without=("skip_existing", "keep_alpha", "keep_exif"))  # it writes no pictures
+@takes(EvaluateOptions, without=NOT_OF_JUDGES)
+def judge(
+    data: Data,
+    options: EvaluateOptions,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The judge, a .safetensors.")] = (
+        Path("judge.safetensors")
+    ),
+    epochs: Annotated[int, typer.Option(min=1, help="How often it sees each picture.")] = 4,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width in pixels, instead of the model's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = JUDGE_SEED,
+) -> None:
+    """Train a judge for --judge of the other commands: a small classifier of DATA's labels.
+
+    It shares nothing with the models that it judges, but takes pictures of --model's size. Figures
+    of two models compare where one judge measured both, so keep its file. Prints the AUROC of each
+    label on held-out pictures.
+
+    Example: pdae evaluate judge faces.zip -o judge.safetensors
+    """
+    from ..evaluation.judge import write_judge
+    from ..files import sha256
+    from ..training.data import find_labels, split
+    from ..training.judge import train_judge
+    from .data import open_data
+
+    if output.suffix.lower() != ".safetensors":
+        raise UsageError(f"-o {output}: the judge is a .safetensors")
+    options.free(output)
+    out = Output(options.json, options.quiet)
+    model = options.load()
+    size = image_size or model.config.image_size
+    pictures = open_data(data, size, model.config.channels, options.fit, options.quiet)
+    labels = needed(find_labels(data, options.labels), data)
+    train, held_out = split(pictures, labels)
+    how: dict[str, Any] = {"seed": seed, "report": out.say, "device": model.device}
+    made, auroc = train_judge(train, held_out, labels, epochs, **how)
+    write_judge(output, made, plain(auroc))
+    _tell_quality(auroc, labels.matrix(train.names), labels.matrix(held_out.names), out)
+    digest = sha256(output)
+    record: dict[str, Any] = {"status": "done", "input": str(data), "output": str(output)}
+    record |= {"digest": digest, "auroc": made.auroc, "image_size": size}
+    record |= {"epochs": epochs, "seed": seed}
+    record |= {"pictures": len(train), "held_out": len(held_out)}
+    out.result(record, f"{output}: judge {digest[:12]}, mean AUROC {made.auroc:.3f}")
+
+
+def _tell_quality(auroc: dict[str, float], learnt: Tensor, truth: Tensor, out: Output) -> None:
+    """Print each attribute's AUROC; labels (N, A) of training and of held-out pictures."""
+    from ..engine.attributes import both_kinds
+
+    wide, alike = max(map(len, auroc)), ~both_kinds(learnt)
+    for (name, value), column in zip(auroc.items(), truth.T, strict=True):
+        known, with_ = int((column >= 0).sum()), int((column == 1).sum())
+        record = {"attribute": name, "auroc": value, "held_out": known, "held_out_with": with_}
+        out.result(record, f"{name:{wide}}  AUROC {value:.3f} ({with_} of {known} have it)")
+    if alike.any():
+        names = [name for name, one in zip(auroc, alike.tolist(), strict=True) if one]
+        out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(names)}")
+
+
+@app.command()
+@takes(LikelihoodOptions, without=("show", "sheet", "stream"))
 def likelihood(
-    options: FileOptions,
+    options: LikelihoodOptions,
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Pictures: files, folders, or - for standard input.")
     ] = None,
@@ -297,48 +359,30 @@ def likelihood(
 ) -> None:
     """Bits per dimension of pictures, by the probability-flow ODE's divergence.
 
-    In 100 steps of its own solver, unless --inference-steps says otherwise. Pictures of another
-    size than the model's are scaled to it first: their figures don't compare with others'.
+    Pictures of another size than the model's are scaled to it first: their figures don't compare
+    with others'.
 
     Example: pdae evaluate likelihood faces/ -r --inference-steps 200
     """
-    from dataclasses import replace
-
-    import torch
-
+    from ..diffusion.trajectory import Sampling
     from ..evaluation.likelihood import likelihood as measure
 
-    if options.solver or options.parity or options.corrections or options.preset:
-        raise UsageError("likelihood has its own solver; leave solver, corrections, preset out")
-    guided = (options.guidance, options.guide_from, options.guide_until)
-    if not conditional and any(one is not None for one in guided):
+    given = {name: value for name, value in options.given.items() if value is not None}
+    guided = {name for name in ("guidance", "guide_from", "guide_until") if name in given}
+    if guided and not conditional:
         raise UsageError("guidance is by z; add --conditional, or leave guidance, guide-… out")
-    items = options.items(inputs)
-    runner = Runner(options, "evaluate likelihood")
-    sampling = options.sampling()
-    if options.inference_steps is None:
-        sampling = replace(sampling, inference_steps=STEPS)
-
-    steps = len(runner.model.trajectory(sampling).grid()) - 1
-    runner.nfe = probes * (2 * steps + 1)
-
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        if any(one.picture is None for one in batch):
-            raise InputError("a likelihood is of pictures, not of codes")
-        pictures = torch.cat([one.picture for one in batch if one.picture is not None])
-        bits = measure(
-            runner.model, pictures, generators(runner, batch), sampling, conditional, probes
-        )
-        facts = {
-            "conditional": conditional,
-            "probes": probes,
-            "nfe": runner.nfe,
-            "seed": options.seed,
-            "model": runner.model.name,
-        }
-        return [
-            Made(source, None, {"bits_per_dimension": one} | facts, f"  {one:.4f} bits/dim")
-            for source, one in zip(batch, bits.tolist(), strict=True)
-        ]
-
-    runner.run(items, process)
+    items, model = options.items(inputs), options.load()
+    changes = guided | {name for name in ("inference_steps", "spacing") if name in given}
+    sampling = Sampling().changed({name: given[name] for name in changes})
+    nfe = probes * (2 * (len(model.trajectory(sampling).grid()) - 1) + 1)
+    facts: dict[str, Any] = {"conditional": conditional, "probes": probes, "nfe": nfe}
+    facts |= {"seed": options.seed, "model": model.name}
+    with Run(model, options, "evaluate likelihood", Destination(""), nfe) as run:
+        for batch in run.batches(items):
+            with batch:
+                drawn = generators(run, batch)
+                pictures = pictures_of(batch)
+                bits = measure(model, pictures, drawn, sampling, conditional, probes).tolist()
+                records = [{"bits_per_dimension": one} | facts for one in bits]
+                texts = [f"  {one:.4f} bits/dim" for one in bits]
+                run.keep(batch, list(map(Made, [None] * len(bits), records, texts)))

@@ -1,29 +1,38 @@
-"""pdae info: what a model, a codes file or a picture is, and how it was made."""
+"""pdae info: what a model or a file is, and how it was made."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .output import Output
+from .run.inputs import CODES, MAX_CODES, PICTURES
 
 
 def info(
-    what: Annotated[str, typer.Argument(help="Model (name, folder, Hub id), codes or picture.")],
+    what: Annotated[
+        str, typer.Argument(help="Model (name, folder, Hub id), codes, judge or picture.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Print what a model or a file is, and how it was made.
 
     Example: pdae info faces64
     """
-    path = Path(what)
-    if os.path.isfile(path):  # noqa: PTH113, Path.is_file raises on names that are too long
-        record = _codes(path) if path.suffix.lower() == ".safetensors" else _picture(path)
+    path, suffix = Path(what), Path(what).suffix.lower()
+    # Path.is_dir and Path.is_file raise on names that are too long.
+    if os.path.isdir(path):  # noqa: PTH112
+        record = _model(what)
+    elif suffix == CODES:
+        record = _tensors(path)
+    elif suffix in PICTURES or os.path.isfile(path):  # noqa: PTH113
+        record = _picture(path)
     else:
         record = _model(what)
     out = Output(json=as_json)
@@ -42,24 +51,9 @@ def _lines(record: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}: {'none' if value is None else shown}"
 
 
-def _codes(path: Path) -> dict[str, Any]:
-    from ..engine.codes import read_codes
-
-    codes = read_codes(path, str(path))
-    return {
-        "kind": "codes",
-        "pictures": len(codes),
-        "z": list(codes.z.shape),
-        "x_T": None if codes.x_T is None else list(codes.x_T.shape),
-        "model": codes.model,
-        "digest": codes.digest,
-        "sampling": codes.sampling,
-        "sources": list(codes.sources),
-    }
-
-
 def _picture(path: Path) -> dict[str, Any]:
-    from ..pictures.images import has_more_frames, open_picture
+    """Without torch: whoever asks waits for no more than the file."""
+    from ..pictures.decoding import has_more_frames, open_picture
     from ..pictures.metadata import read_recipe, read_source_type
 
     image = open_picture(path, str(path))
@@ -74,31 +68,62 @@ def _picture(path: Path) -> dict[str, Any]:
     }
 
 
+def _tensors(path: Path) -> dict[str, Any]:
+    """A judge where the file's metadata say so, else codes."""
+    from ..engine.codes import from_bytes
+    from ..engine.tensors import TensorsError, check
+    from ..evaluation.judge import read_judge
+    from ..files import read_limited
+
+    data, is_judge = read_limited(path, MAX_CODES), False
+    with suppress(TensorsError):  # which reading it as codes tells
+        is_judge = "judge" in check(data).metadata
+    if is_judge:
+        judge, auroc = read_judge(path)
+        return {
+            "kind": "judge",
+            "name": str(path),
+            "digest": judge.digest,
+            "size": [judge.size, judge.size],
+            "channels": judge.channels,
+            "parameters": {"judge": sum(p.numel() for p in judge.parameters())},
+            "attributes": judge.names,
+            "held-out AUROC": auroc,
+        }
+    codes = from_bytes(data, str(path))
+    return {
+        "kind": "codes",
+        "pictures": len(codes),
+        "z": list(codes.z.shape),
+        "x_T": None if codes.x_T is None else list(codes.x_T.shape),
+        "model": codes.model,
+        "digest": codes.weights_sha,
+        "sampling": codes.sampling,
+        "sources": list(codes.sources),
+    }
+
+
 def _model(name: str) -> dict[str, Any]:
-    import dataclasses
+    from dataclasses import asdict
 
     from ..checkpoints import load
 
     model = load(name, "cpu")
-    parts = {
-        "eps_theta": model.dpm,
-        "G_psi": model.gradient_estimator,
-        "E_phi": model.encoder_network,
-        "labels": model.labels,
-        "latent DPM": model.latent_dpm,
-        "first stage": model.first_stage,
-    }
-    config = dataclasses.asdict(model.config)
+    config = asdict(model.config)
     config.pop("normalisation")
+    parts = {"eps_theta": model.dpm, "G_psi": model.gradient_estimator, "E_phi": model.encoder}
+    parts |= {"labels": model.labels, "latent DPM": model.latent_dpm}
+    parts |= {"first stage": model.first_stage}
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in parts.items()
+        if part is not None
+    }
     return {
         "kind": "model",
         "name": model.name,
-        "digest": model.digest,
-        "parameters": {
-            part: sum(p.numel() for p in network.parameters())
-            for part, network in parts.items()
-            if network is not None
-        },
+        "digest": model.weights_sha,
+        "parameters": counts,
         "attributes": model.attributes.names if model.attributes else [],
         **config,
     }

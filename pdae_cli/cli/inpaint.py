@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
-from .manipulate import row_file
-from .options import Format, Inputs, OutputPath, PhotoOptions, takes
-from .run.batch import Made, Runner
-from .run.destination import Destination, picture_suffix
+from .manipulate import framed, row_file
+from .options import EditOptions, Format, Inputs, OutputPath, takes
+from .run.batches import Made, Run
+from .run.destination import Destination, stem_of
 from .run.inputs import collect
-from .run.loading import Loaded, pictures_and_codes
-from .run.making import codes_of, generators
-from .run.manifest import State
-from .run.masks import Mask
-from .run.photos import wanted_squares
+from .run.loading import anew, pictures_and_codes
+from .run.making import codes_of, generators, pictures_of
+from .run.photos import Mask, wanted_squares
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..diffusion.sampling import Sampling
-
 Like = Annotated[str | None, typer.Option(help="Picture or codes whose z guides what is made.")]
-Make = Callable[..., "Tensor"]  # (batch, pictures, z, sampling, generators=) → pictures
 
 
-@takes(PhotoOptions)
+@takes(EditOptions)
 def inpaint(
-    options: PhotoOptions,
+    options: EditOptions,
     mask: Annotated[str, typer.Option(help="Picture as large as the input: white is made anew.")],
     inputs: Inputs = None,
-    output: OutputPath = "-",
+    output: OutputPath = None,
     like: Like = None,
     format: Format = "png",
 ) -> None:
@@ -44,22 +38,14 @@ def inpaint(
 
     Example: pdae inpaint face.png --mask scratch.png -o whole.png
     """
-    from ..engine import editing
-
-    runner = _runner(options, "inpaint", output, format)
-    free = Mask.read(runner, mask)
-
-    def make(batch: list[Loaded], pictures: Tensor, z: Tensor | None, **how: Any) -> Tensor:
-        return editing.inpaint(runner.model, pictures, free.of(batch), z, **how)
-
-    _complete(runner, inputs, make, like)
+    _complete(options, "inpaint", "-inpainted", inputs, output, format, like, mask)
 
 
-@takes(PhotoOptions)
+@takes(EditOptions)
 def colourise(
-    options: PhotoOptions,
+    options: EditOptions,
     inputs: Inputs = None,
-    output: OutputPath = "-",
+    output: OutputPath = None,
     like: Like = None,
     format: Format = "png",
 ) -> None:
@@ -70,79 +56,65 @@ def colourise(
 
     Example: pdae colourise grey.png --like other.png -o coloured.png
     """
-    from ..engine import editing
-
-    runner = _runner(options, "colourise", output, format)
-
-    def make(batch: list[Loaded], pictures: Tensor, z: Tensor | None, **how: Any) -> Tensor:
-        return editing.colourise(runner.model, pictures, z, **how)
-
-    _complete(runner, inputs, make, like)
-
-
-def _runner(options: PhotoOptions, command: str, output: str, format: str) -> Runner:
-    destination = Destination.parse(output, picture_suffix(format), stream=options.stream)
-    return Runner(options, command, destination)
+    _complete(options, "colourise", "-coloured", inputs, output, format, like)
 
 
 def _complete(
-    runner: Runner,
+    options: EditOptions,
+    command: str,
+    behind: str,
     inputs: list[str] | None,
-    make: Make,
+    output: str | None,
+    format: str,
     like: str | None,
+    mask: str | None = None,
 ) -> None:
-    """Go through the inputs; of codes, their picture and their z are taken."""
-    import torch
+    """Go through the inputs; of codes, their picture and their z are taken. Without a `mask` it is
+    the colours that are free."""
+    from ..engine import editing
 
-    assert isinstance(runner.options, PhotoOptions)
-    options, model = runner.options, runner.model
-    items = options.items(inputs)
-    given = None if like is None else _z_of(runner, like)
-    sampling = _sampling(options)
-    first = like is None and sampling.guidance != 0  # a try without z
-    runner.nfe = model.trajectory(sampling).evaluations()[1] * (2 if first else 1)
-
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        draws = generators(runner, batch)
-        if batch[0].codes is not None:
-            codes = codes_of(runner, batch)
-            z, pictures = codes.z, model.decode(codes, generators=draws)
-        else:
-            pictures = torch.cat([one.picture for one in batch if one.picture is not None])
-            z = None
-        if given is not None:
-            z = given.expand(len(batch), -1)
-        made = make(batch, pictures, z, sampling=sampling, generators=draws)
-        record = {"model": model.name, "seed": options.seed}
-        return [
-            Made(one, row_file(runner, one, [picture], _frame(one), options.paste_back), record)
-            for one, picture in zip(batch, made, strict=True)
-        ]
-
-    runner.run(items, process, load=wanted_squares(runner))
-
-
-def _sampling(options: PhotoOptions) -> Sampling:
-    """What suits completing pictures, with what was given."""
-    from ..engine.editing import COMPLETING
-
-    changes = options.changes()
-    return options.sampling() if "parity" in changes else COMPLETING.changed(changes)
-
-
-def _frame(one: Loaded) -> dict[str, Any]:
-    return {} if one.framed is None else {"frame": one.framed.frame.to_json()}
+    items, changes = options.items(inputs), options.changes()
+    destination = Destination.parse(
+        output, f".{format}", stream=options.stream, stem=stem_of(items, behind)
+    )
+    model = options.load()
+    parity = "parity" in changes  # else what suits completing pictures, with what was given
+    sampling = options.sampling() if parity else editing.COMPLETING.changed(changes)
+    tried = like is None and sampling.guidance != 0  # first without z
+    nfe = model.trajectory(sampling).evaluations()[1] * (2 if tried else 1)
+    record = {"model": model.name, "seed": options.seed}
+    with Run(model, options, command, destination, nfe) as run:
+        free = None if mask is None else Mask.read(run, mask)
+        given = None if like is None else _z_of(run, like)
+        for batch in run.batches(items, wanted_squares(run)):
+            with batch:
+                how: dict[str, Any] = {"sampling": sampling, "generators": generators(run, batch)}
+                z = None
+                if batch[0].codes is None:
+                    pictures = pictures_of(batch)
+                else:
+                    codes = codes_of(run, batch)
+                    z = codes.z
+                    pictures = model.decode(codes, generators=how["generators"])
+                if given is not None:
+                    z = given.expand(len(batch), -1)
+                if free is None:
+                    made = editing.colourise(model, pictures, z, **how)
+                else:
+                    made = editing.inpaint(model, pictures, free.of(batch), z, **how)
+                pairs = zip(batch, made, strict=True)
+                files = [row_file(run, one, [each], framed(one)) for one, each in pairs]
+                run.keep(batch, [Made(data, record) for data in files])
 
 
-def _z_of(runner: Runner, like: str) -> Tensor:
+def _z_of(run: Run, like: str) -> Tensor:
     """z (1, D) of a picture or codes; another one makes other pictures. Raises UsageError where
     there isn't exactly one, InputError for one that can't be read."""
-    loaded: list[Loaded] = []
-    for item in collect([like]):
-        loaded += pictures_and_codes(runner.model, runner.options)(item, lambda *of: State())
+    load = pictures_and_codes(run.model, run.options)
+    loaded = [one for item in collect([like]) for one in load(item, anew)]
     if len(loaded) != 1:
         raise UsageError(
             f"--like takes one picture or one row of codes, {like} holds {len(loaded)}"
         )
-    runner.job.options["like_sha256"] = loaded[0].source
-    return codes_of(runner, loaded, noise=False).z
+    run.job.options["like_sha256"] = loaded[0].input_sha
+    return codes_of(run, loaded, noise=False).z

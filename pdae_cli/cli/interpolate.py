@@ -2,117 +2,117 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import InputError, UsageError
-from .options import BatchOptions, OutputPath, takes
-from .run.batch import Made, Runner
-from .run.destination import PICTURE_SUFFIXES, Destination
+from .options import FILES, OutputPath, PictureOptions, option, takes
+from .run.batches import Made, Run
+from .run.destination import Destination
 from .run.inputs import Item, collect
-from .run.loading import Loaded, numbered, pictures_and_codes
+from .run.loading import Loaded, anew, numbered, pictures_and_codes
 from .run.making import codes_of, picture_file, recipe
-from .run.manifest import State
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ANIMATIONS = (".gif", ".webp", ".mp4")
+    from ..engine.codes import Codes
+
+ANIMATIONS = (".gif", ".webp")
+HIDDEN = ("recursive", "files_from", "null", "share", "num_processes", "keep_alpha", "keep_exif")
 
 
-@takes(BatchOptions)
+@dataclass(frozen=True)
+class InterpolateOptions(PictureOptions):
+    """Two pictures to those between them."""
+
+    steps: int = option(10, None, "Pictures, both ends included.", min=2, max=1000)
+    mode: Literal["latent", "trajectory"] = option(
+        "latent", None, "trajectory: mix the gradients in each step."
+    )
+    duration: int | None = option(
+        None, FILES, "Milliseconds a frame; default: 100.", min=10, max=65535
+    )
+    fps: float | None = option(None, FILES, "Or so many frames a second.", min=0.1, max=100)
+    loop: bool = option(False, FILES, "There and back.", "--loop")
+    ease: bool = option(False, None, "Slower at both ends.", "--ease")
+
+
+@takes(InterpolateOptions, without=HIDDEN)
 def interpolate(
-    options: BatchOptions,
+    options: InterpolateOptions,
     a: Annotated[str, typer.Argument(help="Picture or codes to begin with; - for stdin.")],
     b: Annotated[str, typer.Argument(help="Picture or codes to end with.")],
-    output: OutputPath = "-",
-    steps: Annotated[int, typer.Option(min=2, max=1000, help="Pictures, both ends included.")] = 10,
-    mode: Annotated[
-        str, typer.Option(help="latent, or trajectory: mix the gradients in each step.")
-    ] = "latent",
-    duration: Annotated[
-        int | None, typer.Option(min=10, max=65535, help="Milliseconds a frame; default: 100.")
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(min=0.1, max=100, help="Or so many frames a second.")
-    ] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="An animation there and back.")] = False,
-    ease: Annotated[bool, typer.Option("--ease", help="Slower at both ends.")] = False,
+    output: OutputPath = None,
 ) -> None:
-    """Make the pictures between two: a strip (.png), an animation (.gif, .webp, .mp4), or a folder.
+    """Make the pictures between two: a strip (.png), an animation (.gif, .webp), or a folder.
+
+    Films: pdae interpolate a.png b.png -o - --stream png | ffmpeg -f image2pipe -i - way.mp4
 
     Example: pdae interpolate a.png b.png --steps 10 -o strip.png
     """
     import torch
 
-    from ..engine.codes import stack
-    from ..pictures.animation import (
-        encode_mp4,
-        milliseconds_of,
-        needed,
-        rate_of,
-        shares,
-        there_and_back,
-    )
+    from ..pictures.animation import pace, shares, there_and_back
     from ..pictures.images import encode_frames, encode_picture, tile, to_pixels
 
-    if mode not in ("latent", "trajectory"):
-        raise UsageError(f"unknown --mode {mode!r}; known: latent, trajectory")
-    items = list(collect([a, b]))
-    destination = Destination.parse(output, ".png", PICTURE_SUFFIXES | {".mp4"})
-    rate = rate_of(fps=fps, milliseconds=duration)
-    moves = not destination.folder and destination.suffix in ANIMATIONS
-    if not moves and (fps or duration or loop):
+    ends = list(collect([a, b]))
+    stem = "-".join(end.place.name for end in ends)
+    destination = Destination.parse(output, ".png", stream=options.stream, stem=stem)
+    one_file = not (destination.folder or destination.stream)
+    moves = one_file and destination.suffix in ANIMATIONS
+    if not moves and (options.fps or options.duration or options.loop):
         raise UsageError(f"--fps, --duration and --loop are for {', '.join(ANIMATIONS)}")
-    pause = milliseconds_of(rate, destination.suffix)
-    ffmpeg = needed(shutil.which("ffmpeg")) if destination.suffix == ".mp4" else None
-    runner = Runner(options, "interpolate", destination)
-    decoding = runner.model.trajectory(options.sampling()).evaluations()[1]
-    runner.nfe = decoding * (1 if mode == "latent" else 2)
-    load = pictures_and_codes(runner.model, options)
-    try:
-        ends = [one for item in items for one in load(item, lambda place, source: State())]
-        if len(ends) != 2:
-            raise InputError(f"{a}, {b}: hold {len(ends)} codes, not one each")
-        alike = (ends[0].codes is None) == (ends[1].codes is None)
-        parts = [ends] if alike else [ends[:1], ends[1:]]
-        codes = stack([codes_of(runner, part) for part in parts])
-    except InputError as error:
-        runner.fail(f"{a} → {b}", error)
-        return runner.finish()
-    facts = {"mode": mode, "sampling": codes.sampling}
-    record = {"input": [a, b], "steps": steps, "model": runner.model.name, "seed": options.seed}
+    pause = pace(destination.suffix, options.fps, options.duration)
+    model, mode, steps = options.load(), options.mode, options.steps
+    nfe = model.trajectory(options.sampling()).evaluations()[1] * (1 if mode == "latent" else 2)
+    record = {"input": [a, b], "steps": steps, "model": model.name, "seed": options.seed}
+    way = shares(steps, options.ease)
     frames: list[Tensor] = []
-    way = shares(steps, ease)
+    with Run(model, options, "interpolate", destination, nfe) as run:
+        found = _ends(run, f"{a} → {b}", ends)
+        if found is None:
+            return
+        loaded, codes = found
+        facts = {"mode": mode, "sampling": codes.sampling}
+        load = numbered("+".join(end.input_sha for end in loaded))
+        items = [Item(f"{a} → {b}", Path(f"{number:04d}")) for number in range(steps)]
+        for batch in run.batches(items, load, whole=one_file, made_of=ends):
+            with batch:
+                wanted = [way[int(one.place.name)] for one in batch]
+                pictures = model.interpolate(codes, wanted, mode=mode, **options.changes())
+                if one_file:
+                    frames.extend(to_pixels(pictures))
+                    run.keep(batch, [Made(None, record) for one in batch])
+                    continue
+                pairs = zip(batch, pictures, strict=True)
+                files = [picture_file(run, one, each, facts, loaded) for one, each in pairs]
+                run.keep(batch, [Made(data, record) for data in files])
+        if frames:
+            strip, what = tile(torch.stack(frames), len(frames)), recipe(run, loaded, facts)
+            if moves:
+                frames = there_and_back(frames) if options.loop else frames
+                data = encode_frames(frames, destination.suffix, what, pause)
+            else:
+                data = encode_picture(strip, destination.suffix, what)
+            run.write(data, Made(data, record, f": {steps} pictures", strip))
 
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        wanted = [way[int(one.place.name)] for one in batch]
-        pictures = runner.model.interpolate(codes, wanted, mode=mode, **options.changes())
-        if not destination.folder:
-            frames.extend(to_pixels(pictures))
-            return [Made(one, None, record) for one in batch]
-        return [
-            Made(one, picture_file(runner, one, picture, facts, ends), record)
-            for one, picture in zip(batch, pictures, strict=True)
-        ]
 
-    def gather(made: list[Made]) -> tuple[bytes, list[Made]]:
-        what = recipe(runner, ends, facts)
-        strip = tile(torch.stack(frames), columns=len(frames))
-        shown = there_and_back(frames) if loop else frames
-        if ffmpeg:
-            data = encode_mp4(shown, rate, what, ffmpeg)
-        elif moves:
-            data = encode_frames(shown, destination.suffix, what, pause)
-        else:
-            data = encode_picture(strip, destination.suffix, what)
-        return data, [Made(made[0].source, data, record, f": {steps} pictures", strip)]
+def _ends(run: Run, label: str, ends: list[Item]) -> tuple[list[Loaded], Codes] | None:
+    """The two ends and their codes; None, and that it failed is said, where there aren't two."""
+    from ..engine.codes import stack
 
-    label = f"{a} → {b}"
-    frame_items = [Item(label, Path(f"{number:04d}")) for number in range(steps)]
-    load = numbered("+".join(end.source for end in ends))
-    runner.run(frame_items, process, None if destination.folder else gather, load)
+    load = pictures_and_codes(run.model, run.options)
+    try:
+        loaded = [one for item in ends for one in load(item, anew)]
+        if len(loaded) != 2:
+            raise InputError(f"{label}: hold {len(loaded)} codes, not one each")
+        alike = (loaded[0].codes is None) == (loaded[1].codes is None)
+        parts = [loaded] if alike else [loaded[:1], loaded[1:]]
+        return loaded, stack([codes_of(run, part) for part in parts])
+    except InputError as error:
+        run.fail(label, error)
+        return None

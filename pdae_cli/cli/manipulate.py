@@ -2,62 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
-from ..errors import UsageError
+from ..errors import ModelError, UsageError
 from .attributes import print_attributes
-from .options import Inputs, OutputPath, PhotoOptions, takes
-from .run.batch import Made, Runner
-from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, picture_suffix
+from .complete import attributes
+from .options import FILES, EditOptions, Inputs, OutputPath, option, takes
+from .run.batches import Batch, Made, Run
+from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, stem_of
 from .run.inputs import Item
 from .run.loading import Loaded
-from .run.making import attribute, codes_of, generators, picture_file, pixels_file
-from .run.masks import Mask
-from .run.photos import Watch, pasted, wanted_squares
+from .run.making import codes_of, generators, picture_file, recipe
+from .run.photos import WHOLE, Mask, pasted, wanted_squares
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..engine.attributes import Scale
     from ..engine.codes import Codes
-    from ..engine.model import Model
+    from ..evaluation.likeness import Likeness
+
+FAR = 4.0  # standard deviations: beyond them edits are the model's inventions
 
 
-@takes(PhotoOptions)
+@dataclass(frozen=True)
+class ManipulateOptions(EditOptions):
+    """Pictures or codes to such that have more or less of something."""
+
+    attr: list[str] | None = option(  # noqa: RUF009, None is the default
+        None, None, "Attribute, or NAME=SCALE; repeatable.", autocompletion=attributes
+    )
+    scale: list[str] | None = option(  # noqa: RUF009
+        None,
+        None,
+        "How far, one for each --attr, usually -0.5 … 0.5; 1.5sd: in standard deviations of the "
+        "score, usually within 3; a list like -0.3,0,0.3 makes a row.",
+    )
+    keep: list[str] | None = option(  # noqa: RUF009
+        None,
+        None,
+        "Attribute whose score is to stay as it is; repeatable.",
+        autocompletion=attributes,
+    )
+    list_attributes: bool = option(False, None, "Print the model's attributes.", "--list")
+    mask: str | None = option(
+        None, None, "Picture as large as the input: only what is white changes."
+    )
+    format: Literal["png", "jpg", "jpeg", "webp", "gif", "codes", "safetensors"] | None = option(
+        None,
+        FILES,
+        "Where -o has no suffix; default: png, and codes for codes.",
+        case_sensitive=False,
+    )
+
+
+@takes(ManipulateOptions)
 def manipulate(
-    options: PhotoOptions,
-    inputs: Inputs = None,
-    output: OutputPath = "-",
-    attr: Annotated[
-        list[str] | None, typer.Option("--attr", help="Attribute, or NAME=SCALE; repeatable.")
-    ] = None,
-    scale: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="How far, one for each --attr; 1.5sd: in standard deviations of the score; a list "
-            "like -0.3,0,0.3 makes a row."
-        ),
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(help="Attribute whose score is to stay as it is; repeatable."),
-    ] = None,
-    list_attributes: Annotated[
-        bool, typer.Option("--list", help="Print the model's attributes.")
-    ] = False,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            help="png, jpg, webp, or codes, where -o has no suffix; default: as the input."
-        ),
-    ] = None,
-    mask: Annotated[
-        str | None,
-        typer.Option(help="Picture as large as the input: only what is white changes."),
-    ] = None,
+    options: ManipulateOptions, inputs: Inputs = None, output: OutputPath = None
 ) -> None:
     """Edit pictures: more or less of an attribute. Codes in, codes out, unless -o names a picture.
 
@@ -69,29 +74,29 @@ def manipulate(
 
     Example: pdae manipulate photo.jpg --align --paste-back --attr smiling=0.3 -o photo-smiling.jpg
     """
-    if list_attributes:
+    if options.list_attributes:
         print_attributes(options)
         return
-    steps = edits(attr or [], scale or [])
+    steps = edits(options.attr or [], options.scale or [])
     items = options.items(inputs)
     destination = Destination.parse(
-        output, _suffix(format, items), PICTURE_SUFFIXES | {CODES_SUFFIX}, options.stream
-    )
-    if destination.suffix == CODES_SUFFIX and len(steps) > 1:
+        output, _suffix(options.format, items), PICTURE_SUFFIXES | {CODES_SUFFIX},
+        stream=options.stream, stem=stem_of(items, _behind(steps)),
+    )  # fmt: skip
+    to_codes = destination.suffix == CODES_SUFFIX
+    if to_codes and len(steps) > 1:
         raise UsageError("a list of scales makes a row of pictures; codes take one scale")
-    if destination.suffix == CODES_SUFFIX and (options.paste_back or mask):
+    if to_codes and (options.paste_back or options.mask):
         flag = "--paste-back" if options.paste_back else "--mask"
         raise UsageError(f"{flag} makes pictures, not codes; give -o a picture's suffix")
-    runner = Runner(options, "manipulate", destination)
-    kept = [attribute(runner, name) for name in keep or []]
-    check(runner, steps, kept)
-    within = Mask.read(runner, mask) if mask else None
-    watch = Watch(runner)
-
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        return edited(runner, batch, steps, kept, watch, options.paste_back, within)
-
-    runner.run(items, process, load=wanted_squares(runner))
+    model = options.load()
+    to_noise, to_picture = model.trajectory(options.sampling()).evaluations()
+    nfe = to_noise + (0 if to_codes else to_picture * len(steps))
+    with Run(model, options, "manipulate", destination, nfe) as run:
+        edit = Edit(run, steps, options.keep or [], options.mask)
+        for batch in run.batches(items, wanted_squares(run)):
+            with batch:
+                run.keep(batch, edit.of(batch))
 
 
 Steps = list[list[tuple[str, "Scale"]]]  # the edits of each picture in a row
@@ -121,8 +126,6 @@ def edits(attributes: list[str], scales_given: list[str]) -> Steps:
 
 def scales(text: str) -> list[Scale]:
     """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]; "0,1.5sd" → [Deviations(0.0), Deviations(1.5)]."""
-    import math
-
     from ..engine.attributes import Deviations
 
     parts = [part.strip() for part in text.split(",")]
@@ -140,130 +143,165 @@ def scales(text: str) -> list[Scale]:
     return list(values)
 
 
-def check(runner: Runner, steps: Steps, kept: list[str]) -> None:
-    """Raise UsageError, ModelError for edits that this model can't do, before anything is read."""
-    import torch
-
-    for name, scale in [pair for step in steps for pair in step]:
-        attribute(runner, name)
-        known = runner.model.attributes
-        assert known is not None
-        known.move(torch.zeros(1, known.weight.shape[1]), name, scale, keep=kept)
+def _count(scale: Scale) -> float:
+    """The number of a scale, whatever its unit."""
+    return scale if isinstance(scale, float) else scale.count
 
 
 def _suffix(format: str | None, items: Iterable[Item]) -> str:
     """The files' suffix where -o doesn't say: pictures stay pictures, codes stay codes."""
-    if format is not None:
-        return (
-            CODES_SUFFIX if format.lower() in ("codes", "safetensors") else picture_suffix(format)
-        )
-    if not isinstance(items, list):  # a stream of pictures
-        return picture_suffix("png")
-    codes = any(item.name == "-" or item.is_codes for item in items)
-    return CODES_SUFFIX if codes else picture_suffix("png")
+    if format is None and isinstance(items, list):  # not a stream of pictures
+        codes = any(item.name == "-" or item.is_codes for item in items)
+        format = "codes" if codes else None
+    return CODES_SUFFIX if format in ("codes", "safetensors") else f".{format or 'png'}"
 
 
-def edited(
-    runner: Runner,
-    batch: list[Loaded],
-    steps: Steps,
-    kept: list[str],
-    watch: Watch,
-    paste_back: bool,
-    within: Mask | None,
-) -> Sequence[Made]:
-    """Each picture of a batch with every step's edits, as a row; `within`: where they show."""
-    from ..engine.codes import to_bytes
-
-    assert runner.destination is not None
-    model, names = runner.model, [attribute(runner, name) for name, _ in steps[0]]
-    original = codes_of(runner, batch)
-    distances = watch.distances(batch, original)
-    moved = [model.manipulate(original, step, kept) for step in steps]
-    before, after = model.scores(original), [model.scores(codes) for codes in moved]
-    pictures: list[Tensor] = []
-    if runner.destination.suffix != CODES_SUFFIX:
-        pictures = [_decoded(runner, batch, original, codes, within) for codes in moved]
-        if paste_back and within:
-            pictures = [within.over(batch, each) for each in pictures]
-    made = []
-    for row, source in enumerate(batch):
-        here = before[row], [scores[row] for scores in after]
-        report = {
-            name: _scale(column, steps) | _scores(model, name, *here)
-            for column, name in enumerate(names)
-        }
-        record: dict[str, Any] = {"attributes": report}
-        if kept:
-            record["kept"] = {name: _scores(model, name, *here) for name in kept}
-        if source.framed is not None:
-            record["frame"] = source.framed.frame.to_json()
-            record["found"] = source.framed.found
-        if distances is not None:
-            record["distance"] = distances[row]
-        if pictures:
-            facts = {name: record[name] for name in ("frame",) if name in record}
-            facts["sampling"] = original.sampling
-            side_by_side = [each[row] for each in pictures]
-            data = row_file(runner, source, side_by_side, facts, paste_back)
-        else:
-            data = to_bytes(moved[0][row : row + 1])
-        record |= {"model": model.name, "seed": runner.options.seed}
-        text = [f"{name} {_shown(one)}" for name, one in report.items()]
-        text += [f"kept {name} {_shown(one)}" for name, one in record.get("kept", {}).items()]
-        made.append(Made(source, data, record, "  " + "  ".join(text)))
-    return made
+def _behind(steps: Steps) -> str:
+    """What a file's name says of the edits: -smiling+0.3."""
+    parts = []
+    for (name, begin), (_, end) in zip(steps[0], steps[-1], strict=True):
+        values = [_count(begin)] if len(steps) == 1 else [_count(begin), _count(end)]
+        parts.append(f"-{name.lower()}" + "..".join(f"{one:+g}" for one in values))
+    return "".join(parts)
 
 
-def _decoded(
-    runner: Runner, batch: list[Loaded], original: Codes, moved: Codes, within: Mask | None
-) -> Tensor:
-    """The pictures of moved codes, or of moved ones within a mask and the original elsewhere."""
-    from ..engine.editing import decode_within
+class Edit:
+    """The edits of a run: each picture by every step, as a row."""
 
-    how = {"generators": generators(runner, batch), **runner.options.changes()}
-    if within is None:
-        return runner.model.decode(moved, **how)
-    return decode_within(runner.model, original, moved, within.of(batch), **how)
+    def __init__(self, run: Run, steps: Steps, keep: list[str], mask: str | None) -> None:
+        """Raises UsageError, ModelError for edits that the model can't do, before it reads any."""
+        import torch
+
+        if run.model.attributes is None:
+            raise ModelError(
+                f"model {run.model.name} has no attributes; `pdae attributes fit` makes some"
+            )
+        self.run, self.steps, self.known = run, steps, run.model.attributes
+        self.kept = [self._named(name) for name in keep]
+        self.names = [self._named(name) for name, _ in steps[0]]
+        for name, scale in [pair for step in steps for pair in step]:
+            z = torch.zeros(1, self.known.weight.shape[1])
+            self.known.move(z, name, scale, keep=self.kept)
+        self.within = Mask.read(run, mask) if mask else None  # where the edits show
+
+    def _named(self, name: str) -> str:
+        """The model's own name of an attribute."""
+        return self.known.names[self.known.index(name)]
+
+    def of(self, batch: Batch) -> list[Made]:
+        """Edit a batch."""
+        from ..engine.codes import to_bytes
+
+        run, model = self.run, self.run.model
+        original = codes_of(run, batch)
+        distances = self._distances(batch, original)
+        moved = [model.manipulate(original, step, self.kept) for step in self.steps]
+        scores = [model.scores(codes) for codes in (original, *moved)]
+        to_codes = run.destination.suffix == CODES_SUFFIX
+        pictures = [] if to_codes else [self._pictures(batch, original, one) for one in moved]
+        made = []
+        for row, one in enumerate(batch):
+            here = [each[row] for each in scores]
+            report = {
+                name: self._scale(column) | self._scores(name, here)
+                for column, name in enumerate(self.names)
+            }
+            self._warn_of_far(one, report)
+            record: dict[str, Any] = {"attributes": report}
+            if self.kept:
+                record["kept"] = {name: self._scores(name, here) for name in self.kept}
+            facts = framed(one)
+            if one.framed is not None:
+                record |= facts | {"found": one.framed.found}
+            if distances is not None:
+                record["distance"] = distances[row]
+            if to_codes:
+                data = to_bytes(moved[0][row : row + 1], recipe(run, [one], facts))
+            else:
+                facts["sampling"] = moved[0].sampling
+                data = row_file(run, one, [each[row] for each in pictures], facts)
+            record |= {"model": model.name, "seed": run.options.seed}
+            text = [f"{name} {_shown(one)}" for name, one in report.items()]
+            text += [f"kept {name} {_shown(one)}" for name, one in record.get("kept", {}).items()]
+            made.append(Made(data, record, "  " + "  ".join(text)))
+        return made
+
+    @cached_property
+    def _likeness(self) -> Likeness | None:
+        from ..evaluation.likeness import Likeness
+
+        return Likeness.of(self.run.model)
+
+    def _distances(self, batch: Batch, codes: Codes) -> list[float] | None:
+        """How far each picture's code is from those of training, in standard deviations; None for
+        a batch of codes, or where the model can't tell. Warns of pictures that don't look as if
+        they lay in the model's frame."""
+        from ..evaluation.likeness import LIMIT
+
+        if batch[0].picture is None or self._likeness is None:
+            return None
+        distances = self._likeness.distances(codes.z)
+        for one, distance in zip(batch, distances, strict=True):
+            if distance > LIMIT:
+                aligned = one.framed is not None and one.framed.found != WHOLE
+                hint = "" if aligned else "; --align brings a photo's face into the frame"
+                self.run.out.warn(
+                    f"{one.label}: doesn't look as if it lay in the model's frame (its code is "
+                    f"{distance:.1f} standard deviations off){hint}"
+                )
+        return distances
+
+    def _pictures(self, batch: Batch, original: Codes, moved: Codes) -> Tensor:
+        """The pictures (N, C, H, W) of moved codes; within a mask, if there is one."""
+        from ..engine.editing import decode_within
+
+        run = self.run
+        how: dict[str, Any] = {"generators": generators(run, batch), **run.options.changes()}
+        if self.within is None:
+            return run.model.decode(moved, **how)
+        made = decode_within(run.model, original, moved, self.within.of(batch), **how)
+        return self.within.over(batch, made) if run.options.paste_back else made
+
+    def _scale(self, column: int) -> dict[str, Any]:
+        """How far an attribute is moved, as a record has it."""
+        given = [step[column][1] for step in self.steps]
+        unit = {} if isinstance(given[0], float) else {"unit": "sd"}
+        return {"scale": _one_or_all([_count(one) for one in given]), **unit}
+
+    def _scores(self, name: str, scores: list[Tensor]) -> dict[str, Any]:
+        """A picture's score before and after; where it is known how the score varies, also in its
+        standard deviations from its mean."""
+        column, spread = self.known.index(name), self.known.spread(name)
+        values = [each[column].item() for each in scores]
+        report = {"before": values[0], "after": _one_or_all(values[1:])}
+        if spread is not None:
+            values = [(value - spread[0]) / spread[1] for value in values]
+            report |= {"before_sd": values[0], "after_sd": _one_or_all(values[1:])}
+        return report
+
+    def _warn_of_far(self, one: Loaded, report: dict[str, Any]) -> None:
+        """Warn of scores that are further from the mean than pictures' scores ever are."""
+        for name, scores in report.items():
+            after = scores.get("after_sd", 0.0)
+            furthest = max(after if isinstance(after, list) else [after], key=abs)
+            if abs(furthest) > FAR:
+                self.run.out.warn(
+                    f"{one.label}: its {name} would be {furthest:+.1f} standard deviations from "
+                    "the mean, where no picture is; a smaller --scale looks better"
+                )
 
 
-def row_file(
-    runner: Runner,
-    source: Loaded,
-    pictures: list[Tensor],
-    facts: dict[str, Any],
-    paste_back: bool,
-) -> bytes:
-    """The file of a picture's edits side by side, each in its photo where that is wanted."""
+def framed(one: Loaded) -> dict[str, Any]:
+    """Where in its photo a picture is, as records and recipes have it."""
+    return {} if one.framed is None else {"frame": one.framed.frame.to_json()}
+
+
+def row_file(run: Run, one: Loaded, pictures: list[Tensor], facts: dict[str, Any]) -> bytes:
+    """A picture's edits side by side as a file, each in its photo where that is wanted."""
     import torch
 
-    if not paste_back:
-        return picture_file(runner, source, torch.cat(pictures, dim=2), facts)
-    photos = [pasted(source, picture) for picture in pictures]
-    return pixels_file(runner, source, torch.cat(photos, dim=2), facts)
-
-
-def _scale(column: int, steps: Steps) -> dict[str, Any]:
-    """How far an attribute is moved, as a record has it."""
-    from ..engine.attributes import Deviations
-
-    given = [step[column][1] for step in steps]
-    counts = [one.count if isinstance(one, Deviations) else one for one in given]
-    unit = {"unit": "sd"} if isinstance(given[0], Deviations) else {}
-    return {"scale": _one_or_all(counts), **unit}
-
-
-def _scores(model: Model, name: str, before: Tensor, after: list[Tensor]) -> dict[str, Any]:
-    """A picture's score before and after; where it is known how the score varies, also in its
-    standard deviations from its mean."""
-    assert model.attributes is not None
-    column, spread = model.attributes.index(name), model.attributes.spread(name)
-    values = [scores[column].item() for scores in (before, *after)]
-    report = {"before": values[0], "after": _one_or_all(values[1:])}
-    if spread is not None:
-        values = [(value - spread[0]) / spread[1] for value in values]
-        report |= {"before_sd": values[0], "after_sd": _one_or_all(values[1:])}
-    return report
+    photos = [pasted(one, each) for each in pictures] if run.options.paste_back else pictures
+    return picture_file(run, one, torch.cat(photos, dim=2), facts)
 
 
 def _one_or_all(values: list[float]) -> float | list[float]:
@@ -273,11 +311,11 @@ def _one_or_all(values: list[float]) -> float | list[float]:
 
 def _shown(report: dict[str, Any]) -> str:
     """Scores for people."""
-    text = _way(report["before"], report["after"])
+
+    def way(before: float, after: float | list[float]) -> str:
+        ends = after if isinstance(after, list) else [after]
+        return f"{before:+.2f} → {', '.join(f'{one:+.2f}' for one in ends)}"
+
+    text = way(report["before"], report["after"])
     sd = "before_sd" in report
-    return f"{text} ({_way(report['before_sd'], report['after_sd'])} sd)" if sd else text
-
-
-def _way(before: float, after: float | list[float]) -> str:
-    ends = after if isinstance(after, list) else [after]
-    return f"{before:+.2f} → {', '.join(f'{one:+.2f}' for one in ends)}"
+    return f"{text} ({way(report['before_sd'], report['after_sd'])} sd)" if sd else text

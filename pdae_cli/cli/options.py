@@ -1,125 +1,157 @@
-"""Options that several commands share, and how their values are read."""
+"""Options as small dataclasses, one a subject: a command composes those that it reads.
+
+What is rarely wanted is hidden from --help and told by `pdae help COMMAND --all`.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from ..errors import UsageError
+from .complete import models
+from .output import Output
+from .run.launch import device_of, join, launched
 
 if TYPE_CHECKING:
-    from ..diffusion.sampling import Sampling
+    from ..diffusion.trajectory import Sampling
     from ..engine.model import Model
     from .run.inputs import Item
 
 DEFAULT_MODEL = "faces64"
-FITS = ("crop", "pad", "stretch")
-FRAMES = ("first", "all")
+SOLVING, PICTURES, FILES, MODEL = "Solving", "Pictures", "Files and runs", "Model"
+PANELS = (None, SOLVING, PICTURES, FILES, MODEL)  # of --help, in this order
 
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Pictures or codes: files, folders, or - for standard input."),
 ]
 OutputPath = Annotated[
-    str, typer.Option("--output", "-o", help="File, folder, or - for standard output.")
+    str | None,
+    typer.Option(
+        "--output", "-o",
+        help="File, folder, or - for standard output; default: -, or at a terminal a file here.",
+    ),
+]  # fmt: skip
+Format = Annotated[
+    Literal["png", "jpg", "jpeg", "webp", "gif"],
+    typer.Option(
+        case_sensitive=False, rich_help_panel=FILES, help="Of pictures where -o has no suffix."
+    ),
+]
+RandomNoise = Annotated[bool, typer.Option("--random-noise", help="Fresh x_T from --seed.")]
+
+
+Recursive = Annotated[
+    bool,
+    typer.Option(
+        "--recursive", "-r", rich_help_panel=FILES, help="Go into folders; outputs mirror the tree."
+    ),
 ]
 FilesFrom = Annotated[
-    str | None, typer.Option(help="Read more inputs from this file, a line each; - for stdin.")
+    str | None,
+    typer.Option(
+        rich_help_panel=FILES, help="Read more inputs from this file, a line each; - for stdin."
+    ),
 ]
 Null = Annotated[
     bool,
-    typer.Option("--null", "-0", help="Names in --files-from end with NUL, as of find -print0."),
-]
-Stream = Annotated[
-    str | None, typer.Option(help="png: concatenated PNGs on stdin, and with -o - on stdout.")
-]
-Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Go into folders; outputs mirror the tree.")
-]
-Format = Annotated[str, typer.Option(help="Of pictures where -o has no suffix: png, jpg, webp.")]
-LandmarksFile = Annotated[
-    str | None, typer.Option("--landmarks", help="Align by this JSON file of eyes and mouths.")
-]
+    typer.Option(
+        "--null", "-0", rich_help_panel=FILES, hidden=True,
+        help="Names in --files-from end with NUL, as of find -print0.",
+    ),
+]  # fmt: skip
+
+
+def option(
+    default: Any, panel: str | None, help: str, *names: str, rare: bool = False, **more: Any
+) -> Any:
+    """One field that is an option, in a panel of --help; a `rare` one is hidden."""
+    one = typer.Option(*names, rich_help_panel=panel, help=help, hidden=rare, **more)
+    return field(default=default, metadata={"option": one})
 
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    """Reading them takes milliseconds, and many commands share them."""
-    return get_type_hints(kind, include_extras=True)
+    """The fields' types with their options. Reading them takes milliseconds, and many commands
+    share them."""
+    hints, options = get_type_hints(kind, include_extras=True), {}
+    for one in fields(kind):
+        options[one.name] = hints[one.name]
+        if one.metadata:
+            options[one.name] = Annotated[hints[one.name], one.metadata["option"]]
+    return options
 
 
 def takes(
     kind: type, without: Iterable[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the fields of a dataclass, `without` some, as options, handed over as
-    `options`."""
+    `options`; its field `given` gets every parameter of the command by name."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        hints = _hints(kind)
-        own = [
-            parameter
-            for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
-            if name != "options"
-        ]
+        hints, keyword = _hints(kind), inspect.Parameter.KEYWORD_ONLY
+        parameters = inspect.signature(function, eval_str=True).parameters
+        own = [one.replace(kind=keyword) for name, one in parameters.items() if name != "options"]
         shared = [
             inspect.Parameter(
                 one.name,
-                inspect.Parameter.KEYWORD_ONLY,
+                keyword,
                 default=inspect.Parameter.empty if one.default is MISSING else one.default,
                 annotation=hints[one.name],
             )
             for one in fields(kind)
             if one.name not in ("given", *without)
         ]
+        panels = {one.name: one.annotation.__metadata__[0].rich_help_panel for one in shared}
+        shared.sort(key=lambda one: (*PANELS, panels[one.name]).index(panels[one.name]))
 
         def command(*args: Any, **values: Any) -> None:
             named = {one.name: values.pop(one.name) for one in shared}
             if "given" in hints:
                 named["given"] = named | values
-            options = kind(**named)
-            function(*args, options=options, **values)
+            function(*args, options=kind(**named), **values)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
-        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + shared
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in [*own, *shared]}
         return command
 
     return decorate
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which model, where it computes, and what is said about it."""
+class SaidOptions:
+    """How a command says its results."""
 
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", envvar="PDAE_MODEL", help="Bundled name, folder, or Hub id[@revision]."
-        ),
-    ] = DEFAULT_MODEL
-    device: Annotated[
-        str, typer.Option(envvar="PDAE_DEVICE", help="auto, cpu, cuda, cuda:1, mps …")
-    ] = "auto"
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 networks.")] = "float32"
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures computed at once.")] = 32
-    compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the networks: for many pictures.")
-    ] = False
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0
-    json: Annotated[bool, typer.Option("--json", help="A JSON line for each result.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False
+    json: bool = option(False, FILES, "A JSON line for each result.", "--json")
+    quiet: bool = option(False, FILES, "Say nothing but failures.", "--quiet", "-q")
+
+
+@dataclass(frozen=True)
+class ModelOptions(SaidOptions):
+    """Which model, and where it computes."""
+
+    model: str = option(
+        DEFAULT_MODEL, MODEL, "Bundled name, folder, or Hub id, with @revision behind.",
+        "--model", "-m", envvar="PDAE_MODEL", autocompletion=models,
+    )  # fmt: skip
+    device: str = option("auto", MODEL, "auto, cpu, cuda, cuda:1, mps …", envvar="PDAE_DEVICE")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", MODEL, "Of the networks.")
+    batch_size: int = option(32, MODEL, "Pictures computed at once.", min=1)
+    compile: bool = option(
+        False, MODEL, "torch.compile: pays for many pictures.", "--compile", rare=True
+    )
     given: dict[str, Any] = field(default_factory=dict)  # every parameter of the command, by name
 
     def load(self, device: str | None = None) -> Model:
-        """The model, placed on its device, or on this one."""
+        """Load the model onto its device, or onto this one."""
         from ..checkpoints import load
-        from .output import Output
 
         announce = Output(quiet=self.quiet).say
         model = load(self.model, device or self.device, self.dtype, announce, self.compile)
@@ -128,125 +160,228 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class SamplingOptions(ModelOptions):
+class SeedOptions:
+    seed: int = option(0, MODEL, "Of all random numbers.")
+
+
+@dataclass(frozen=True)
+class SolvingOptions:
     """How trajectories are solved; what isn't given is taken from the codes, or the default."""
 
-    preset: Annotated[
-        str | None, typer.Option(help="default; exact: nearly all pixels back; archival: all.")
-    ] = None
-    inference_steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Solver steps, each way.")
-    ] = None
-    solver: Annotated[
-        str | None, typer.Option(help="dpmpp, ddim, leapfrog; or by chance: ddpm, sde, pc.")
-    ] = None
-    spacing: Annotated[
-        str | None, typer.Option(help="Of timesteps: asinh, logsnr, quadratic, uniform.")
-    ] = None
-    corrections: Annotated[
-        int | None, typer.Option(min=0, max=20, help="Of encoding, until decoding gives it back.")
-    ] = None
-    guidance: Annotated[float | None, typer.Option(help="Strength of G_psi; 1 is PDAE.")] = None
-    guide_from: Annotated[int | None, typer.Option(help="Guide at timesteps t <= this.")] = None
-    guide_until: Annotated[int | None, typer.Option(help="Guide at timesteps t >= this.")] = None
-    parity: Annotated[
-        str | None,
-        typer.Option(help="Sample as another program does: pdae, diffae or diffusers."),
-    ] = None
+    preset: Literal["default", "exact", "archival"] | None = option(
+        None, SOLVING, "exact: nearly all pixels back; archival: all."
+    )
+    inference_steps: int | None = option(None, SOLVING, "Solver steps, each way.", min=1, max=1000)
+    solver: Literal["dpmpp", "ddim", "leapfrog", "ddpm", "sde", "pc"] | None = option(
+        None, SOLVING, "Of the ODE; or by chance: ddpm, sde, pc."
+    )
+    guidance: float | None = option(None, SOLVING, "Strength of G_psi.")
+    spacing: Literal["asinh", "logsnr", "quadratic", "uniform"] | None = option(
+        None, SOLVING, "Of timesteps.", rare=True
+    )
+    guide_from: int | None = option(None, SOLVING, "Guide at timesteps t <= this.", rare=True)
+    guide_until: int | None = option(None, SOLVING, "Guide at timesteps t >= this.", rare=True)
+    parity: Literal["pdae", "diffae", "diffusers"] | None = option(
+        None, SOLVING, "Sample as another program does.", rare=True
+    )
+
+    def given_settings(self) -> dict[str, Any]:
+        """Settings of Sampling by name; None where one wasn't given."""
+        names = [one.name for one in fields(SolvingOptions) if one.name != "preset"]
+        return {name: vars(self)[name] for name in names}
 
     def changes(self) -> dict[str, Any]:
-        """The sampling options that were given, by a preset or one by one."""
-        from ..diffusion.sampling import PRESETS
+        """The settings that were given, by a preset or one by one."""
+        from ..diffusion.trajectory import PRESETS
 
-        if self.preset is not None and self.preset not in PRESETS:
-            raise UsageError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
-        names = set(SamplingOptions.__annotations__) - {"preset"}
-        given = {k: v for k, v in asdict(self).items() if k in names and v is not None}
-        return PRESETS.get(self.preset or "default", {}) | given
+        given = {name: one for name, one in self.given_settings().items() if one is not None}
+        return PRESETS[self.preset or "default"] | given
 
     def sampling(self) -> Sampling:
         """The default with what was given."""
-        from ..diffusion.sampling import Sampling
+        from ..diffusion.trajectory import Sampling
 
         return Sampling().changed(self.changes())
 
 
 @dataclass(frozen=True)
-class BatchOptions(SamplingOptions):
-    """For commands that go through many files."""
+class EncodingOptions(SolvingOptions):
+    """For commands that encode pictures, too."""
 
-    fit: Annotated[str, typer.Option(help="Pictures that aren't square: crop, pad, stretch.")] = (
-        "crop"
+    corrections: int | None = option(
+        None, SOLVING, "Of encoding, until decoding gives it back.", rare=True, min=0, max=20
     )
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave out what exists already.")
-    ] = False
-    frames: Annotated[str, typer.Option(help="Of animated pictures: first, or all.")] = "first"
-    keep_alpha: Annotated[
-        bool, typer.Option("--keep-alpha", help="Give outputs their input's transparency.")
-    ] = False
-    keep_exif: Annotated[
-        bool, typer.Option("--keep-exif", help="Copy the input's EXIF: camera, place, time.")
-    ] = False
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Don't write into pictures how they were made.")
-    ] = False
-    show: Annotated[bool, typer.Option("--show", help="Show each picture in the terminal too.")] = (
-        False
+
+    def given_settings(self) -> dict[str, Any]:
+        return super().given_settings() | {"corrections": self.corrections}
+
+
+@dataclass(frozen=True)
+class SharedOptions(ModelOptions):
+    """Whose of the inputs are this process's."""
+
+    share: str | None = option(
+        None, FILES, "One share of the inputs, 2/8, for job arrays; 0/8 is the same as 8/8.",
+        rare=True,
+    )  # fmt: skip
+    num_processes: int | None = option(
+        None, FILES, "Gone: `accelerate launch` starts processes.", rare=True
     )
-    sheet: Annotated[
-        str | None, typer.Option(help="Lay the pictures out in this file: a contact sheet.")
-    ] = None
-    report: Annotated[
-        str | None, typer.Option(help="Tell all of the run in this page, out.html.")
-    ] = None
-    num_processes: Annotated[
-        int, typer.Option(min=1, help="Share the inputs out among so many processes.")
-    ] = 1
-    share: Annotated[
-        str | None, typer.Option(help="Do one share alone, e.g. 2/8: for many machines.")
-    ] = None
+
+    def load(self, device: str | None = None) -> Model:
+        """Load the model onto this process's device."""
+        join()
+        number = self.shares()[0] if self.share else None
+        return super().load(device if number is None else device_of(self.device, number))
 
     def __post_init__(self) -> None:
-        if self.fit not in FITS:
-            raise UsageError(f"unknown --fit {self.fit!r}; known: {', '.join(FITS)}")
-        if self.frames not in FRAMES:
-            raise UsageError(f"unknown --frames {self.frames!r}; known: {', '.join(FRAMES)}")
+        if self.num_processes is not None:
+            launcher = f"accelerate launch --multi_gpu --num_processes {self.num_processes}"
+            raise UsageError(f"instead of --num-processes use `{launcher} -m pdae_cli …`")
+        self.shares()
+
+    def shares(self) -> tuple[int, int]:
+        """Return this process's share of the inputs, from 0, and how many there are: by --share, or
+        by the launcher that started this process with others. Raises UsageError."""
+        if self.share is None:
+            return launched()
+        number, slash, count = self.share.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal() and int(count) >= 1):
+            raise UsageError(f"--share {self.share!r} isn't like 2/8, the second of eight shares")
+        if int(number) > int(count):
+            raise UsageError(f"--share {self.share}: there are {count} shares, 1 … {count}")
+        if launched()[1] > 1:
+            raise UsageError("--share and a launcher exclude each other")
+        return (int(number) - 1) % int(count), int(count)
+
+
+@dataclass(frozen=True)
+class RunOptions(SharedOptions):
+    """What becomes of outputs that exist."""
+
+    overwrite: bool = option(False, FILES, "Replace files of others, too.", "--overwrite")
+    skip_existing: bool = option(False, FILES, "Leave out what exists already.", "--skip-existing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.overwrite and self.skip_existing:
             raise UsageError("--overwrite and --skip-existing exclude each other")
 
 
 @dataclass(frozen=True)
-class FileOptions(BatchOptions):
-    """For commands over files that the user names."""
+class ReadOptions:
+    """How pictures are read."""
 
+    fit: Literal["crop", "pad", "stretch"] = option(
+        "crop", PICTURES, "Pictures that aren't square."
+    )
+    frames: Literal["first", "all"] = option("first", PICTURES, "Of animated pictures.")
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What written pictures carry."""
+
+    keep_alpha: bool = option(
+        False, PICTURES, "Keep the input's transparency.", "--keep-alpha", rare=True
+    )
+    keep_exif: bool = option(
+        False, PICTURES, "Copy the input's EXIF: camera, place, time.", "--keep-exif", rare=True
+    )
+    no_metadata: bool = option(
+        False, PICTURES, "Don't write how they were made.", "--no-metadata", rare=True
+    )
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How results are shown to people, beside what is written."""
+
+    show: bool = option(False, PICTURES, "Show pictures in the terminal.", "--show")
+    sheet: str | None = option(None, PICTURES, "Lay pictures out in this file: a contact sheet.")
+    report: str | None = option(None, PICTURES, "Tell all of the run in this page, out.html.")
+
+
+@dataclass(frozen=True)
+class StreamOptions(SaidOptions):
+    stream: Literal["png"] | None = option(
+        None, FILES, "Concatenated PNGs on stdin, and with -o - on stdout.", rare=True
+    )
+
+
+@dataclass(frozen=True)
+class FileOptions(StreamOptions):
+    """Where inputs are named."""
+
+    recursive: Recursive = False
     files_from: FilesFrom = None
     null: Null = False
-    recursive: Recursive = False
-    stream: Stream = None
 
     def items(self, inputs: list[str] | None, streamed: bool = True) -> Iterable[Item]:
         """The inputs; unless they are `streamed`, --stream is about the output alone."""
         from .run.inputs import collect
 
-        stream = self.stream if streamed else None
-        return collect(inputs, self.files_from, self.recursive, null=self.null, stream=stream)
+        stream, say = self.stream if streamed else None, Output(quiet=self.quiet).say
+        return collect(
+            inputs, self.files_from, self.recursive, null=self.null, stream=stream, say=say
+        )
 
 
 @dataclass(frozen=True)
-class PhotoOptions(FileOptions):
+class PhotoOptions:
     """For edits, which also go into full-size photos."""
 
-    align: Annotated[
-        bool,
-        typer.Option("--align", help="Find the face and bring it into the model's frame first."),
-    ] = False
-    landmarks: LandmarksFile = None
-    paste_back: Annotated[
-        bool,
-        typer.Option("--paste-back", help="Put the edited square back into the full-size photo."),
-    ] = False
+    align: bool = option(False, PICTURES, "Bring the face into the model's frame first.", "--align")
+    landmarks: str | None = option(
+        None, PICTURES, "Align by this JSON file of eyes and mouths instead.", rare=True
+    )
+    paste_back: bool = option(
+        False, PICTURES, "Put the edited square back into the photo.", "--paste-back"
+    )
+
+
+@dataclass(frozen=True)
+class AlignOptions(FileOptions, ReadOptions, WriteOptions, ViewOptions, RunOptions):
+    """Photos to faces."""
+
+    landmarks: str | None = option(None, PICTURES, "Align by this JSON file of eyes and mouths.")
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions(FileOptions, ReadOptions, ViewOptions, SeedOptions, SharedOptions):
+    """Pictures to bits per dimension, by a solver of its own."""
+
+    inference_steps: int = option(100, SOLVING, "Steps of the ODE.", min=1, max=1000)
+    spacing: Literal["asinh", "logsnr", "quadratic", "uniform"] | None = option(
+        None, SOLVING, "Of timesteps.", rare=True
+    )
+    guidance: float | None = option(None, SOLVING, "Strength of G_psi, with --conditional.")
+    guide_from: int | None = option(None, SOLVING, "Guide at timesteps t <= this.", rare=True)
+    guide_until: int | None = option(None, SOLVING, "Guide at timesteps t >= this.", rare=True)
+
+
+@dataclass(frozen=True)
+class EncodeOptions(FileOptions, ReadOptions, ViewOptions, EncodingOptions, RunOptions):
+    """Pictures to codes."""
+
+
+@dataclass(frozen=True)
+class DecodeOptions(
+    FileOptions, WriteOptions, ViewOptions, SeedOptions, SolvingOptions, RunOptions
+):
+    """Codes to pictures."""
+
+
+@dataclass(frozen=True)
+class PictureOptions(
+    FileOptions, ReadOptions, WriteOptions, ViewOptions, SeedOptions, EncodingOptions, RunOptions
+):
+    """Pictures to pictures."""
+
+
+@dataclass(frozen=True)
+class EditOptions(PhotoOptions, PictureOptions):
+    """Pictures to edited pictures."""
 
 
 def numbers(text: str) -> list[int]:
@@ -255,3 +390,8 @@ def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise UsageError(f"{text!r} isn't a list of whole numbers like 1,2,3") from error
+
+
+def split_names(text: str) -> list[str]:
+    """ "a, b, a" → ["a", "b"]."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

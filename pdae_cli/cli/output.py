@@ -18,7 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-)
+)  # fmt: skip
 
 from ..errors import printable
 
@@ -97,6 +97,11 @@ class ProgressLine:
         steps = None if total is None else total * self.nfe
         self._bar = bar
         self._task = bar.add_task(what, total=steps, pictures=self._count(), note="")
+
+    def expect(self, total: int, nfe: int | None = None) -> None:
+        """So many pictures are to come, with so many evaluations each."""
+        self.total, self.nfe = total, max(self.nfe if nfe is None else nfe, 1)
+        self._bar.update(self._task, total=total * self.nfe, pictures=self._count())
 
     def _count(self) -> str:
         return f"{self.pictures}/{'?' if self.total is None else self.total}"

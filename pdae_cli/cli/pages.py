@@ -1,116 +1,56 @@
-"""What the HTML pages share: a document that loads nothing, tables, cells, pictures in it.
+"""HTML pages that need nothing else, of the templates beside this file.
 
-By its Content-Security-Policy a page runs no script and takes no style but its own. Texts are
-anybody's: whatever is given as text is escaped here, and none stands in a script, a style or an
-address.
+By its Content-Security-Policy a page loads nothing, runs no script and takes no style but its own.
+Texts are anybody's: every value is escaped and shown without control characters.
 """
 
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any, TypeGuard
 
 from .. import __version__
 from ..errors import printable
 
-MISSING = "—"
+KINDS = {b"\x89PNG": "png", b"RIFF": "webp", b"<?xml": "svg+xml"}  # of pictures, by how they begin
 
 
-def document(
-    title: str, body: Sequence[str], footer: Sequence[str], style: str = "", script: str = ""
-) -> str:
-    """A page, as text that UTF-8 can say, of parts that are HTML already; `style` comes after the
-    style of all pages."""
-    style = f"{asset('page.css')}{style}"
-    scripts = f"script-src {_hash(script)}; " if script else ""
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; {scripts}"
-        "base-uri 'none'; form-action 'none'"
+def render(template: str, title: str, script: str = "", **values: Any) -> str:
+    """Fill a template of page.html with values; `script` names a file beside it. The page is text
+    that UTF-8 can say."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    pages = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(shown(value)),
     )
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta name="generator" content="pdae {__version__}">',
-        f"<title>{escaped(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>",
-        f"<h1>{escaped(title)}</h1>",
-        *body,
-        "</main>\n<footer>",
-        *footer,
-        "</footer>",
-        *([f"<script>{script}</script>"] if script else []),
-        "</body>\n</html>\n",
-    ]
-    return "\n".join(parts)
-
-
-def asset(name: str) -> str:
-    """A file beside this one."""
-    return resources.files(__package__).joinpath(name).read_text("utf-8").strip()
-
-
-def _hash(content: str) -> str:
-    """The one script or style that the page's policy lets in."""
-    return f"'sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
-
-
-def facts(told: Mapping[str, str]) -> str:
-    """Names and what holds of them."""
-    items = "".join(f"<dt>{escaped(k)}</dt><dd>{escaped(v)}</dd>" for k, v in told.items())
-    return f"<dl>{items}</dl>" if items else ""
-
-
-def image(kind: str, data: bytes, alt: str, more: str = "") -> str:
-    """A picture that stands in the page itself; `more`: of its attributes."""
-    source = f"data:image/{kind};base64,{b64encode(data).decode()}"
-    return f'<img alt="{escaped(alt)}"{more} src="{source}">'
-
-
-# --- Tables ------------------------------------------------------------------------------------
-
-
-def table(label: str, heads: Iterable[str], body: Iterable[list[str]]) -> str:
-    """Rows of cells below a row of heads."""
-    rows = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
-    return (
-        f'<div class="wide" role="region" aria-label="{escaped(label)}" tabindex="0"><table>\n'
-        f"<thead><tr>{''.join(heads)}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
-    )
-
-
-def head(name: str, number: bool = False, sorts: bool = True) -> str:
-    """A column's head; `sorts`: a script may sort by it."""
-    kind = ' class="number"' if number else ""
-    own = f' data-name="{escaped(name)}"' if sorts else ""
-    return f'<th scope="col"{kind}{own}>{escaped(name)}</th>'
-
-
-def row_head(name: str) -> str:
-    """A row's head."""
-    return f'<th scope="row" data-value="{escaped(name)}">{escaped(name)}</th>'
-
-
-def cell(value: Any, number: bool = True) -> str:
-    """A value as people read it, with the exact one beside it to sort by."""
-    text = shown(value)
-    exact = "" if value is None else repr(value) if is_number(value) else text
-    kind = ' class="number"' if number else ""
-    sorts = exact.replace("inf", "Infinity").replace("nan", "") if is_number(value) else exact
-    return f'<td{kind} data-value="{escaped(sorts)}">{escaped(text)}</td>'
-
-
-# --- Values ------------------------------------------------------------------------------------
+    pages.filters |= {"exact": exact, "counted": counted, "columns": columns}
+    pages.filters["data_uri"] = lambda picture: Markup(data_uri(picture))
+    own, policy = {"style": "", "script": ""}, "default-src 'none'; img-src data:; "
+    for kind, name in (("style", "page.css"), ("script", script)):
+        if name:  # the one style and script that the page lets in
+            own[kind] = resources.files(__package__).joinpath(name).read_text("utf-8").strip()
+            digest = b64encode(hashlib.sha256(own[kind].encode()).digest()).decode()
+            policy += f"{kind}-src 'sha256-{digest}'; "
+    own["policy"] = f"{policy}base-uri 'none'; form-action 'none'"
+    fixed = {name: Markup(text) for name, text in own.items()}
+    page = pages.get_template(template)
+    return page.render(values, title=title, version=__version__, **fixed) + "\n"
 
 
 def shown(value: Any) -> str:
     """A value as people read it."""
     if value is None:
-        return MISSING
+        return "—"
     if isinstance(value, float):
         return f"{value:.4g}".replace("inf", "∞")
     if isinstance(value, list | tuple):
@@ -118,11 +58,33 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def escaped(text: str) -> str:
-    """For an element's content or a quoted attribute: no markup, no control characters."""
-    return html.escape(printable(text))
+def exact(value: Any) -> str:
+    """A value to sort by: numbers as scripts read them, nothing where it is missing."""
+    if is_number(value):
+        return repr(value).replace("inf", "Infinity").replace("nan", "")
+    return "" if value is None else shown(value)
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 result", "1,000 results"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def data_uri(picture: bytes) -> str:
+    """An SVG, PNG or WebP file as an address that holds all of it."""
+    kind = next(kind for head, kind in KINDS.items() if picture.startswith(head))
+    return f"data:image/{kind};base64,{b64encode(picture).decode()}"
 
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def columns(records: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
+    """Every field of any record, as they come, and whether it holds numbers and nothing else."""
+    values: dict[str, list[Any]] = {}
+    for record in records:
+        for name, value in record.items():
+            values.setdefault(name, []).extend([] if value is None else [value])
+    return {name: bool(found) and all(map(is_number, found)) for name, found in values.items()}

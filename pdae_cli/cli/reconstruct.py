@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from .options import FileOptions, Format, Inputs, takes
-from .run.batch import Made, Runner
-from .run.destination import Destination, picture_suffix
-from .run.loading import Loaded
-from .run.making import codes_of, generators, picture_file
+from .options import Format, Inputs, PictureOptions, RandomNoise, takes
+from .run.batches import Made, Run
+from .run.destination import Destination
+from .run.making import codes_of, generators, picture_file, pictures_of
 
 
-@takes(FileOptions)
+@takes(PictureOptions)
 def reconstruct(
-    options: FileOptions,
+    options: PictureOptions,
     inputs: Inputs = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="File, folder, or -; none: measure only.")
     ] = None,
-    random_noise: Annotated[
-        bool, typer.Option("--random-noise", help="From z alone: fresh x_T from --seed.")
-    ] = False,
+    random_noise: RandomNoise = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Original and reconstruction side by side.")
     ] = False,
@@ -41,49 +36,34 @@ def reconstruct(
     from ..pictures.images import to_pixels
 
     items = options.items(inputs)
-    destination = Destination.parse(output, picture_suffix(format)) if output else None
-    runner = Runner(options, "reconstruct", destination)
-    to_noise, to_picture = runner.model.trajectory(options.sampling()).evaluations()
-    runner.nfe = to_picture + (0 if random_noise else to_noise)
-
-    def process(batch: list[Loaded]) -> Sequence[Made]:
-        if any(one.picture is None for one in batch):
-            raise InputError("reconstruct takes pictures; decode takes codes")
-        begun = time.perf_counter()
-        originals = torch.cat([one.picture for one in batch if one.picture is not None])
-        codes = codes_of(runner, batch, noise=not random_noise)
-        pictures = runner.model.decode(
-            codes, generators=generators(runner, batch), random_noise=random_noise
-        )
-        seconds = (time.perf_counter() - begun) / len(batch)
-        measures = {
-            name: measure(originals, pictures)
-            for name, measure in (
-                ("mse", metrics.mse),
-                ("psnr", metrics.psnr),
-                ("ssim", metrics.ssim),
-                ("equal", metrics.equal_share),
-            )
-        }
-        made = []
-        for row, source in enumerate(batch):
-            record: dict[str, Any] = {k: values[row].item() for k, values in measures.items()}
-            text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
-            record |= {
-                "nfe": runner.nfe,
-                "seconds": seconds,
-                "seed": options.seed,
-                "model": runner.model.name,
-            }
-            picture = pictures[row]
-            if compare:
-                picture = torch.cat([originals[row], picture], dim=2)
-            facts = {
-                "sampling": codes.sampling,
-                "random_noise": random_noise,
-            }
-            data = picture_file(runner, source, picture, facts) if destination else None
-            made.append(Made(source, data, record, f"  {text}", to_pixels(pictures[row])))
-        return made
-
-    runner.run(items, process)
+    destination = Destination("")
+    if output is not None:
+        destination = Destination.parse(output, f".{format}", stream=options.stream)
+    model = options.load()
+    to_noise, to_picture = model.trajectory(options.sampling()).evaluations()
+    nfe = to_picture + (0 if random_noise else to_noise)
+    facts: dict[str, Any] = {"random_noise": random_noise}
+    measures = {
+        "mse": metrics.mse, "psnr": metrics.psnr, "ssim": metrics.ssim, "equal": metrics.equal_share
+    }  # fmt: skip
+    with Run(model, options, "reconstruct", destination, nfe) as run:
+        for batch in run.batches(items):
+            with batch:
+                begun = time.perf_counter()
+                originals = pictures_of(batch)
+                codes = codes_of(run, batch, noise=not random_noise)
+                draws = generators(run, batch)
+                pictures = model.decode(codes, generators=draws, random_noise=random_noise)
+                seconds = (time.perf_counter() - begun) / len(batch)
+                figures = {name: of(originals, pictures) for name, of in measures.items()}
+                shown = torch.cat([originals, pictures], dim=3) if compare else pictures
+                facts["sampling"] = codes.sampling
+                made = []
+                for row, one in enumerate(batch):
+                    record: dict[str, Any] = {k: of[row].item() for k, of in figures.items()}
+                    text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
+                    record |= {"nfe": nfe, "seconds": seconds}
+                    record |= {"seed": options.seed, "model": model.name}
+                    data = picture_file(run, one, shown[row], facts) if output else None
+                    made.append(Made(data, record, f"  {text}", to_pixels(pictures[row])))
+                run.keep(batch, made)

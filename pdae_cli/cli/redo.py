@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError
+from ..files import bundled_models
 from .output import Output
-from .run.manifest import FOLDER, options_that_matter
+from .run.manifest import AROUND, FOLDER, OWN, PATHS
 
 COMMANDS = (
     "decode", "reconstruct", "interpolate", "manipulate", "inpaint", "colourise", "sample", "align"
@@ -20,6 +21,7 @@ COMMANDS = (
 
 
 def redo(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="A picture that pdae wrote.")],
     sources: Annotated[
         list[Path] | None,
@@ -51,8 +53,16 @@ def redo(
         whole = "place" not in recipe
         target = Path(folder, f"out{file.suffix}") if whole else Path(folder, "out")
         where = [f"--output={target}{'' if whole else '/'}", f"--device={device}", "--quiet"]
-        what = [recipe["command"], *_options(recipe), f"--model={_model(recipe, model)}"]
-        _run([*what, *where, "--", *map(str, inputs)])
+        root: Any = context.find_root().command
+        command = root.commands[recipe["command"]]
+        what = [*_options(recipe, command, file, sources or []), f"--model={_model(recipe, model)}"]
+        try:
+            code = command.main([*what, *where, "--", *map(str, inputs)], standalone_mode=False)
+        except typer.BadParameter as error:
+            message = error.format_message().rstrip(".")
+            raise InputError(f"{file}: its recipe can't be followed: {message}") from error
+        if code:
+            raise InputError("it can't be made again, see above")
         new = target if whole else _made(target, recipe, file.suffix)
         again = _recipe(new)
         if again["digest"] != recipe["digest"]:
@@ -71,7 +81,7 @@ def redo(
 
 def _recipe(file: Path) -> dict[str, Any]:
     """The recipe in a picture, as far as it is one that can be followed."""
-    from ..pictures.images import open_picture
+    from ..pictures.decoding import open_picture
     from ..pictures.metadata import read_recipe
 
     recipe = read_recipe(open_picture(file, str(file)))
@@ -86,9 +96,13 @@ def _recipe(file: Path) -> dict[str, Any]:
 
 
 def _found(source: Any, file: Path, places: Sequence[Path]) -> Path:
-    """The file that a recipe's source was, known by its SHA-256."""
+    """The file that a recipe's source was, known by its SHA-256: where the recipe says, beside the
+    picture, or in the places."""
     name, digest = str(source.get("name")), source.get("sha256")
-    for path in _candidates(name, file, places):
+    candidates = [Path(name), file.parent / name, file.parent / Path(name).name]
+    for place in places:
+        candidates += sorted(place.rglob("*")) if place.is_dir() else [place]
+    for path in candidates:
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
             return path
     raise InputError(
@@ -97,50 +111,33 @@ def _found(source: Any, file: Path, places: Sequence[Path]) -> Path:
     )
 
 
-def _candidates(name: str, file: Path, places: Sequence[Path]) -> Iterator[Path]:
-    yield from (Path(name), file.parent / name, file.parent / Path(name).name)
-    for place in places:
-        yield from sorted(place.rglob("*")) if place.is_dir() else [place]
-
-
-def _options(recipe: dict[str, Any]) -> list[str]:
-    """The recipe's options as arguments; each value stays within its own."""
-    from .app import app
-
-    group: Any = typer.main.get_command(app)
-    given = options_that_matter(recipe["options"])
+def _options(recipe: dict[str, Any], command: Any, file: Path, places: Sequence[Path]) -> list[str]:
+    """The recipe's options as arguments of the command; each value stays within its own."""
+    given = {name: value for name, value in recipe["options"].items() if name not in OWN + AROUND}
     given |= {key: recipe[key] for key in ("first", "count") if key in recipe}
+    for name in [name for name in PATHS if isinstance(given.get(name), str)]:
+        if sha := given.get(f"{name}_sha256"):  # a file, of a mask or of landmarks
+            given[name] = _found({"name": given[name], "sha256": sha}, file, places)
+        else:  # a folder, here or beside the picture
+            where = [folder / given[name] for folder in (Path(), file.parent, *places)]
+            given[name] = next((one for one in where if one.exists()), given[name])
     arguments = []
-    for parameter in group.commands[recipe["command"]].params:
+    for parameter in command.params:
         value = given.get(parameter.name)
         flag = next((one for one in parameter.opts if one.startswith("--")), None)
         if flag is None or value in (None, False):
             continue
-        if value is True:
-            arguments.append(flag)
-        else:
-            arguments += [
-                f"{flag}={one}" for one in (value if isinstance(value, list) else [value])
-            ]
+        values = value if isinstance(value, list) else [value]
+        arguments += [flag if one is True else f"{flag}={one}" for one in values]
     return arguments
 
 
 def _model(recipe: dict[str, Any], model: str | None) -> str:
     """The model's name; one that a stranger's file names isn't fetched from the Hub."""
-    from ..checkpoints.find import bundled_models
-
     name = model or recipe["model"]
     if model is None and name not in bundled_models() and not Path(name).is_dir():
         raise ModelError(f"was made with the model {name}; say where it is with --model")
     return str(name)
-
-
-def _run(arguments: list[str]) -> None:
-    from .app import app
-
-    code = typer.main.get_command(app).main(arguments, standalone_mode=False)
-    if code:
-        raise InputError("it can't be made again, see above")
 
 
 def _made(folder: Path, recipe: dict[str, Any], suffix: str) -> Path:
@@ -154,6 +151,6 @@ def _made(folder: Path, recipe: dict[str, Any], suffix: str) -> Path:
 
 
 def _pixels(file: Path) -> list[bytes]:
-    from ..pictures.images import open_frames
+    from ..pictures.decoding import open_frames
 
     return [frame.convert("RGBA").tobytes() for frame in open_frames(file, str(file))]

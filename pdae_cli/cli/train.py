@@ -2,233 +2,227 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import os
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import UsageError
-from .options import FITS, numbers, takes
+from .data import open_data
+from .options import numbers, option, split_names, takes
 from .output import Output
-from .run.processes import device_of_share, launched
+from .run.launch import device_of, launched
 
 if TYPE_CHECKING:
-    import torch
-
     from ..engine.config import ModelConfig
     from ..engine.model import Model
-    from ..training.data import Pictures
-    from ..training.loop import Stage, TrainOptions
+    from ..training.conditional import Condition
+    from ..training.data import Task
+    from ..training.stage import Stage
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # accelerate's names
+ENGINES = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # that accelerate's launcher may ask for
+YES = ("1", "true", "yes", "on", "y", "t")
+NETWORK, LEARNING, COMPUTING = "Network", "Learning", "Computing"  # panels of --help
+TELLING = "Output and log"
+TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Train a model on your own pictures: dpm, then autoencoder, then latent.",
 )
 
-Data = Annotated[
-    Path, typer.Argument(help="Folder, zip or tar shards of pictures: 'a/{00..99}.tar', s3://….")
-]
-Folder = Annotated[Path, typer.Option("--output", "-o", help="Model folder; the same resumes.")]
+common = typer.Option
+shape = partial(typer.Option, rich_help_panel=NETWORK)
+learning = partial(typer.Option, rich_help_panel=LEARNING)
+
+Data = Annotated[Path, typer.Argument(help="Folder, zip, '*.parquet', '{00..99}.tar', Hub id.")]
+Folder = Annotated[Path, common("--output", "-o", help="Model folder; the same resumes.")]
+Dimensions = Annotated[int, shape(min=1, help="Dimensions of z.")]
 
 
 @dataclass(frozen=True)
 class TrainFlags:
     """Options of every stage."""
 
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV of labels; its `split` column holds pictures out.")
-    ] = None
-    fit: Annotated[str, typer.Option(help="Pictures that aren't square: crop, pad, stretch.")] = (
-        "crop"
+    images: int = option(4_000_000, None, "Pictures to see in all.", min=1)
+    batch_size: int = option(128, None, "Pictures a step, all processes.", min=1)
+    lr: float = option(2e-4, None, "Adam's learning rate.")
+    labels: Annotated[Path | None, common(help="CSV; its `split` holds pictures out.")] = None
+    precision: Literal["float32", "bfloat16"] | None = option(None, None, "bfloat16 is autocast.")
+    dry_run: bool = option(False, None, "Only say what it needs.", "--dry-run")
+    fit: Literal["crop", "pad", "stretch"] = option(
+        "crop", LEARNING, "Pictures that aren't square."
     )
-    images: Annotated[int, typer.Option(min=1, help="Pictures to see in all.")] = 4_000_000
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step, all processes.")] = 128
-    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches a step.")] = 1
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-4
-    warmup: Annotated[int, typer.Option(min=0, help="Steps to reach it.")] = 500
-    grad_clip: Annotated[float, typer.Option(help="Largest gradient norm.")] = 1.0
-    ema_images: Annotated[
-        int, typer.Option(min=1, help="Half-life of the weights' average, in pictures.")
-    ] = 500_000
-    precision: Annotated[str, typer.Option(help="float32, or bfloat16 (autocast).")] = "float32"
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="The memory layout that GPUs like.")
-    ] = False
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the step.")] = False
-    checkpoint_activations: Annotated[
-        bool,
-        typer.Option(
-            "--checkpoint-activations", help="Less memory, slower: compute again for gradients."
-        ),
-    ] = False
-    flip: Annotated[bool, typer.Option(help="Mirror half of the pictures.")] = True
-    seed: Annotated[
-        int, typer.Option(help="Fixes order, timesteps, noise and initial weights.")
-    ] = 0
-    log_every: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 50
-    save_every: Annotated[
-        int, typer.Option(min=1, help="Steps between checkpoints, each with a sample sheet.")
-    ] = 2000
-    weights_dtype: Annotated[str, typer.Option(help="Stored weights: float32 or float16.")] = (
-        "float32"
+    flip: bool = option(True, LEARNING, "Mirror half of the pictures.")
+    warmup: int = option(500, LEARNING, "Steps to reach the learning rate.", min=0)
+    cooldown: float = option(0.0, LEARNING, "Share of the run to end it in.", min=0, max=1)
+    grad_clip: float = option(1.0, LEARNING, "Largest gradient norm.", rare=True)
+    ema_images: int = option(500_000, LEARNING, "Half-life of the average.", min=1)
+    seed: int = option(0, LEARNING, "Fixes order, timesteps, noise and initial weights.")
+    accumulate: int = option(1, COMPUTING, "Micro-batches a step.", min=1)
+    channels_last: bool = option(False, COMPUTING, "GPUs like it.", "--channels-last", rare=True)
+    compile: bool = option(False, COMPUTING, "torch.compile the step.", "--compile")
+    checkpoint_activations: bool = option(
+        False, COMPUTING, "Compute them twice: less memory, slower.", "--checkpoint-activations"
     )
-    licence: Annotated[
-        str | None, typer.Option(help="Recorded in the model: the terms that its data set.")
-    ] = None
-    device: Annotated[
-        str, typer.Option(envvar="PDAE_DEVICE", help="auto, or cpu to leave a GPU alone.")
-    ] = "auto"
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Curves in OUTPUT/training/tensorboard as well.")
-    ] = False
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only say what it needs: memory, FLOPs, disk, time."),
-    ] = False
-    json: Annotated[
-        bool, typer.Option("--json", help="The log, or --dry-run's answer, as JSON lines.")
-    ] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")] = False
+    device: Literal["auto", "cpu"] = option(
+        "auto", COMPUTING, "cpu leaves GPUs.", envvar="PDAE_DEVICE"
+    )
+    log_every: int = option(50, TELLING, "Steps between log lines.", min=1)
+    save_every: int = option(2000, TELLING, "Steps between checkpoints.", min=1)
+    weights_dtype: Literal["float32", "float16"] = option(
+        "float32", TELLING, "How weights are stored."
+    )
+    licence: str | None = option(None, TELLING, "What the data's terms are, for the model.")
+    tracker: str = option("", TELLING, "Log there too: tensorboard,wandb,mlflow,….")
+    tensorboard: bool = option(False, TELLING, "Gone.", "--tensorboard", rare=True)
+    json: bool = option(False, TELLING, "JSON lines, of the log or --dry-run.", "--json")
+    quiet: bool = option(False, TELLING, "Say nothing but failures.", "--quiet", "-q")
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"unknown --precision {self.precision!r}; float32 or bfloat16")
-        if self.fit not in FITS:
-            raise UsageError(f"unknown --fit {self.fit!r}; known: {', '.join(FITS)}")
-        if self.weights_dtype not in ("float32", "float16"):
-            raise UsageError(f"unknown --weights-dtype {self.weights_dtype!r}; float32 or float16")
-        if self.device not in ("auto", "cpu"):
-            raise UsageError("train takes --device auto or cpu; choose GPUs by accelerate launch")
+        if self.tensorboard:
+            raise UsageError("--tensorboard is --tracker tensorboard now")
+        check_launcher()
+        self.autocast()
 
-    def loop(self) -> TrainOptions:
-        """The loop's own options."""
-        from ..training.loop import TrainOptions
-
-        names = {one.name for one in fields(TrainOptions)}
-        values = {name: value for name, value in asdict(self).items() if name in names}
-        return TrainOptions(**values | {"precision": PRECISIONS[self.precision]})
-
-    def stored(self) -> torch.dtype:
-        """How weights are written."""
-        import torch
-
-        return torch.float16 if self.weights_dtype == "float16" else torch.float32
+    def autocast(self) -> str:
+        """Name the precision as accelerate does: --precision, else the launcher's."""
+        theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if self.precision is None and theirs not in PRECISIONS.values():
+            raise UsageError(f"the launcher asks for {theirs}; bf16 it can be, or give --precision")
+        return theirs if self.precision is None else PRECISIONS[self.precision]
 
     def placed(self, model: Model) -> Model:
-        """The model on this process's device, with --licence recorded if it was given."""
-        if self.licence is not None:
-            model.config = replace(model.config, licence=self.licence)
-        return model.to(self.place())
-
-    def place(self) -> str:
-        """This process's device: one of the machine's GPUs in turn, or the CPU."""
+        """Put the model on this process's device, one of the machine's GPUs in turn or the CPU, and
+        --licence into it if that was given."""
         import torch
 
-        if not torch.accelerator.is_available():
-            return "cpu"
-        return device_of_share(self.device, launched()[0])
+        if self.licence is not None:
+            model.config = replace(model.config, licence=self.licence)
+        here = torch.accelerator.is_available()
+        return model.to(device_of(self.device, launched()[0]) if here else "cpu")
 
-    def data(self, data: Path, config: ModelConfig) -> tuple[Pictures, Pictures]:
-        """Training and validation pictures in the model's frame."""
-        from ..training.data import find_labels, split
-        from .data import open_data
+    def task(self, data: Path, folder: Path, config: ModelConfig) -> Task:
+        """Open the pictures in the model's frame, and hold some out."""
+        import torch
+
+        from ..training.data import Task, find_labels, split
 
         pictures = open_data(data, config.image_size, config.channels, self.fit, self.quiet)
-        return split(pictures, find_labels(data, self.labels))
+        dtype = torch.float16 if self.weights_dtype == "float16" else torch.float32
+        return Task(*split(pictures, find_labels(data, self.labels)), folder, dtype)
+
+    def condition(self, data: Path, columns: str) -> Condition:
+        """Read the labels of these columns."""
+        from ..training.conditional import condition
+        from ..training.data import find_labels
+
+        return condition(find_labels(data, self.labels), split_names(columns))
+
+    def trackers(self) -> list[str]:
+        """List --tracker's. Raises UsageError for one that isn't known or installed."""
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS as KNOWN
+        from accelerate.tracking import get_available_trackers
+
+        for name in (names := split_names(self.tracker)):
+            if name not in KNOWN:
+                raise UsageError(f"no tracker {name!r}; known: {', '.join(KNOWN)}")
+            if name not in map(str, get_available_trackers()):
+                raise UsageError(f"--tracker {name} needs a package: pip install {name}")
+        return names
 
 
-def run(stage: Stage, flags: TrainFlags, folder: Path) -> None:
+def check_launcher() -> None:
+    """Raise UsageError for an engine that training doesn't use, and for tasks of Slurm or MPI that
+    know nothing of one another."""
+    for engine in ENGINES:
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in YES:
+            raise UsageError(f"the launcher asks for {engine}, which isn't used; launch it without")
+    for variable in TASKS:
+        tasks = os.environ.get(variable, "")
+        if tasks.isdecimal() and int(tasks) > 1 and "RANK" not in os.environ:
+            raise UsageError(
+                f"{variable} is {tasks}, and each of these tasks would train alone: start one a "
+                "node, with torchrun … -m pdae_cli train … or accelerate launch in it"
+            )
+
+
+def run(stage: Stage, flags: TrainFlags, task: Task) -> None:
     """Run the loop and show how it goes."""
     from ..training.estimate import estimate
     from ..training.loop import Run
-    from ..training.tracking import tensorboard
+    from ..training.stage import TrainOptions
 
-    options = flags.loop()
-    training = Run(stage, options, folder, cpu=flags.device == "cpu")
-    first = training.accelerator.is_main_process
-    out = Output(json=flags.json and first, quiet=flags.quiet or not first)
+    given = asdict(flags) | {"precision": flags.autocast()}
+    options = TrainOptions(**{one.name: given[one.name] for one in fields(TrainOptions)})
+    training = Run(stage, options, task.folder, flags.device == "cpu", flags.trackers())
+    out = Output(flags.json and training.rank == 0, flags.quiet or training.rank > 0)
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", options.precision):
+        out.say(f"--precision {flags.precision} goes before the launcher's mixed precision")
     if flags.dry_run:
-        return show_needs(out, estimate(training, flags.stored()))
-    parameters = sum(p.numel() for p in training.parameters.values())
+        return show_needs(out, estimate(training, task.dtype))
+    millions = sum(p.numel() for p in training.parameters.values()) / 1e6
     out.say(
-        f"{stage.name}: {parameters / 1e6:.2f} M parameters on {training.accelerator.device}, "
+        f"{stage.name}: {millions:.2f} M parameters on {training.accelerator.device}, "
         f"step {training.step} of {training.steps}, {len(stage.source)} pictures or codes; "
         f"log and samples in {training.folder}"
     )
-    with ExitStack() as stack:
-        bar = stack.enter_context(out.progress(stage.name, options.images))
-        if curves := flags.tensorboard and first:
-            track = stack.enter_context(
-                tensorboard(training.folder / "tensorboard" / stage.name, training.step)
-            )
+    with out.progress(stage.name, options.images) as bar:
 
         def report(record: dict[str, object]) -> None:
             note = " ".join(
-                f"{key} {value:.4g}"
-                for key, value in record.items()
-                if key not in ("step", "images") and isinstance(value, float)
+                f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float)
             )
             bar.advance_to(int(str(record["images"])), note)
             if out.json:
                 out.result(record, "")
             elif not out.interactive:
                 out.say(f"step {record['step']} images {record['images']} {note}")
-            if curves:
-                track(record)
 
         training.train(report)
 
 
 def show_needs(out: Output, needs: dict[str, Any]) -> None:
-    """A dry run's record, or lines for people."""
-    if out.json:
-        return out.result(needs, "")
-
-    def size(name: str) -> str:
-        return f"{needs[f'{name}_bytes'] / 2**20:,.1f} MiB"
-
-    parts = ("weights", "gradients", "adam", "average", "activations")
-    hours = needs["seconds_left"] / 3600
+    """Print a dry run's record, or lines for people."""
+    parts = ("memory", "weights", "gradients", "adam", "average", "activations")
+    sizes = {n: f"{needs[f'{n}_bytes'] / 2**20:,.1f} MiB" for n in (*parts, "checkpoint", "free")}
     lines = (
         f"{needs['stage']} on {needs['processes']} x {needs['device']}: "
         f"{needs['parameters']:,} parameters, {needs['trained_parameters']:,} of them trained",
-        f"memory a process: {size('memory')} ({', '.join(f'{n} {size(n)}' for n in parts)})",
-        f"arithmetic: {needs['flops_a_step'] / 1e9:,.1f} GFLOP a step",
-        f"disk: {size('checkpoint')} a checkpoint, twice that while it is replaced; "
-        f"{size('free')} free",
-        f"time: {needs['seconds_a_step']:.3g} s a step, {hours:.3g} h for "
+        f"memory a process: {sizes['memory']} "
+        f"({', '.join(f'{name} {sizes[name]}' for name in parts[1:])})",
+        f"disk: {sizes['checkpoint']} a checkpoint, twice that while it is replaced; "
+        f"{sizes['free']} free",
+        f"time: {needs['seconds_a_step']:.3g} s a step, {needs['seconds_left'] / 3600:.3g} h for "
         f"{needs['steps_left']:,} steps, without metrics and sample sheets",
     )
-    for line in lines:
-        out.result({}, line)
+    for line in ("",) if out.json else lines:
+        out.result(needs, line)
 
 
 @dataclass(frozen=True)
 class ShapeFlags(TrainFlags):
     """What eps_theta is to be."""
 
-    init_from: Annotated[str | None, typer.Option(help="Start from this model's weights.")] = None
-    first_stage: Annotated[
-        str | None,
-        typer.Option(help="Diffuse this autoencoder's latents: diffusers' folder or Hub id."),
-    ] = None
-    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64
-    channels: Annotated[int, typer.Option(help="3 for colour, 1 for gray.")] = 3
-    patch: Annotated[int, typer.Option(help="Space-to-depth at the input: 1 (none) or 2.")] = 1
-    base_channels: Annotated[int, typer.Option(help="Width of the first level.")] = 64
-    multipliers: Annotated[str, typer.Option(help="Width of each level / base.")] = "1,2,3,4"
-    blocks: Annotated[int, typer.Option(help="Residual blocks a level.")] = 2
-    attention: Annotated[str, typer.Option(help="Attention at these map sizes.")] = "16,8"
-    head_channels: Annotated[int, typer.Option(help="Channels an attention head.")] = 64
-    dropout: Annotated[float, typer.Option(help="In every residual block.")] = 0.1
-    betas: Annotated[str, typer.Option(help="Noise schedule: linear or cosine.")] = "linear"
-    prediction: Annotated[
-        str, typer.Option(help="What the network outputs: v, or eps as in DDPM.")
-    ] = "v"
+    init_from: str | None = option(None, None, "Start from this model's weights.")
+    image_size: int = option(64, None, "Height and width in pixels.")
+    channels: int = option(3, NETWORK, "3 for colour, 1 for gray.")
+    first_stage: str | None = option(None, NETWORK, "Diffuse the latents of diffusers' model.")
+    patch: int = option(1, NETWORK, "Space-to-depth at the input: 1 (none) or 2.", rare=True)
+    base_channels: int = option(64, NETWORK, "Width of the first level.")
+    multipliers: str = option("1,2,3,4", NETWORK, "Width of each level / base.")
+    blocks: int = option(2, NETWORK, "Residual blocks a level.")
+    attention: str = option("16,8", NETWORK, "Attention at these map sizes.")
+    head_channels: int = option(64, NETWORK, "Channels an attention head.", rare=True)
+    dropout: float = option(0.1, NETWORK, "In every residual block.")
+    betas: Literal["linear", "scaled_linear", "cosine", "constant"] = option(
+        "linear", NETWORK, "Noise schedule."
+    )
+    prediction: Literal["v", "eps"] = option("v", NETWORK, "What the network outputs.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,7 +230,7 @@ class ShapeFlags(TrainFlags):
             raise UsageError("--init-from goes on with a model's own latents; leave --first-stage")
 
     def network(self) -> dict[str, Any]:
-        """Arguments of training.dpm.new_dpm."""
+        """Choose the arguments of training.dpm.new_dpm."""
         from ..checkpoints import load_first_stage
 
         theirs = {one.name for one in fields(TrainFlags)} | {"init_from", "first_stage"}
@@ -249,24 +243,17 @@ class ShapeFlags(TrainFlags):
 
 @app.command()
 @takes(ShapeFlags)
-def dpm(
-    data: Data,
-    output: Folder,
-    options: ShapeFlags,
-) -> None:
+def dpm(data: Data, output: Folder, options: ShapeFlags) -> None:
     """Train eps_theta, a diffusion model of the pictures.
 
     Example: pdae train dpm photos/ -o runs/dpm --image-size 64
     """
     from ..training.dpm import dpm_stage, new_dpm
 
-    if options.init_from is None:
-        model = new_dpm(**options.network())
-    else:
-        model = load_model(options.init_from)
-    options.placed(model)
-    train, held_out = options.data(data, model.config)
-    run(dpm_stage(model, train, held_out, output, options.stored()), options, output)
+    name = options.init_from
+    model = options.placed(new_dpm(**options.network()) if name is None else load_model(name))
+    task = options.task(data, output, model.config)
+    run(dpm_stage(model, task), options, task)
 
 
 @app.command()
@@ -275,73 +262,113 @@ def autoencoder(
     data: Data,
     output: Folder,
     options: TrainFlags,
-    dpm: Annotated[
-        str | None,
-        typer.Option(help="The pre-trained model: name, folder, Hub id, or what convert reads."),
-    ] = None,
-    init_from: Annotated[
-        str | None, typer.Option(help="Go on with all parts of this model instead of --dpm.")
-    ] = None,
-    z_dim: Annotated[int, typer.Option(min=1, help="Dimensions of z.")] = 512,
-    condition: Annotated[
-        str | None,
-        typer.Option(help="Columns of the labels, a,b,…: G_psi takes those, and no encoder is."),
-    ] = None,
+    dpm: Annotated[str | None, common(help="The pre-trained model, or a checkpoint.")] = None,
+    init_from: Annotated[str | None, common(help="Or: go on with all of this model.")] = None,
+    z_dim: Dimensions = 512,
+    condition: Annotated[str | None, shape(help="Labels a,b,… for G_psi: no encoder.")] = None,
+    weighting: Annotated[
+        Literal["lambda", "v"], learning(help="Of timesteps: PDAE's, or v's error.")
+    ] = "lambda",
+    gamma: Annotated[float, learning(help="Exponent of lambda: SNR^gamma / (1 + SNR).")] = 0.1,
 ) -> None:
     """Train the encoder E_phi and the gradient estimator G_psi against a frozen eps_theta.
 
     Example: pdae train autoencoder photos/ --dpm runs/dpm -o runs/model
     """
     from ..checkpoints import load_dpm
-    from ..training.autoencoder import autoencoder_stage, with_autoencoder
+    from ..training.autoencoder import Weighting, autoencoder_stage, with_autoencoder
+    from ..training.conditional import conditional_stage, with_labels
 
     if (dpm is None) == (init_from is None):
         raise UsageError("give either --dpm, to train new parts, or --init-from, to go on with old")
-    if condition is not None:
-        from .train_conditional import run_conditional
-
-        return run_conditional(data, output, options, dpm, init_from, z_dim, condition)
-    if dpm is not None:
-        model = with_autoencoder(load_dpm(dpm, Output().say), z_dim, options.seed)
-    else:
-        model = load_model(str(init_from))
-        if model.gradient_estimator is None or model.encoder_network is None:
+    labels = None if condition is None else options.condition(data, condition)
+    if init_from is not None:
+        model = load_model(init_from)
+        if labels is None and (model.gradient_estimator is None or model.encoder is None):
             raise UsageError(f"{init_from} has no encoder and gradient estimator; use --dpm")
-    options.placed(model)
-    train, held_out = options.data(data, model.config)
-    run(autoencoder_stage(model, train, held_out, output, options.stored()), options, output)
+        theirs = model.config.labels
+        if labels is not None and (theirs is None or theirs.classes != labels.classes):
+            raise UsageError(f"{init_from} has no G_psi that takes these labels; use --dpm")
+    elif labels is not None:
+        model = with_labels(load_dpm(str(dpm), Output().say), labels.classes, z_dim, options.seed)
+    else:
+        model = with_autoencoder(load_dpm(str(dpm), Output().say), z_dim, options.seed)
+    task = options.task(data, output, options.placed(model).config)
+    how = Weighting(weighting, gamma)
+    if labels is not None:
+        run(conditional_stage(model, task, labels, how), options, task)
+    else:
+        run(autoencoder_stage(model, task, how), options, task)
 
 
 def load_model(name: str) -> Model:
-    """A model on the CPU, where training takes over."""
+    """Load a model on the CPU, where training takes over."""
     from ..checkpoints import load
 
     return load(name, device="cpu")
 
 
 @app.command()
-@takes(TrainFlags)
+@takes(TrainFlags, without=("flip", "channels_last", "checkpoint_activations"))
 def latent(
     data: Data,
-    model_name: Annotated[
-        str, typer.Option("--model", "-m", help="The model that gets a latent DPM.")
-    ],
+    model_name: Annotated[str, common("--model", "-m", help="The model that gets a latent DPM.")],
     options: TrainFlags,
-    width: Annotated[int, typer.Option(min=1, help="Of the hidden layers.")] = 512,
-    layers: Annotated[int, typer.Option(min=2, help="Of the MLP.")] = 10,
-    dropout: Annotated[float, typer.Option(help="In every layer.")] = 0.0,
+    width: Annotated[int, shape(min=1, help="Of the hidden layers.")] = 512,
+    layers: Annotated[int, shape(min=2, help="Of the MLP.")] = 10,
+    dropout: Annotated[float, shape(help="In every layer.")] = 0.0,
 ) -> None:
     """Train the latent DPM, which `pdae sample` draws z from.
 
     Example: pdae train latent photos/ --model runs/model
     """
-    from ..checkpoints import load, writable_folder
+    from ..checkpoints import writable_folder
     from ..training.latent import latent_stage
 
     folder = writable_folder(model_name)
-    model = load(model_name, options.place())
-    train, held_out = options.data(data, model.config)
-    stage = latent_stage(
-        model, train, held_out, folder, width, layers, dropout, options.seed, options.stored()
-    )
-    run(stage, options, folder)
+    model = options.placed(load_model(model_name))
+    task = options.task(data, folder, model.config)
+    run(latent_stage(model, task, width, layers, dropout, options.seed), options, task)
+
+
+@app.command()
+@takes(ShapeFlags)
+def diffae(data: Data, output: Folder, options: ShapeFlags, z_dim: Dimensions = 512) -> None:
+    """Train a Diff-AE to compare with: E_phi and an eps_theta that takes z, both from scratch.
+
+    Example: pdae train diffae photos/ -o runs/diffae --image-size 64
+    """
+    from ..training.diffae import diffae_stage, new_diffae
+
+    if options.init_from is None:
+        model = new_diffae(z_dim=z_dim, **options.network())
+    else:
+        model = load_model(options.init_from)
+        if not model.takes_z or model.encoder is None:
+            raise UsageError(f"{options.init_from} is no Diff-AE; leave --init-from out")
+    task = options.task(data, output, options.placed(model).config)
+    run(diffae_stage(model, task), options, task)
+
+
+@app.command()
+@takes(TrainFlags)
+def classifier(
+    data: Data,
+    output: Folder,
+    options: TrainFlags,
+    dpm: Annotated[str, common(help="The model that it is to guide: name, folder, Hub id.")],
+    condition: Annotated[str, common(help="Columns of the labels, a,b,….")],
+    base_channels: Annotated[int, shape(min=1, help="Width of the first level.")] = 64,
+) -> None:
+    """Train a classifier of noisy pictures, whose gradient guides `pdae sample --classifier`.
+
+    Example: pdae train classifier photos/ --dpm runs/dpm --condition smiling -o runs/classifier
+    """
+    from ..checkpoints import load_dpm
+    from ..training.classifier import classifier_stage, new_classifier
+
+    labels = options.condition(data, condition)
+    model = options.placed(load_dpm(dpm, Output().say))
+    network = new_classifier(model, labels.classes, base_channels, options.seed)
+    task = options.task(data, output, model.config)
+    run(classifier_stage(model, network, task, labels), options, task)

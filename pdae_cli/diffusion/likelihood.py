@@ -1,11 +1,8 @@
-"""The density that a diffusion model gives a picture, by the probability-flow ODE.
-
-Along the ODE the log density changes by the divergence of its drift (Song et al. 2021, sec. 4.3;
-Chen et al. 2018). With d(x / signal) = eps dsigma and lambda = log(signal / noise):
+"""The density that a diffusion model gives a picture: along the ODE its logarithm changes by the
+divergence of the drift (Song et al. 2021, sec. 4.3; Chen et al. 2018). With d(x / signal) = eps
+dsigma, from the picture's lambda = log(signal / noise) to x_T's, for D values in a picture:
 
     log p(x_0) = log N(x_T; 0, I) + D log(signal_T / signal_0) - ∫ noise div_x(eps) dlambda
-
-from the picture's lambda to the noise's, with D values in a picture.
 """
 
 from __future__ import annotations
@@ -17,19 +14,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .grids import Node
-from .solvers import Noise, Predict
+from .solvers import Node, Noise, Predict
 
 LEVEL = 2 / 255  # between neighbouring 8-bit values, on [-1, 1]
 
 
 def log_density(predict: Predict, x: Tensor, grid: Sequence[Node], probe: Noise) -> Tensor:
-    """log p of states x (N, …) at grid[0], the picture's end, in nats; (N,).
+    """log p of states x (N, …) at grid[0], the picture's end, in nats; (N,). `predict` must be
+    differentiable in x; `probe` draws the random signs of `divergence`.
 
-    The state goes by the trapezoid rule for eps linear in lambda, begun by an Euler step; the
-    divergence by the trapezoid rule in lambda. Order two; NFE = 2 steps + 1, of which steps + 1
-    with a gradient. `predict` must be differentiable in x; `probe` draws the random signs of the
-    divergence's estimate (see `divergence`).
+    The state goes by the trapezoid rule for eps linear in lambda, begun by an Euler step, the
+    divergence by that in lambda. Order two; NFE = 2 steps + 1, of which steps + 1 with a gradient.
     """
     change = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     eps, spread = divergence(predict, x, grid[0].t, probe)
@@ -60,8 +55,7 @@ def divergence(predict: Predict, x: Tensor, t: int, probe: Noise) -> tuple[Tenso
 
 
 def trapezoid(here: Node, there: Node) -> tuple[float, float]:
-    """∫ eps dsigma from here to there as weights of eps at both ends, exact where eps is linear in
-    lambda."""
+    """∫ eps dsigma as weights of eps at both ends, exact where eps is linear in lambda."""
     change = there.sigma - here.sigma
     of_there = there.sigma + change / (there.lam - here.lam)
     return change - of_there, of_there

@@ -1,8 +1,5 @@
-"""Random numbers that depend on what they are for and on nothing else.
-
-A stream is named by a seed and a key (a picture's digest, a sample's number, a training step), so
-it doesn't change with batch size, order or device. Everything is drawn on the CPU.
-"""
+"""Random numbers that depend on what they are for and on nothing else: neither on batch size, order
+nor device. Everything is drawn on the CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +12,8 @@ from torch import Generator, Tensor
 
 
 def generator(seed: int, *key: object) -> Generator:
-    """A generator whose stream is a pure function of the seed and the key."""
+    """A generator whose stream is a pure function of the seed and the key (a picture's digest, a
+    sample's number, a training step)."""
     name = ":".join(str(part) for part in (seed, *key))
     digest = hashlib.sha256(name.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -32,11 +30,8 @@ def clone(one: Generator) -> Generator:
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Spherical interpolation of noise, each row (N, …) as one vector; 0 gives a, 1 gives b.
-
-    Where the two are parallel or opposite the arc isn't defined by them: parallel vectors go along
-    the chord, opposite ones around through a fixed orthogonal direction. Always finite.
-    """
+    """Spherical interpolation of noise, each row (N, …) as one vector; 0 gives a, 1 gives b: along
+    the chord of parallel ones, around opposite ones by a fixed direction. Always finite."""
     shape, u, v = a.shape, a.flatten(1).double(), b.flatten(1).double()
     length_u, length_v = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
     unit_u, unit_v = u / length_u.clamp(min=1e-12), v / length_v.clamp(min=1e-12)
@@ -44,8 +39,8 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     angle = 2 * torch.atan2((unit_u - unit_v).norm(dim=1), (unit_u + unit_v).norm(dim=1))[:, None]
     arc = ((1 - share) * angle).sin() * u + (share * angle).sin() * v
     arc = arc / angle.sin().clamp(min=1e-12)
-    # Opposite vectors: any orthogonal direction leads around.
-    side = torch.roll(unit_u, 1, dims=1) * _alternating(u)
+    signs = 1.0 - 2.0 * (torch.arange(u.shape[1], device=u.device) % 2)  # +1, -1 …: not parallel
+    side = torch.roll(unit_u, 1, dims=1) * signs
     side = side - (side * unit_u).sum(1, keepdim=True) * unit_u
     side = side / side.norm(dim=1, keepdim=True).clamp(min=1e-12)
     around = (share * angle).cos() * unit_u + (share * angle).sin() * side
@@ -53,8 +48,3 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     result = torch.where(angle > math.pi - 1e-6, around, arc)
     result = torch.where(angle < 1e-6, u + share * (v - u), result)
     return result.reshape(shape).to(a.dtype)
-
-
-def _alternating(x: Tensor) -> Tensor:
-    """+1, -1, +1 …: turns a rolled vector into one that isn't parallel to the original."""
-    return 1.0 - 2.0 * (torch.arange(x.shape[1], device=x.device) % 2)

@@ -1,16 +1,11 @@
-"""The procedures of the programs that converted models come from, exactly as they are.
-
-Ours differ on purpose (docs/checkpoints.md says why); these are here so that the numbers of a
-paper, or of another program, can be reproduced. A trajectory is a list of steps, each from one
-noise level to another with the network asked at some timestep:
-
-    x_0 = (x - sqrt(1 - here) eps) / sqrt(here), clamped to [-1, 1]; eps recomputed from it;
-    x   = sqrt(there) x_0 + sqrt(1 - there) eps
+"""The procedures of the programs that converted models come from, exactly as they are; ours differ
+on purpose (docs/checkpoints.md). A trajectory is a list of steps of DDIM, with x_0 clamped to
+[-1, 1] and eps recomputed from it:
 
 `pdae`: n + 1 states at int(linspace(0, T-1, n + 1)), the picture is the state at t = 0 both ways;
-    clamped and recomputed, also in the latent DPM, which starts from a clamped z_T.
+    so too in the latent DPM, which starts from a clamped z_T.
 `diffae` (and guided-diffusion): n states evenly strided from t = 0; decoding ends at alpha_bar = 1,
-    encoding at alpha_bar = 0, so that x_T is the last eps; clamped and recomputed.
+    encoding at alpha_bar = 0, so that x_T is the last eps.
 `diffusers`: the same strides; encoding asks the network at the timestep that it goes to; clamped
     only where the scheduler's clip_sample says so, and eps isn't recomputed.
 """
@@ -18,7 +13,6 @@ noise level to another with the network asked at some timestep:
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .schedule import Schedule
+from .schedule import Level, Schedule
 from .solvers import Predict
 
 PROGRAMS = ("pdae", "diffae", "diffusers")
@@ -37,11 +31,11 @@ UNGUIDED_SHARE = 0.3  # samples leave the last part of the way to eps_theta (PDA
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a trajectory."""
+    """A step between states of alpha_bar `here` and `there`, with the network asked at t."""
 
-    t: int  # that the network is asked at
-    here: float  # alpha_bar of the state before
-    there: float  # … and after
+    t: int
+    here: float
+    there: float
 
 
 def steps(program: str, schedule: Schedule, count: int, encode: bool) -> list[Step]:
@@ -49,18 +43,12 @@ def steps(program: str, schedule: Schedule, count: int, encode: bool) -> list[St
     levels = schedule.alpha_bar.tolist()
     if program == "pdae":
         times = torch.linspace(0, schedule.timesteps - 1, count + 1, dtype=torch.float64).long()
-        states = sorted(set(times.tolist()))
-        pairs = list(itertools.pairwise(states))
-        if encode:
-            return [Step(low, levels[low], levels[high]) for low, high in pairs]
-        return [Step(high, levels[high], levels[low]) for low, high in reversed(pairs)]
-    stride = schedule.timesteps // count
-    states = list(range(0, schedule.timesteps, stride))
+        states = sorted(set(times.tolist()), reverse=not encode)
+        return [Step(t, levels[t], levels[to]) for t, to in itertools.pairwise(states)]
+    states = list(range(0, schedule.timesteps, schedule.timesteps // count))
     if len(states) != count:
-        raise UsageError(
-            f"{program} can't divide {schedule.timesteps} timesteps into {count} equal strides; "
-            "choose a divisor as --inference-steps"
-        )
+        uneven = f"{program} can't divide {schedule.timesteps} timesteps into {count} equal strides"
+        raise UsageError(f"{uneven}; choose a divisor as --inference-steps")
     below = [1.0, *(levels[t] for t in states[:-1])]
     above = [*(levels[t] for t in states[1:]), 0.0]
     if not encode:
@@ -80,13 +68,13 @@ def ddim(
 ) -> Tensor:
     """Deterministic DDIM along the steps; `seen` is shown the state after each."""
     for step in trajectory:
-        eps = predict(x, step.t)
-        x_0 = (x - math.sqrt(1 - step.here) * eps) / math.sqrt(step.here)
+        here, eps = Level.of(step.here), predict(x, step.t)
+        x_0 = here.x_0(x, eps)
         if clip:
             x_0 = x_0.clamp(-1, 1)
         if clip and recompute:
-            eps = (x - math.sqrt(step.here) * x_0) / math.sqrt(1 - step.here)
-        x = math.sqrt(step.there) * x_0 + math.sqrt(1 - step.there) * eps
+            eps = here.eps(x, x_0)
+        x = Level.of(step.there).noised(x_0, eps)
         seen(x)
     return x
 

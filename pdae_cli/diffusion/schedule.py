@@ -1,28 +1,26 @@
-"""The noise schedule and everything that follows from it in closed form.
+"""The noise schedule, and the equations of DDPM and PDAE that follow from it in closed form.
 
-Notation of DDPM and PDAE: t = 0 … T-1, alpha_t = 1 - beta_t, alpha_bar_t = prod alpha_s,
-alpha_bar_{-1} = 1, SNR_t = alpha_bar_t / (1 - alpha_bar_t). Tables are float64 and live on the
-CPU; functions of (x, t) gather from them and return tensors of x's dtype on x's device.
+t = 0 … T-1, alpha_t = 1 - beta_t, alpha_bar_t = prod alpha_s, alpha_bar_{-1} = 1. Functions of
+(x, t) gather from float64 tables on the CPU, and return tensors of x's dtype on x's device.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 BETAS = ("linear", "scaled_linear", "cosine", "constant")
+WEIGHTINGS = ("lambda", "v")
 
 
 def make_betas(kind: str, timesteps: int, beta_start: float, beta_end: float) -> Tensor:
-    """Return beta_t as float64 of shape (timesteps,).
-
-    `linear`: DDPM sec. 4; `scaled_linear`: linear in its root (latent diffusion); `cosine`:
-    improved DDPM eq. 17 (start and end are not used); `constant`: beta_start throughout, the
-    latent DPM's (PDAE sec. 4.8).
-    """
+    """Return beta_t (timesteps,) float64. `linear`: DDPM sec. 4; `scaled_linear`: in its root
+    (latent diffusion); `cosine`: improved DDPM eq. 17, without start and end;
+    `constant`: beta_start throughout, the latent DPM's (PDAE sec. 4.8)."""
     if kind == "linear":
         return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
     if kind == "scaled_linear":
@@ -36,6 +34,42 @@ def make_betas(kind: str, timesteps: int, beta_start: float, beta_end: float) ->
     raise ValueError(f"unknown beta schedule {kind!r}; known: {', '.join(BETAS)}")
 
 
+class Level(NamedTuple):
+    """How noisy states are: x_t = signal x_0 + noise eps. Numbers, or (N, 1, …), a row each."""
+
+    signal: Any
+    noise: Any
+
+    @classmethod
+    def of(cls, alpha_bar: float) -> Level:
+        return cls(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+
+    def noised(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM eq. 4)."""
+        return self.signal * x_0 + self.noise * eps
+
+    def x_0(self, x_t: Tensor, eps: Tensor) -> Tensor:
+        """The picture that x_t and its noise imply."""
+        return (x_t - self.noise * eps) / self.signal
+
+    def eps(self, x_t: Tensor, x_0: Tensor) -> Tensor:
+        """The noise that x_t and its picture imply."""
+        return (x_t - self.signal * x_0) / self.noise
+
+    def guided(self, eps: Tensor, gradient: Tensor, w: float = 1.0) -> Tensor:
+        """eps^ = eps_theta - sqrt(1 - alpha_bar_t) w G (PDAE eq. 9; with G = grad log p(y | x_t),
+        classifier guidance: Dhariwal & Nichol 2021, algorithm 2)."""
+        return eps - self.noise * w * gradient
+
+
+def posterior(alpha: Any, beta: Any, here: Any, there: Any) -> tuple[Any, Any, Any]:
+    """Weights of x_0 and of x_here in the mean of q(x_there | x_here, x_0), and its variance (DDPM
+    eq. 7). here, there: alpha_bar, numbers or tables; alpha = here / there and beta = 1 - alpha."""
+    of_x_0 = there**0.5 * beta / (1 - here)
+    of_x_t = alpha**0.5 * (1 - there) / (1 - here)
+    return of_x_0, of_x_t, beta * (1 - there) / (1 - here)
+
+
 class Schedule:
     """beta_t and its consequences, as float64 tables of shape (T,)."""
 
@@ -46,21 +80,17 @@ class Schedule:
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
     ) -> None:
-        self.timesteps = timesteps
-        self.beta = make_betas(betas, timesteps, beta_start, beta_end)
+        self.timesteps, self.beta = timesteps, make_betas(betas, timesteps, beta_start, beta_end)
         self.alpha = 1 - self.beta
         self.alpha_bar = self.alpha.cumprod(0)
         self.alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         self.snr = self.alpha_bar / (1 - self.alpha_bar)
-        self.sigma = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
-
-        # Posterior q(x_{t-1} | x_t, x_0): DDPM eq. 7.
-        self.posterior_variance = self.beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
-        self.posterior_x_0 = self.alpha_bar_prev.sqrt() * self.beta / (1 - self.alpha_bar)
-        self.posterior_x_t = self.alpha.sqrt() * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
-
+        self.signal, self.noise = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
+        self.posterior_x_0, self.posterior_x_t, self.posterior_variance = posterior(
+            self.alpha, self.beta, self.alpha_bar, self.alpha_bar_prev
+        )
         # What the mean shift Sigma_t G_psi means in units of eps: PDAE eq. 10.
-        self.shift = self.alpha.sqrt() * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar).sqrt()
+        self.shift = self.alpha.sqrt() * (1 - self.alpha_bar_prev) / self.noise
 
     def to(self, device: torch.device) -> Schedule:
         """The same tables on another device, so that training doesn't copy them in each step."""
@@ -71,22 +101,19 @@ class Schedule:
                 setattr(moved, name, table.to(device))
         return moved
 
-    def loss_weight(self, gamma: float = 0.1) -> Tensor:
-        """lambda_t = SNR^gamma / (1 + SNR), PDAE sec. 3.4; (T,) float64."""
-        return self.snr**gamma / (1 + self.snr)
+    def level(self, t: int | Tensor, like: Tensor | None = None) -> Level:
+        """The level of all states at the timestep t, or of each, `like` x, at its own, t (N,)."""
+        if isinstance(t, int) or like is None:
+            return Level.of(self.alpha_bar[t].item())
+        return Level(gather(self.signal, t, like), gather(self.noise, t, like))
 
     def add_noise(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM eq. 4)."""
-        return (
-            gather(self.alpha_bar.sqrt(), t, x_0) * x_0
-            + gather((1 - self.alpha_bar).sqrt(), t, x_0) * eps
-        )
+        """x_t of pictures x_0 (N, …) at t (N,): see `Level.noised`."""
+        return self.level(t, x_0).noised(x_0, eps)
 
     def predict_x_0(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The x_0 that x_t and eps imply: the inverse of `add_noise`."""
-        return (x_t - gather((1 - self.alpha_bar).sqrt(), t, x_t) * eps) / gather(
-            self.alpha_bar.sqrt(), t, x_t
-        )
+        return self.level(t, x_t).x_0(x_t, eps)
 
     def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """mu~_t(x_t, x_0), the mean of q(x_{t-1} | x_t, x_0) (DDPM eq. 7)."""
@@ -94,8 +121,22 @@ class Schedule:
 
     def model_mean(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """mu_theta(x_t, t) of a network that predicts eps (DDPM eq. 11)."""
-        coefficient = self.beta / (1 - self.alpha_bar).sqrt()
-        return (x_t - gather(coefficient, t, x_t) * eps) / gather(self.alpha.sqrt(), t, x_t)
+        coefficient = gather(self.beta / self.noise, t, x_t)
+        return (x_t - coefficient * eps) / gather(self.alpha.sqrt(), t, x_t)
+
+    def residual(self, eps: Tensor, eps_theta: Tensor, t: Tensor, gradient: Tensor) -> Tensor:
+        """eps - eps_theta + shift_t G_psi: what PDAE's objective squares (eq. 10), and the gap
+        mu~ - mu_theta - Sigma_t G_psi up to a factor of t (sec. 3.2)."""
+        return eps - eps_theta + gather(self.shift, t, eps) * gradient
+
+    def loss_weight(self, kind: str = "lambda", gamma: float = 0.1) -> Tensor:
+        """The weight of the squared residual in eps at each t, (T,) float64. `lambda`: SNR^gamma /
+        (1 + SNR) (PDAE sec. 3.4); `v`: 1 / alpha_bar, the residual as the error of v (Salimans &
+        Ho 2022), at most 1e5, since the cosine schedule ends at alpha_bar = 2e-9."""
+        if kind not in WEIGHTINGS:
+            raise ValueError(f"unknown weighting {kind!r}; known: {', '.join(WEIGHTINGS)}")
+        as_v = 1 / self.alpha_bar.clamp(min=1e-5)
+        return as_v if kind == "v" else self.snr**gamma / (1 + self.snr)
 
 
 def gather(table: Tensor, t: Tensor, like: Tensor) -> Tensor:

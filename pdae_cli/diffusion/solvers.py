@@ -1,11 +1,8 @@
-"""Solvers: functions (predict, x, grid) → x. They know no network, and no network knows them.
+"""Solvers: functions (predict, x, grid) → x, a row each in SOLVERS, and the grids that they visit.
 
-`predict(x, t)` returns the (guided) noise eps^ of the state x at the integer timestep t. A grid is
-the list of nodes that the solver visits; from noise to picture it decodes, from picture to noise
-it encodes. As in the authors' code, the picture is the state at timestep 0.
-
-The ODE is d(x / signal) = eps^ dsigma (DDIM), the reverse SDE that of Song et al. (2021).
-A new solver is one function here and one row in SOLVERS.
+`predict(x, t)` returns the (guided) noise eps^ of the state x at the integer timestep t. From noise
+to picture a grid decodes, the other way it encodes; the picture is the state at t = 0, as in the
+authors' code. The ODE is d(x / signal) = eps^ dsigma (DDIM), the SDE that of Song et al. (2021).
 """
 
 from __future__ import annotations
@@ -14,40 +11,73 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .grids import Node
+from .schedule import Level, Schedule, posterior
 
 Predict = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]  # a fresh draw of N(0, I), like x
 VARIANCES = ("small", "large", "learned")  # of ancestral sampling: see `ancestral`
-PICTURE = Node(-1, 1.0)  # where stochastic solvers end, one step below timestep 0
 CORRECTOR_SNR = 0.16  # of the Langevin step (Song et al. 2021, app. G)
 TRUSTED_DEFECT = 0.2  # RMS on [-1, 1] beyond which a defect says nothing about its cure
 
-# --- Deterministic: the ODE, both ways -----------------------------------------------------------
+
+class Node:
+    """A state that a solver visits: x = signal x_0 + noise eps at the timestep t."""
+
+    def __init__(self, t: int, alpha_bar: float) -> None:
+        self.t, self.alpha_bar, self.level = t, alpha_bar, Level.of(alpha_bar)
+        self.signal, self.noise = self.level
+        self.sigma = self.noise / self.signal  # noise in units of the signal
+        # log(signal / noise), half the log-SNR (DPM-Solver's time)
+        self.lam = -math.log(self.sigma) if self.sigma else math.inf
+
+
+PICTURE = Node(-1, 1.0)  # where stochastic solvers end, one step below timestep 0
+
+# A spacing is the coordinate, monotonic in t, in which nodes are even.
+SPACINGS: dict[str, Callable[[Schedule], Tensor]] = {
+    "uniform": lambda schedule: torch.arange(schedule.timesteps, dtype=torch.float64),
+    "quadratic": lambda schedule: torch.arange(schedule.timesteps, dtype=torch.float64).sqrt(),
+    "logsnr": lambda schedule: schedule.snr.log(),
+    # With steps twice as long at both ends as around SNR = 1, where the content is decided.
+    "asinh": lambda schedule: (schedule.snr.log() / 10).asinh(),
+}
+
+
+def decode_grid(schedule: Schedule, steps: int, spacing: str = "uniform") -> list[Node]:
+    """steps + 1 nodes (at most T) from t = T-1 down to 0, even in the spacing's coordinate. Where
+    two would coincide they move to larger t. Reversed, it is the grid that encodes."""
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
+    coordinate, last = SPACINGS[spacing](schedule), schedule.timesteps - 1
+    steps, ends = min(steps, last), (coordinate[0].item(), coordinate[-1].item())
+    wanted = torch.linspace(*ends, steps + 1, dtype=torch.float64)
+    nearest = (coordinate[None] - wanted[:, None]).abs().argmin(dim=1)
+    place = torch.arange(steps + 1)
+    distinct = ((nearest - place).cummax(0).values + place).minimum(last - steps + place)
+    return [Node(t, schedule.alpha_bar[t].item()) for t in reversed(distinct.tolist())]
 
 
 def ddim(predict: Predict, x: Tensor, grid: Sequence[Node]) -> Tensor:
     """DDIM (Song et al. 2020, eq. 12): Euler steps of the ODE. Order one; NFE = steps."""
     for here, there in itertools.pairwise(grid):
-        eps = predict(x, here.t)
         # x / signal moves by eps (sigma_there - sigma_here).
-        scale = there.signal / here.signal
-        x = scale * x + there.signal * (there.sigma - here.sigma) * eps
+        step = there.signal * (there.sigma - here.sigma) * predict(x, here.t)
+        x = there.signal / here.signal * x + step
     return x
 
 
 def dpmpp(predict: Predict, x: Tensor, grid: Sequence[Node]) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, alg. 2): exact but for x_0, which is taken as linear in
     lambda over two steps. Order two; NFE = steps."""
-    before = None  # x_0 one step ago
-    step_before = math.nan
+    before, step_before = None, math.nan  # x_0 and the length of the step before
     for here, there in itertools.pairwise(grid):
-        x_0 = (x - here.noise * predict(x, here.t)) / here.signal
+        x_0 = here.level.x_0(x, predict(x, here.t))
         step = there.lam - here.lam
         middle = x_0 if before is None else x_0 + step / (2 * step_before) * (x_0 - before)
         x = there.noise / here.noise * x - there.signal * math.expm1(-step) * middle
@@ -58,13 +88,10 @@ def dpmpp(predict: Predict, x: Tensor, grid: Sequence[Node]) -> Tensor:
 def leapfrog(
     predict: Predict, x: Tensor, grid: Sequence[Node], eps: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Asynchronous leapfrog (Zhuang et al. 2021) of the state pair (x, eps): algebraically
-    reversible, so that going back along the reversed grid with both states undoes it exactly.
-
-    A step spans two intervals of the grid and evaluates at the node between them: half of it with
-    eps as it is, half with eps reflected at the network's. Without `eps` it begins with the
-    network's own. Returns both states. Order two; NFE = steps, and one for the beginning.
-    """
+    """Asynchronous leapfrog (Zhuang et al. 2021) of the states x and eps, which the reversed grid
+    undoes exactly. A step spans two intervals: the first half with eps as it is, the second with
+    eps reflected at the network's answer between them. Without `eps` it begins with the network's
+    own. Returns both states. Order two; NFE = steps, and one for the beginning."""
     eps = predict(x, grid[0].t) if eps is None else eps
     u = x / grid[0].signal
     for here, middle, there in zip(grid[:-2:2], grid[1::2], grid[2::2], strict=True):
@@ -81,15 +108,16 @@ def corrected(
     corrections: int,
     tolerance: float = 1 / 255,
 ) -> tuple[Tensor, Tensor]:
-    """x_T with decode(x_T) = x_0, by defect correction through the decode map.
+    """x_T with decode(x_T) = x_0, by defect correction: w ← w + (x_0 - decode(encode(w))).
 
-    encode is an approximate inverse of decode; what it misses is added to what it is given:
-    w ← w + (x_0 - decode(encode(w))), from w = x_0 on. Row by row: a picture within `tolerance`
-    (half a step of 8 bits) is done; one that got worse goes back to its best x_T and stays there;
-    one that is off by more than TRUSTED_DEFECT isn't tried. The last correction isn't measured.
-
-    Returns x_T and whether each row's corrections went well, (N,) bool.
+    Row by row: a picture within `tolerance` (half a step of 8 bits) is done; one that got worse
+    goes back to its best x_T and stays there; one that is off by more than TRUSTED_DEFECT isn't
+    tried. The last correction isn't measured. Returns x_T and whether each row went well, (N,).
     """
+
+    def where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(rows[:, None, None, None], a, b)
+
     w, x_T = x_0, encode(x_0)
     best, smallest = x_T, torch.full_like(x_0[:, 0, 0, 0], math.inf)
     going = done = torch.zeros_like(smallest, dtype=torch.bool)
@@ -97,22 +125,14 @@ def corrected(
         defect = x_0 - decode(x_T)
         size = defect.flatten(1).abs().amax(1)
         better = size < smallest
-        best, smallest = _where(better, x_T, best), torch.where(better, size, smallest)
+        best, smallest = where(better, x_T, best), torch.where(better, size, smallest)
         done = smallest < tolerance
         going = better & ~done & (defect.flatten(1).square().mean(1).sqrt() < TRUSTED_DEFECT)
         if not going.any():
             return best, done
-        w = _where(going, w + defect, w)
-        x_T = _where(going, encode(w), best)
+        w = where(going, w + defect, w)
+        x_T = where(going, encode(w), best)
     return x_T, going | done
-
-
-def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Row by row, a or b. rows: (N,) bool."""
-    return torch.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-
-# --- Stochastic: from noise to picture -----------------------------------------------------------
 
 
 def ddpm(
@@ -128,38 +148,25 @@ def ddpm(
     return x
 
 
-def euler_maruyama(predict: Predict, x: Tensor, grid: Sequence[Node], noise: Noise) -> Tensor:
-    """The reverse VP-SDE by Euler-Maruyama (Song et al. 2021, eq. 6). NFE = steps + 1."""
+def euler_maruyama(
+    predict: Predict, x: Tensor, grid: Sequence[Node], noise: Noise, corrector: bool = False
+) -> Tensor:
+    """The reverse VP-SDE by Euler-Maruyama (Song et al. 2021, eq. 6): drift by x/2 + score over the
+    integral of beta. With a `corrector` each step is followed by one of Langevin dynamics (alg. 3
+    and 5), whose length r = CORRECTOR_SNR fixes row by row. NFE = steps + 1, or 2 steps + 1."""
     for here, there in itertools.pairwise([*grid, PICTURE]):
-        x, spread = _sde_step(x, predict(x, here.t), here, there)
-        if there is not PICTURE:
-            x = x + spread * noise()
-    return x
-
-
-def predictor_corrector(predict: Predict, x: Tensor, grid: Sequence[Node], noise: Noise) -> Tensor:
-    """Each step of `euler_maruyama` followed by one of Langevin dynamics (Song et al. 2021, alg. 3
-    and 5), whose length r = CORRECTOR_SNR fixes row by row. NFE = 2 steps + 1."""
-    for here, there in itertools.pairwise([*grid, PICTURE]):
-        x, spread = _sde_step(x, predict(x, here.t), here, there)
+        beta = math.log(there.alpha_bar / here.alpha_bar)
+        x = x + beta * (x / 2 - predict(x, here.t) / here.noise)
         if there is PICTURE:
-            return x
-        x = x + spread * noise()
-        score, z = -predict(x, there.t) / there.noise, noise()
-        ratio = (_norm(z) / _norm(score).clamp(min=1e-12)) * CORRECTOR_SNR
-        length = 2 * here.alpha_bar / there.alpha_bar * ratio**2
-        x = x + length * score + (2 * length).sqrt() * z
+            break
+        x = x + math.sqrt(beta) * noise()
+        if corrector:
+            score, z = -predict(x, there.t) / there.noise, noise()
+            of_z, of_score = (one.flatten(1).norm(dim=1)[:, None, None, None] for one in (z, score))
+            ratio = (of_z / of_score.clamp(min=1e-12)) * CORRECTOR_SNR
+            length = 2 * here.alpha_bar / there.alpha_bar * ratio**2
+            x = x + length * score + (2 * length).sqrt() * z
     return x
-
-
-def _sde_step(x: Tensor, eps: Tensor, here: Node, there: Node) -> tuple[Tensor, float]:
-    """Drift by x/2 + score over the integral of beta, and the root of that integral."""
-    beta = math.log(there.alpha_bar / here.alpha_bar)
-    return x + beta * (x / 2 - eps / here.noise), math.sqrt(beta)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def ancestral(
@@ -179,33 +186,26 @@ def ancestral(
     `floor`: smallest posterior variance, where `there` is the picture and the posterior has none.
     """
     alpha = here / there
-    x_0 = (x - math.sqrt(1 - here) * eps) / math.sqrt(here)
-    if clip:
-        x_0 = x_0.clamp(-1, 1)
-    of_x_0 = math.sqrt(there) * (1 - alpha) / (1 - here)
-    of_x = math.sqrt(alpha) * (1 - there) / (1 - here)
-    small = math.log(max((1 - alpha) * (1 - there) / (1 - here), floor, 1e-20))
+    x_0 = Level.of(here).x_0(x, eps)
+    x_0 = x_0.clamp(-1, 1) if clip else x_0
+    of_x_0, of_x, posterior_variance = posterior(alpha, 1 - alpha, here, there)
+    small = math.log(max(posterior_variance, floor, 1e-20))
     large = math.log(1 - alpha) if variance == "learned" or there < 1 else small
     log_variance = torch.full_like(x, small if variance == "small" else large)
-    if variance == "learned":
-        assert interpolation is not None
+    if interpolation is not None and variance == "learned":
         share = (interpolation + 1) / 2
         log_variance = share * large + (1 - share) * small
     return of_x_0 * x_0 + of_x * x, log_variance
 
 
-# --- The table -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Solver:
-    """A row: how it is called, and what its grid needs."""
+    """How it is called: an "ode" by (predict, x, grid), both ways; a "pair" likewise with a second
+    state; an "sde" by (predict, x, grid, noise), from noise to picture only."""
 
     solve: Callable[..., Any]
-    kind: str  # "ode": (predict, x, grid) both ways; "pair": likewise with a second state; "sde":
-    # (predict, x, grid, noise), from noise to picture only
+    kind: str
     intervals: int = 1  # of the grid to a step
-    title: str = ""
 
 
 SOLVERS = {
@@ -214,5 +214,5 @@ SOLVERS = {
     "leapfrog": Solver(leapfrog, "pair", intervals=2),
     "ddpm": Solver(ddpm, "sde"),
     "sde": Solver(euler_maruyama, "sde"),
-    "pc": Solver(predictor_corrector, "sde"),
+    "pc": Solver(partial(euler_maruyama, corrector=True), "sde"),
 }

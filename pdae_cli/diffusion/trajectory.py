@@ -1,24 +1,92 @@
-"""Trajectories between noise and picture: the settings of `Sampling` on a model's schedule."""
+"""Trajectories between noise and picture: their settings, which codes record, on a schedule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from ..errors import InputError, UsageError
-from . import parity, solvers
-from .grids import Node, decode_grid
+from . import parity
 from .noise import clone, normal
-from .sampling import Sampling
 from .schedule import Schedule
+from .solvers import SOLVERS, SPACINGS, Node, Predict, Solver, corrected, ddim, ddpm, decode_grid
 
+# Measured in docs/solvers.md. What a preset leaves out is Sampling's default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},  # 40 NFE both ways
+    "exact": {"inference_steps": 12, "corrections": 1},  # 48 NFE, and codes fit for editing
+    "archival": {"inference_steps": 10, "solver": "leapfrog"},  # 21 NFE, codes of twice the size
+}
 LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
 LATENT_STEPS = 50  # at least; they cost next to nothing
+NOT_FINITE = "has numbers that aren't finite; use --dtype float32"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How trajectories are solved. Codes record it, and are decoded as they were encoded."""
+
+    inference_steps: int = 20  # solver steps, each way
+    solver: str = "dpmpp"  # see solvers.SOLVERS
+    spacing: str = "asinh"  # of the time grid: see solvers.SPACINGS
+    corrections: int = 0  # of encoding, through the decode map: see solvers.corrected
+    guidance: float = 1.0  # w: how much of G_psi is added
+    guide_from: int | None = None  # guide only at timesteps t ≤ this; None: from the start
+    guide_until: int | None = None  # … and t ≥ this; None: to the end, samples for 70 % of the way
+    parity: str | None = None  # follow another program's procedure: see parity.PROGRAMS
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("solver", self.solver, SOLVERS),
+            ("spacing", self.spacing, SPACINGS),
+            ("parity", self.parity, (None, *parity.PROGRAMS)),
+        ):
+            if value not in known:
+                names = ", ".join(str(one) for one in known if one)
+                raise UsageError(f"unknown {name} {value!r}; known: {names}")
+        own = (self.solver, self.spacing, self.corrections) != ("dpmpp", "asinh", 0)
+        if self.parity is not None and own:
+            theirs = "parity is DDIM on the other program's own time grid"
+            raise UsageError(f"{theirs}; leave solver, spacing and corrections out")
+        if not 1 <= self.inference_steps <= 1000:
+            raise UsageError(f"inference steps must be 1 to 1000, not {self.inference_steps}")
+        if not math.isfinite(self.guidance):
+            raise UsageError(f"guidance must be a finite number, not {self.guidance}")
+        if not 0 <= self.corrections <= 20:
+            raise UsageError(f"corrections must be 0 to 20, not {self.corrections}")
+        if self.corrections and SOLVERS[self.solver].kind != "ode":
+            why = "is exact without" if SOLVERS[self.solver].kind == "pair" else "decodes by chance"
+            raise UsageError(f"{self.solver} {why}; leave corrections out")
+
+    def guides(self, t: int) -> bool:
+        """Whether G_psi takes part at timestep t (PDAE fig. 3)."""
+        before = self.guide_from is not None and t > self.guide_from
+        return self.guidance != 0 and not before and t >= (self.guide_until or 0)
+
+    def same_way(self, other: Sampling) -> bool:
+        """Whether the other visits the same states: all but corrections, which only encode."""
+        return (self.record() | {"corrections": 0}) == (other.record() | {"corrections": 0})
+
+    @property
+    def guides_plainly(self) -> bool:
+        """Whether guidance is at its default: all of G_psi, all the way."""
+        return (self.guidance, self.guide_from, self.guide_until or 0) == (1.0, None, 0)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as codes record them: guided to the end is guided until 0."""
+        return asdict(self) | {"guide_until": self.guide_until or 0}
+
+    def changed(self, changes: dict[str, Any]) -> Sampling:
+        """Change some fields. Raises UsageError for a field that doesn't exist."""
+        if unknown := set(changes) - set(asdict(self)):
+            raise UsageError(f"unknown sampling options: {', '.join(sorted(unknown))}")
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -30,19 +98,17 @@ class Inverted:
     converged: Tensor | None = None  # (N,) bool: whether corrections, where asked for, went well
 
 
-Latents = Callable[[Tensor], Tensor]  # pictures (N, C, H, W) → what states are of
-
-
-def unchanged(x_0: Tensor) -> Tensor:
-    """Between pictures and what eps_theta is of, where that is pictures."""
-    return x_0
+def check_finite(**tensors: Tensor | None) -> None:
+    """Raise InputError that names a tensor with NaN or infinities."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.isfinite().all():
+            raise InputError(f"{name} {NOT_FINITE}")
 
 
 class Watched:
-    """A `predict` that knows whether its answers were finite. Asking it costs a small kernel; only
-    `check`, at the end, waits for the device."""
+    """A `predict` that knows whether its answers were finite; only `check` waits for the device."""
 
-    def __init__(self, predict: solvers.Predict) -> None:
+    def __init__(self, predict: Predict) -> None:
         self.predict = predict
         self.asked: list[int] = []  # the timestep of each evaluation
         self.finite: list[Tensor] = []  # () bool
@@ -58,19 +124,17 @@ class Watched:
         finite = torch.stack(self.finite).tolist()
         if not all(finite):
             first = finite.index(False)
-            raise _not_finite(f"eps at evaluation {first + 1}, timestep {self.asked[first]},")
+            where = f"eps at evaluation {first + 1}, timestep {self.asked[first]},"
+            raise InputError(f"{where} {NOT_FINITE}")
         check_finite(**results)
 
 
-def check_finite(**tensors: Tensor | None) -> None:
-    """Raise InputError that names a tensor with NaN or infinities."""
-    for name, tensor in tensors.items():
-        if tensor is not None and not tensor.isfinite().all():
-            raise _not_finite(name)
+Latents = Callable[[Tensor], Tensor]  # pictures (N, C, H, W) → what states are of
 
 
-def _not_finite(what: str) -> InputError:
-    return InputError(f"{what} has numbers that aren't finite; use --dtype float32")
+def unchanged(x_0: Tensor) -> Tensor:
+    """Between pictures and what eps_theta is of, where that is pictures."""
+    return x_0
 
 
 @dataclass(frozen=True)
@@ -86,74 +150,57 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         if self.sampling.parity in parity.OF_PICTURES and self.latents is not unchanged:
-            raise UsageError(
-                f"parity {self.sampling.parity} clamps x_0 as pictures are, and these states are "
-                "latents; take diffusers, or leave parity out"
-            )
+            clamps = f"parity {self.sampling.parity} clamps x_0 as pictures are"
+            latents = "these states are latents; take diffusers, or leave parity out"
+            raise UsageError(f"{clamps}, and {latents}")
 
     @property
-    def solver(self) -> solvers.Solver:
-        return solvers.SOLVERS[self.sampling.solver]
+    def solver(self) -> Solver:
+        return SOLVERS[self.sampling.solver]
 
-    def to_noise(self, predict: solvers.Predict, x_0: Tensor) -> Inverted:
+    def to_noise(self, predict: Predict, x_0: Tensor) -> Inverted:
         """x_T of pictures. Where the solver only goes the other way, the default one finds it.
-
-        Raises InputError where numbers stop being finite.
-        """
-        watched = Watched(predict)
-        found = self._to_noise(watched, self.latents(x_0))
+        Raises InputError where numbers stop being finite."""
+        watched, x = Watched(predict), self.latents(x_0)
+        grid, count = self.grid(), self.sampling.corrections
+        if self.sampling.parity is not None:
+            found = Inverted(self._follow(watched, x, encode=True))
+        elif self.solver.kind == "pair":
+            found = Inverted(*self.solver.solve(watched, x, grid[::-1]))
+        else:
+            solver = self.solver if self.solver.kind == "ode" else SOLVERS["dpmpp"]
+            encode = partial(solver.solve, watched, grid=grid[::-1])
+            decode = partial(solver.solve, watched, grid=grid)
+            x_T, good = corrected(encode, decode, x, count) if count else (encode(x), None)
+            found = Inverted(x_T, None, good)
         watched.check(x_T=found.x_T, eps_T=found.eps_T)
         return found
 
-    def _to_noise(self, predict: solvers.Predict, x_0: Tensor) -> Inverted:
-        if self.sampling.parity is not None:
-            return Inverted(self._follow(predict, x_0, encode=True))
-        grid = self.grid()
-        if self.solver.kind == "pair":
-            return Inverted(*self.solver.solve(predict, x_0, grid[::-1]))
-        solve = self.solver.solve if self.solver.kind == "ode" else solvers.dpmpp
-        x_T, converged = solvers.corrected(
-            lambda x: solve(predict, x, grid[::-1]),
-            lambda x: solve(predict, x, grid),
-            x_0,
-            self.sampling.corrections,
-        )
-        return Inverted(x_T, None, converged if self.sampling.corrections else None)
-
     def to_picture(
         self,
-        predict: solvers.Predict,
+        predict: Predict,
         x_T: Tensor,
         generators: Sequence[Generator],
         eps_T: Tensor | None = None,
     ) -> Tensor:
         """Pictures of x_T, and of eps_T where the solver has it; the generators, one a row, are
         for a stochastic solver's noise. Raises InputError where numbers stop being finite."""
-        watched = Watched(predict)
-        x_0 = self.from_latents(self._to_picture(watched, x_T, generators, eps_T))
+        watched, solver = Watched(predict), self.solver
+        if self.sampling.parity is not None:
+            x_0 = self._follow(watched, x_T, encode=False)
+        elif solver.kind == "pair":
+            x_0, _ = solver.solve(watched, x_T, self.grid(), eps_T)
+        elif solver.kind == "ode":
+            x_0 = solver.solve(watched, x_T, self.grid())
+        else:
+            # A shifted mean has no use for a learned variance: the posterior's then.
+            large = solver.solve is ddpm and self.variance == "large"
+            solve = partial(ddpm, variance="large") if large else solver.solve
+            own = [clone(one) for one in generators]  # so that a batch can be tried again
+            x_0 = solve(watched, x_T, self.grid(), lambda: normal(own, x_T.shape[1:]).to(x_T))
+        x_0 = self.from_latents(x_0)
         watched.check(x_0=x_0)
         return x_0
-
-    def _to_picture(
-        self,
-        predict: solvers.Predict,
-        x_T: Tensor,
-        generators: Sequence[Generator],
-        eps_T: Tensor | None,
-    ) -> Tensor:
-        if self.sampling.parity is not None:
-            return self._follow(predict, x_T, encode=False)
-        if self.solver.kind == "pair":
-            return self.solver.solve(predict, x_T, self.grid(), eps_T)[0]
-        if self.solver.kind == "ode":
-            return self.solver.solve(predict, x_T, self.grid())
-        solve = self.solver.solve
-        if solve is solvers.ddpm:
-            # A learned variance comes with the network's second half of channels, which a shifted
-            # mean has no use for: the posterior's then.
-            solve = partial(solve, variance="large" if self.variance == "large" else "small")
-        own = [clone(one) for one in generators]  # so that a batch can be tried again
-        return solve(predict, x_T, self.grid(), lambda: normal(own, x_T.shape[1:]).to(x_T))
 
     def grid(self) -> list[Node]:
         """The nodes that decoding visits, from noise to picture."""
@@ -165,61 +212,44 @@ class Trajectory:
         """Every timestep at which a network may be asked, in rising order."""
         if self.sampling.parity is None:
             return [node.t for node in reversed(self.grid())]
-        both = [*self._steps(encode=True), *self._steps(encode=False)]
-        return sorted({step.t for step in both})
+        return sorted({step.t for encode in (True, False) for step in self._steps(encode)})
 
     def evaluations(self) -> tuple[int, int]:
         """Network evaluations (NFE) of encoding one picture, at most, and of decoding it."""
-        asked: list[int] = []
-
-        def predict(x: Tensor, t: int) -> Tensor:
-            asked.append(t)
-            return x
-
         once_each = replace(self.sampling, corrections=0)
         plain = Trajectory(self.schedule, once_each, self.variance, self.clip_sample)
-        x = torch.zeros(1, 1, 1, 1)
-        found = plain.to_noise(predict, x)
-        once = len(asked)
-        plain.to_picture(predict, x, [Generator()], found.eps_T)
-        back = len(asked) - once
-        return once + self.sampling.corrections * (once + back), back
+        counting, x = Watched(lambda x, t: x), torch.zeros(1, 1, 1, 1)
+        eps_T = plain.to_noise(counting, x).eps_T
+        there = len(counting.asked)
+        plain.to_picture(counting, x, [Generator()], eps_T)
+        back = len(counting.asked) - there
+        return there + self.sampling.corrections * (there + back), back
 
     def unguided_below(self) -> int:
-        """The timestep below which samples are left to eps_theta alone."""
+        """The timestep below which samples are left to eps_theta alone (PDAE sec. 4.8)."""
         if self.sampling.parity is None:
             return math.ceil(parity.UNGUIDED_SHARE * self.schedule.timesteps)
         return parity.guide_until(self._steps(encode=False))
 
-    def _follow(self, predict: solvers.Predict, x: Tensor, encode: bool) -> Tensor:
+    def _follow(self, predict: Predict, x: Tensor, encode: bool) -> Tensor:
         """DDIM as another program does it."""
-        theirs = self.sampling.parity == "diffusers"
-        clip = self.clip_sample if theirs else True
-        return parity.ddim(predict, x, self._steps(encode), clip, recompute=not theirs)
+        theirs = self.sampling.parity != "diffusers"
+        return parity.ddim(predict, x, self._steps(encode), theirs or self.clip_sample, theirs)
 
     def _steps(self, encode: bool) -> list[parity.Step]:
-        sampling = self.sampling
-        program, count = str(sampling.parity), sampling.inference_steps
+        program, count = str(self.sampling.parity), self.sampling.inference_steps
         return parity.steps(program, self.schedule, count, encode)
 
 
-def solve_latent(predict: solvers.Predict, z_T: Tensor, sampling: Sampling) -> Tensor:
-    """Normalised z (N, D) that a latent DPM makes of noise z_T.
-
-    Raises InputError where numbers stop being finite.
-    """
-    watched = Watched(predict)
-    z = _solve_latent(watched, z_T, sampling)
+def solve_latent(predict: Predict, z_T: Tensor, sampling: Sampling) -> Tensor:
+    """Normalised z (N, D) that a latent DPM makes of z_T. Raises InputError where numbers aren't
+    finite."""
+    watched, count = Watched(predict), sampling.inference_steps
+    if sampling.parity is None:
+        z = ddim(watched, z_T, decode_grid(LATENT_SCHEDULE, max(count, LATENT_STEPS)))
+    else:
+        clamped = sampling.parity == "pdae"
+        steps = parity.steps(sampling.parity, LATENT_SCHEDULE, count, encode=False)
+        z = parity.ddim(watched, z_T.clamp(-1, 1) if clamped else z_T, steps, clamped, True)
     watched.check(z=z)
     return z
-
-
-def _solve_latent(predict: solvers.Predict, z_T: Tensor, sampling: Sampling) -> Tensor:
-    count = sampling.inference_steps
-    if sampling.parity is None:
-        grid = decode_grid(LATENT_SCHEDULE, max(count, LATENT_STEPS), "uniform")
-        return solvers.ddim(predict, z_T, grid)
-    clamped = sampling.parity == "pdae"
-    steps = parity.steps(sampling.parity, LATENT_SCHEDULE, count, encode=False)
-    start = z_T.clamp(-1, 1) if clamped else z_T
-    return parity.ddim(predict, start, steps, clip=clamped, recompute=True)

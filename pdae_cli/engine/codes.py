@@ -1,34 +1,37 @@
-"""Codes of pictures: z says what a picture means, x_T holds the rest. Kept as safetensors.
-
-Codes made by a solver of two states have a second one, eps_T. It belongs to the picture as it is:
-an edit drops it, and decoding then begins from x_T alone.
-"""
+"""Codes of pictures: z says what a picture means, x_T holds the rest. Kept as safetensors. The
+second state of solvers that have one, eps_T, is of the picture as it is: an edit drops it."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.noise import slerp
-from ..diffusion.sampling import Sampling
+from ..diffusion.trajectory import Sampling
 from ..errors import InputError, UsageError
-from ..files import write_bytes
 from .config import build
 from .tensors import LARGEST_HEADER, Header, check, load, sealed, shown
 
 FORMAT = "pdae-codes-2"
+KEYS = ("pdae", "recipe")  # of its metadata
 MAX_BYTES = 8 << 30
 MAX_NAME = 8192  # characters of a model's or a source's name: paths can be long
-DIGEST = re.compile("[0-9a-f]{0,64}")
+SHA = re.compile("[0-9a-f]{0,64}")
+NOISES = ("sphere", "plain", "first", "none")
+METRICS = ("cosine", "euclidean")
+LONGEST = 1000  # characters of a sum's name
+CHUNK = 1 << 24  # distances in memory at once
 
 
 @dataclass(frozen=True)
@@ -39,103 +42,162 @@ class Codes:
     x_T: Tensor | None = None  # (N, C, H, W) float32; None when only z was encoded
     eps_T: Tensor | None = None  # like x_T: the second state, where the solver has one
     sources: tuple[str, ...] = ()  # a name for each row
-    digests: tuple[str, ...] = ()  # SHA-256 of each row's 8-bit picture: names its random numbers
+    picture_shas: tuple[str, ...] = ()  # SHA-256 of each 8-bit picture: names its random numbers
     model: str = ""  # name of the model
-    digest: str = ""  # SHA-256 of its weights
+    weights_sha: str = ""  # SHA-256 of its weights
     sampling: dict[str, Any] = field(default_factory=dict)  # solver settings of the encoding
     converged: tuple[bool, ...] = ()  # whether each row's corrections went well; () without any
 
     def __len__(self) -> int:
         return len(self.z)
 
-    def fingerprint(self, row: int) -> str:
-        """SHA-256 of one row's z and states."""
-        parts = [part[row].flatten() for part in self.tensors().values()]
-        return hashlib.sha256(torch.cat(parts).numpy().tobytes()).hexdigest()
+    def __getitem__(self, rows: slice) -> Codes:
+        parts: dict[str, Any] = self.tensors() | {
+            "sources": self.sources, "picture_shas": self.picture_shas, "converged": self.converged
+        }  # fmt: skip
+        return replace(self, **{name: part[rows] for name, part in parts.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """z, and what there is of x_T and eps_T."""
         named = {"z": self.z, "x_T": self.x_T, "eps_T": self.eps_T}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def check(self, name: str, digest: str, z_dim: int | None, shape: Sequence[int]) -> None:
-        """Raise InputError unless a model of this name, digest, z and (C, H, W) can decode them."""
-        if self.digest and digest and self.digest != digest:
-            raise InputError(
-                f"these codes are of another model ({self.model}, weights {self.digest[:12]}), "
-                f"not of {name} ({digest[:12]}); pass it as --model"
-            )
-        if z_dim is not None and self.z.shape[1] != z_dim:
-            raise InputError(f"these codes have {self.z.shape[1]} dimensions, {name} has {z_dim}")
-        if self.x_T is not None and tuple(self.x_T.shape[1:]) != tuple(shape):
-            theirs = tuple(self.x_T.shape[1:])
-            raise InputError(
-                f"these codes have an x_T of {theirs}, that of {name} is {tuple(shape)}"
-            )
-
-    def __getitem__(self, rows: slice) -> Codes:
-        return replace(
-            self,
-            z=self.z[rows],
-            x_T=None if self.x_T is None else self.x_T[rows],
-            eps_T=None if self.eps_T is None else self.eps_T[rows],
-            sources=self.sources[rows],
-            digests=self.digests[rows],
-            converged=self.converged[rows],
-        )
+    def row_sha(self, row: int) -> str:
+        """SHA-256 of one row's z and states."""
+        parts = [part[row].flatten() for part in self.tensors().values()]
+        return hashlib.sha256(torch.cat(parts).numpy().tobytes()).hexdigest()
 
 
 def require_alike(codes: Sequence[Codes], names: Sequence[str] = ()) -> None:
-    """Raise InputError unless all are of one model and, where they have x_T, of one size and one
-    way of encoding. It tells two that differ by their `names`, or by their first sources."""
-    seen: dict[str, tuple[int, Any]] = {}
+    """Raise InputError, by their `names` or first sources, unless all are of one model and, where
+    they have x_T, of one size and one way of encoding."""
+    seen: dict[str, tuple[Any, str]] = {}
     for row, one in enumerate(codes):
-        for what, value in _kind(one).items():
-            first, wanted = seen.setdefault(what, (row, value))
+        name = names[row] if names else " ".join(["codes", *one.sources[:1]])
+        facts: dict[str, Any] = {"z of size": one.z.shape[1]}
+        if one.weights_sha:
+            facts["model"] = one.weights_sha
+        if one.x_T is not None:
+            facts |= {"x_T of size": tuple(one.x_T.shape[1:]), "settings": one.sampling}
+        for what, value in facts.items():
+            weights = f"{one.model}, weights {one.weights_sha[:12]}"
+            here = f"{name} ({what} {weights if what == 'model' else value})"
+            wanted, there = seen.setdefault(what, (value, here))
             if value != wanted:
-                here, there = (
-                    f"{_told(codes[k], k, names)} ({what} {_shown(codes[k], what)})"
-                    for k in (row, first)
-                )
                 raise InputError(f"{here} and {there} don't go together; encode them alike")
 
 
-def _kind(codes: Codes) -> dict[str, Any]:
-    """What codes must have in common to be used together, as far as it is known."""
-    kind: dict[str, Any] = {"z of size": codes.z.shape[1]}
-    if codes.digest:
-        kind["model"] = codes.digest
-    if codes.x_T is not None:
-        kind |= {"x_T of size": tuple(codes.x_T.shape[1:]), "settings": codes.sampling}
-    return kind
-
-
-def _shown(codes: Codes, what: str) -> str:
-    known = {"model": f"{codes.model}, weights {codes.digest[:12]}"}
-    return str((_kind(codes) | known)[what])
-
-
-def _told(codes: Codes, number: int, names: Sequence[str]) -> str:
-    return names[number] if names else " ".join(["codes", *codes.sources[:1]])
-
-
 def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
-    """Join codes of the same model and settings into one. Raises InputError for others, by their
-    `names`."""
+    """Join codes into one. Raises InputError where `require_alike` does."""
     require_alike(codes, names)
-    parts = codes[0].tensors().keys()
-    if any(one.tensors().keys() != parts for one in codes):
+    parts = [one.tensors() for one in codes]
+    if any(part.keys() != parts[0].keys() for part in parts):
         raise InputError("some of the codes have x_T or eps_T and some don't; encode them alike")
-    joined = {name: torch.cat([one.tensors()[name] for one in codes]) for name in parts}
+    joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return replace(
         codes[0],
-        z=joined["z"],
-        x_T=joined.get("x_T"),
-        eps_T=joined.get("eps_T"),
+        **joined,
         sources=tuple(source for one in codes for source in one.sources),
-        digests=tuple(digest for one in codes for digest in one.digests),
+        picture_shas=tuple(sha for one in codes for sha in one.picture_shas),
         converged=tuple(row for one in codes for row in one.converged),
     )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a codes file says of its tensors."""
+
+    format: str
+    model: str
+    digest: str  # weights_sha
+    sampling: dict[str, Any]
+    sources: tuple[str, ...]
+    digests: tuple[str, ...]  # picture_shas
+    converged: tuple[bool, ...]
+
+
+def to_bytes(codes: Codes, recipe: dict[str, Any] | None = None) -> bytes:
+    """Make the content of a codes file; its `recipe` says how it was made."""
+    tensors = {name: part.float().cpu().contiguous() for name, part in codes.tensors().items()}
+    of_model = codes.model, codes.weights_sha, codes.sampling
+    facts = Facts(FORMAT, *of_model, codes.sources, codes.picture_shas, codes.converged)
+    metadata = {"pdae": json.dumps(asdict(facts), sort_keys=True)}
+    if recipe is not None:
+        metadata["recipe"] = json.dumps(recipe, sort_keys=True, default=str)
+    return sealed(tensors, metadata)
+
+
+def from_bytes(data: bytes, name: str) -> Codes:
+    """Read the content of a codes file. Raises InputError, one line that begins with its name."""
+    try:
+        facts = _checked(header := check(data, KEYS, LARGEST_HEADER))
+        tensors: dict[str, Any] = load(data, header)
+    except (ValueError, UsageError) as error:
+        raise InputError(f"{name}: not a codes file of pdae: {error}; encode again") from error
+    of_rows = facts.sources, facts.digests, facts.model, facts.digest, facts.sampling
+    return Codes(tensors["z"], tensors.get("x_T"), tensors.get("eps_T"), *of_rows, facts.converged)
+
+
+def read_recipe(data: bytes) -> dict[str, Any] | None:
+    """Read how a codes file says that it was made; None where it doesn't, or can't be read."""
+    try:
+        recipe = json.loads(check(data, KEYS, LARGEST_HEADER).metadata.get("recipe", "null"))
+    except (ValueError, RecursionError):
+        return None
+    return recipe if isinstance(recipe, dict) else None
+
+
+def _checked(header: Header) -> Facts:
+    """The facts of a file of codes. Raises ValueError where they or its tensors can't be that."""
+    facts = header.facts()
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"format {shown(facts.get('format'))}, this version reads {FORMAT}")
+    read: Facts = build(Facts, facts, "its metadata")
+    build(Sampling, read.sampling, "sampling")
+    shapes = {name: spec.shape for name, spec in header.tensors.items()}
+    z, x_T, eps_T = (shapes.get(name) for name in ("z", "x_T", "eps_T"))
+    if z is None or shapes.keys() - {"z", "x_T", "eps_T"}:
+        raise ValueError("its tensors aren't z, x_T and eps_T")
+    if any(spec.dtype != "F32" for spec in header.tensors.values()):
+        raise ValueError("its tensors aren't float32")
+    if len(z) != 2 or 0 in z:
+        raise ValueError(f"z is {z}, not (N, D)")
+    if x_T is not None and (len(x_T) != 4 or x_T[0] != z[0] or 0 in x_T):
+        raise ValueError(f"x_T is {x_T}, not ({z[0]}, C, H, W)")
+    if eps_T not in (None, x_T):
+        raise ValueError("eps_T isn't like x_T")
+    if not len(read.sources) == len(read.digests) == len(read.converged or read.sources) == z[0]:
+        raise ValueError(f"its sources, digests and what converged aren't lists of {z[0]}")
+    if any(len(one) > MAX_NAME for one in (read.model, *read.sources)):
+        raise ValueError(f"a name is longer than {MAX_NAME} characters")
+    for sha in (read.digest, *read.digests):
+        if not SHA.fullmatch(sha):
+            raise ValueError(f"{shown(sha)} is no SHA-256")
+    return read
+
+
+def to_csv(codes: Codes) -> bytes:
+    """Write a line a picture: source, z0, z1 …; nine digits, which give every float32 back."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["source", *(f"z{column}" for column in range(codes.z.shape[1]))])
+    for source, z in zip(codes.sources, codes.z.tolist(), strict=True):
+        table.writerow([source, *(f"{value:.9g}" for value in z)])
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def to_npy(codes: Codes) -> bytes:
+    """Write z as a NumPy array file, (N, D) float32."""
+    numpy.save(buffer := io.BytesIO(), codes.z.float().numpy(), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def to_npz(codes: Codes) -> bytes:
+    """Write z, what there is of x_T and eps_T, and the sources as a NumPy archive."""
+    arrays: dict[str, Any] = {name: x.float().numpy() for name, x in codes.tensors().items()}
+    sources = numpy.array(codes.sources, dtype=str)
+    numpy.savez(buffer := io.BytesIO(), **arrays, sources=sources)
+    return buffer.getvalue()
 
 
 def between(ends: Codes, shares: Sequence[float]) -> Codes:
@@ -143,97 +205,114 @@ def between(ends: Codes, shares: Sequence[float]) -> Codes:
     assert ends.x_T is not None
     share = torch.tensor(shares, dtype=torch.float32)[:, None]
     names = tuple(f"{100 * one:.6g} %" for one in shares)
-    return replace(
-        ends,
-        z=ends.z[:1] * (1 - share) + ends.z[1:] * share,
-        x_T=torch.cat([slerp(ends.x_T[:1], ends.x_T[1:], one) for one in shares]),
-        eps_T=None,
-        sources=names,
-        digests=names,
-        converged=(),
-    )
+    z = ends.z[:1] * (1 - share) + ends.z[1:] * share
+    x_T = torch.cat([slerp(ends.x_T[:1], ends.x_T[1:], one) for one in shares])
+    of_rows: dict[str, Any] = {"sources": names, "picture_shas": names, "converged": ()}
+    return replace(ends, z=z, x_T=x_T, eps_T=None, **of_rows)
 
 
-def to_bytes(codes: Codes) -> bytes:
-    """The content of a codes file."""
-    tensors = {name: part.float().cpu().contiguous() for name, part in codes.tensors().items()}
-    facts = {
-        "format": FORMAT,
-        "model": codes.model,
-        "digest": codes.digest,
-        "sampling": codes.sampling,
-        "sources": list(codes.sources),
-        "digests": list(codes.digests),
-        "converged": list(codes.converged),
-    }
-    return sealed(tensors, {"pdae": json.dumps(facts, sort_keys=True)})
+def combine(
+    terms: Sequence[tuple[float, Codes]], noise: str = "sphere", names: Sequence[str] = ()
+) -> Codes:
+    """Sum codes with weights, row by row; a term of a single row serves for every row.
+
+    z is summed. What becomes of x_T, `noise` says (NOISES):
+    - `sphere`: it is summed and brought to the mean length of its terms, so that it stays N(0, I):
+      a sum of two halves alone would have std 0.7. Terms without x_T add to z alone, and where the
+      others' weights cancel, the sum is a direction and has no x_T.
+    - `plain`: it is summed as z is. Means of many have little noise: they decode to a smooth one.
+    - `first`: the first term's stays, as in an edit. `none`: it is left out.
+
+    Rows keep the SHA, which names their random numbers, of the first term that has all rows.
+    Raises InputError where `require_alike` does, and for unlike rows.
+    """
+    if noise not in NOISES:
+        raise UsageError(f"unknown noise {noise!r}; known: {', '.join(NOISES)}")
+    codes = [one for _, one in terms]
+    require_alike(codes, names)
+    rows = max(map(len, codes))
+    if any(len(one) not in (1, rows) for one in codes):
+        counts = " and ".join(str(count) for count in sorted({len(one) for one in codes}))
+        raise InputError(f"codes of {counts} pictures can't be summed row by row; split them")
+    whole = next(one for one in codes if len(one) == rows)
+    noisy = [(weight, one.x_T) for weight, one in terms if one.x_T is not None]
+    z = _sum([(weight, one.z) for weight, one in terms], rows).float()
+    x_T = _noise(noisy, noise, rows) if noisy else None
+    if not all(part.isfinite().all() for part in (z, x_T) if part is not None):
+        raise InputError("the sum is too large a number; choose smaller weights")
+    sources = tuple(_formula(terms, row) for row in range(rows))
+    sampling = next((one for one in codes if one.x_T is not None), whole).sampling
+    facts: dict[str, Any] = {"sources": sources, "sampling": sampling, "converged": ()}
+    return replace(whole, z=z, x_T=x_T, eps_T=None, **facts)
 
 
-def write_codes(path: Path, codes: Codes) -> None:
-    """Write a codes file atomically."""
-    write_bytes(path, to_bytes(codes))
+def _sum(terms: Sequence[tuple[float, Tensor]], rows: int) -> Tensor:
+    """sum w x in float64, (rows, …); a single row counts for all."""
+    total = torch.zeros(rows, *terms[0][1].shape[1:], dtype=torch.float64)
+    for weight, x in terms:
+        total += weight * x.double()
+    return total
 
 
-def read_codes(source: Path | io.BytesIO, name: str) -> Codes:
-    """Read a codes file. Raises InputError with one line that names it and says what is wrong."""
-    try:
-        if isinstance(source, Path) and source.stat().st_size > MAX_BYTES:
-            raise InputError(f"{name}: larger than {MAX_BYTES >> 30} GiB; split it")
-        data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-        header = check(data, keys=("pdae",), most_metadata=LARGEST_HEADER)
-        facts = _checked(header.facts(), _rows(header))
-        tensors: dict[str, Any] = load(data, header)
-        return Codes(**tensors, **facts)
-    except FileNotFoundError as error:
-        raise InputError(f"{name}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a codes file of pdae: {error}; encode again") from error
+def _noise(terms: Sequence[tuple[float, Tensor]], noise: str, rows: int) -> Tensor | None:
+    """x_T (rows, C, H, W) of a sum of terms that have it, or None."""
+    if noise == "none":
+        return None
+    if noise == "first":
+        return terms[0][1].expand(rows, -1, -1, -1)
+    total, share = _sum(terms, rows), sum(abs(weight) for weight, _ in terms)
+    if noise == "sphere":
+        if abs(sum(weight for weight, _ in terms)) <= 1e-6 * share:
+            return None
+        *lengths, own = (x.double().flatten(1).norm(dim=1) for x in (*(x for _, x in terms), total))
+        length = sum(abs(w) * one for (w, _), one in zip(terms, lengths, strict=True)) / share
+        total *= (length / own.clamp(min=1e-12))[:, None, None, None]
+    return total.float()
 
 
-def _rows(header: Header) -> int:
-    """How many pictures a file has codes of. Raises ValueError unless its tensors are codes."""
-    tensors = header.tensors
-    if "z" not in tensors or not tensors.keys() <= {"z", "x_T", "eps_T"}:
-        raise ValueError("its tensors aren't z, x_T and eps_T")
-    if any(spec.dtype != "F32" for spec in tensors.values()):
-        raise ValueError("its tensors aren't float32")
-    shape = tensors["z"].shape
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"z is {shape}, not (N, D)")
-    states = [tensors[name].shape for name in ("x_T", "eps_T") if name in tensors]
-    if any(len(state) != 4 or state[0] != shape[0] or 0 in state for state in states):
-        raise ValueError(f"x_T is {states[0]}, not ({shape[0]}, C, H, W)")
-    if "eps_T" in tensors and ("x_T" not in tensors or states[0] != states[1]):
-        raise ValueError("eps_T isn't like x_T")
-    return shape[0]
+def _formula(terms: Sequence[tuple[float, Codes]], row: int) -> str:
+    """A name for a row of a sum, e.g. "a.png + 0.3 b.png"."""
+    text = ""
+    for weight, one in terms:
+        sign = " - " if weight < 0 else " + "
+        text += sign if text else sign.strip(" +")
+        text += f"{abs(weight):.6g} " if abs(weight) != 1 else ""
+        text += one.sources[row if len(one) > 1 else 0]
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def _checked(facts: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The metadata's facts as fields of Codes. Raises ValueError for any that can't be."""
-    if facts.get("format") != FORMAT:
-        raise ValueError(f"format {shown(facts.get('format'))}, this version reads {FORMAT}")
-    wanted = {"format", "model", "digest", "sampling", "sources", "digests", "converged"}
-    if facts.keys() != wanted:
-        raise ValueError(f"its metadata need {', '.join(sorted(wanted))}, no more")
-    model, sampling, converged = facts["model"], facts["sampling"], facts["converged"]
-    if not isinstance(model, str) or len(model) > MAX_NAME:
-        raise ValueError(f"its model is {shown(model)}, not a name")
-    for key in ("sources", "digests"):
-        values = facts[key]
-        if not isinstance(values, list) or len(values) != rows:
-            raise ValueError(f"its {key} aren't a list of {rows}")
-        if not all(isinstance(one, str) and len(one) <= MAX_NAME for one in values):
-            raise ValueError(f"its {key} aren't texts of up to {MAX_NAME} characters")
-    for digest in (facts["digest"], *facts["digests"]):
-        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-            raise ValueError(f"{shown(digest)} is no SHA-256")
-    if not isinstance(converged, list) or len(converged) not in (0, rows):
-        raise ValueError(f"its list of what converged isn't of {rows}")
-    if not all(isinstance(one, bool) for one in converged):
-        raise ValueError("its list of what converged isn't of true and false")
-    try:
-        build(Sampling, sampling, "sampling")
-    except UsageError as error:
-        raise ValueError(f"its settings can't be: {error}") from error
-    lists = {key: tuple(facts[key]) for key in ("sources", "digests", "converged")}
-    return {"model": model, "digest": facts["digest"], "sampling": sampling, **lists}
+def mean(codes: Codes, noise: str = "plain") -> Codes:
+    """Average all rows into one, whatever their order. `noise` is as in `combine`."""
+    order = sorted(range(len(codes)), key=codes.row_sha if noise != "first" else None)
+    rows = [codes[row : row + 1] for row in order]
+    summed = combine([(1 / len(rows), row) for row in rows], noise)
+    sha = hashlib.sha256("".join(sorted(codes.picture_shas)).encode()).hexdigest()
+    source = codes.sources[0] if len(rows) == 1 else f"mean of {len(rows)}"
+    return replace(summed, sources=(source,), picture_shas=(sha,))
+
+
+def nearest(
+    query: Tensor, library: Tensor, count: int, metric: str = "cosine"
+) -> tuple[Tensor, Tensor]:
+    """Find the `count` nearest rows of a library (M, D) to each of a query (N, D), nearest first.
+
+    Returns distances (N, count) float64 and row numbers (N, count); a row is at 0 from itself.
+    `cosine`: 1 - cos of the angle between the two z, 0 … 2. `euclidean`: root mean square
+    difference of z, in each dimension's standard deviations over the library, where it has any.
+    """
+    if metric not in METRICS:
+        raise UsageError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    query, targets, found = query.double(), library.double(), []
+    if metric == "cosine":
+        query, targets = F.normalize(query, dim=1), F.normalize(targets, dim=1)
+    else:
+        spread = targets.std(dim=0, correction=0)
+        spread = torch.where(spread > 0, spread, 1.0)
+        query, targets = query / spread, targets / spread
+    for some in query.split(max(1, CHUNK // len(library))):
+        # Not by matrix products, whose rounding would put a row away from itself.
+        distances = torch.cdist(some, targets, compute_mode="donot_use_mm_for_euclid_dist")
+        root = library.shape[1] ** 0.5  # |u - v|^2 / 2 of unit vectors is 1 - cos
+        distances = distances.square() / 2 if metric == "cosine" else distances / root
+        found.append(distances.topk(min(count, len(library)), largest=False))
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import OutOfMemory, UsageError
 
-T = TypeVar("T")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
 def computing(device: torch.device, dtype: str, differentiable: bool = False) -> Iterator[None]:
-    """Networks in the chosen precision, without gradients unless the caller has them enabled and
-    they are wanted. Raises OutOfMemory when memory runs out."""
-    low = dtype != "float32"
-    precision = PRECISIONS[dtype] if low else None
+    """Run networks in the chosen precision, without gradients unless the caller has them enabled
+    and they are wanted. Raises OutOfMemory when memory runs out."""
     gradients = differentiable and torch.is_grad_enabled()
+    precision = None if dtype == "float32" else PRECISIONS[dtype]
+    low = torch.autocast(device.type, precision, enabled=precision is not None)
     try:
-        with torch.set_grad_enabled(gradients), torch.autocast(device.type, precision, enabled=low):
+        with torch.set_grad_enabled(gradients), low:
             yield
     except RuntimeError as error:
         # A CPU's allocator has no error class of its own.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
             raise
-        raise OutOfMemory(
-            f"{device} has no room for this batch; choose a smaller --batch-size"
-        ) from error
+        full = f"{device} has no room for this batch; choose a smaller --batch-size"
+        raise OutOfMemory(full) from error
 
 
 def check_compiler(device: torch.device) -> None:
@@ -47,29 +44,6 @@ def check_compiler(device: torch.device) -> None:
         ) from error
 
 
-def in_batches(
-    work: Callable[[slice], T], count: int, size: int, smaller: Callable[[int], None]
-) -> list[T]:
-    """work(rows) over slices of at most `size` rows of `count`.
-
-    When memory runs out the batch is halved from there on, and `smaller` is told its new size.
-    A single row that doesn't fit is an OutOfMemory.
-    """
-    results: list[T] = []
-    first = 0
-    while first < count:
-        rows = slice(first, min(first + size, count))
-        try:
-            results.append(work(rows))
-            first = rows.stop
-        except OutOfMemory:
-            if rows.stop - first == 1:
-                raise
-            size = (rows.stop - first) // 2
-            smaller(size)
-    return results
-
-
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Batches as one, on the CPU."""
+    """Join batches into one, on the CPU."""
     return torch.cat([part.cpu() for part in parts])

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..diffusion.solvers import VARIANCES
-from ..networks.blocks import UNetConfig
-from ..networks.classes import EmbeddingConfig
+from ..networks.classifier import EmbeddingConfig
 from ..networks.encoder import EncoderConfig
 from ..networks.first_stage import FirstStageConfig
 from ..networks.half_unet import HalfUNetConfig
+from ..networks.unet import UNetConfig
 from .tensors import shown
 
 FORMAT = "pdae-model-1"
@@ -32,9 +32,8 @@ class ScheduleConfig:
         if not 1 <= self.timesteps <= MAX_TIMESTEPS:
             raise ValueError(f"{self.timesteps} timesteps; 1 to {MAX_TIMESTEPS} can be")
         if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
-            raise ValueError(
-                f"betas from {self.beta_start} to {self.beta_end}, not between 0 and 1"
-            )
+            betas = f"betas from {self.beta_start} to {self.beta_end}"
+            raise ValueError(f"{betas}, not between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -70,17 +69,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.variance not in VARIANCES:
             raise ValueError(f"unknown variance {self.variance!r}")
-        if self.encoder is not None and self.normalisation is not None:
-            given, needed = len(self.normalisation.mean), self.encoder.z_dim
-            if given != needed:
-                raise ValueError(f"statistics of {given} dimensions of z, which has {needed}")
-        if self.labels is not None and (self.encoder is not None or self.unet.z_channels):
+        encoder, given = self.encoder, self.normalisation and len(self.normalisation.mean)
+        if encoder and given and given != encoder.z_dim:
+            raise ValueError(f"statistics of {given} dimensions of z, which has {encoder.z_dim}")
+        if self.labels is not None and (encoder is not None or self.unet.z_channels):
             raise ValueError("G_psi takes labels or the encoder's z, not both")
         if self.first_stage is not None:
             made, taken = self.first_stage.latent_channels, self.unet.channels
             if made != taken:
                 raise ValueError(f"latents of {made} channels for an eps_theta of {taken}")
-            encoder = self.encoder
             seen = encoder and (encoder.image_size, encoder.channels)
             if seen and seen != (self.image_size, self.channels):
                 raise ValueError(f"an encoder of {seen}, pictures of {self.image_size} pixels")
@@ -108,63 +105,47 @@ class ModelConfig:
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
-    """Plain dictionaries, lists and numbers."""
+    """Turn a config into plain dictionaries, lists and numbers."""
     return dataclasses.asdict(config)
 
 
 def from_json(data: Any) -> ModelConfig:
     """Build a config from parsed JSON. Raises ValueError that names the field that is wrong."""
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        found = data.get("format") if isinstance(data, dict) else None
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
         raise ValueError(f"format {found!r}, this version reads {FORMAT}")
-    config = build(ModelConfig, data, "config")
-    assert isinstance(config, ModelConfig)
+    config: ModelConfig = build(ModelConfig, data, "config")
     return config
 
 
 def build(kind: Any, value: Any, where: str) -> Any:
-    """`value` as an instance of `kind`: dataclasses, tuples, optionals and scalars.
-
-    Raises ValueError that names `where` it is wrong.
-    """
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-        return None if value is None else build(_chosen(kinds, value), value, where)
+    """Build an instance of `kind` from JSON: dataclasses, tuples, optionals and scalars. Raises
+    ValueError that names `where` it is wrong."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [one for one in inner if one is not types.NoneType]
+        if value is None or len(kinds) == 1:
+            return None if value is None else build(kinds[0], value, where)
+        names = set(value) if isinstance(value, dict) else set()  # of which dataclass they are
+        fitting = [one for one in kinds if {f.name for f in dataclasses.fields(one)} == names]
+        return build((fitting or kinds)[0], value, where)
     if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
-    if typing.get_origin(kind) is tuple and isinstance(value, list):
-        inner = typing.get_args(kind)[0]
-        return tuple(build(inner, one, f"{where}[]") for one in value)
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {shown(value)}, not an object")
+        hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+        if unknown := value.keys() - hints.keys():
+            raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))[:200]}")
+        needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+        if lacking := needed - value.keys():
+            raise ValueError(f"{where} lacks {', '.join(sorted(lacking))}")
+        parts = {name: build(hints[name], one, f"{where}.{name}") for name, one in value.items()}
+        return typing.cast(Any, kind)(**parts)
+    if origin is tuple and isinstance(value, list):
+        return tuple(build(inner[0], one, f"{where}[]") for one in value)
+    if origin is dict and isinstance(value, dict):
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int:
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
     raise ValueError(f"{where} is {shown(value)}, not a {getattr(kind, '__name__', kind)}")
-
-
-def _chosen(kinds: list[Any], value: Any) -> Any:
-    """Of several dataclasses the one that has the value's fields."""
-    for kind in kinds[1:]:
-        if isinstance(value, dict) and {f.name for f in dataclasses.fields(kind)} == set(value):
-            return kind
-    return kinds[0]
-
-
-def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is {shown(value)}, not an object")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = set(value) - set(fields)
-    if unknown:
-        raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))[:200]}")
-    required = {
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    if required - set(value):
-        raise ValueError(f"{where} lacks {', '.join(sorted(required - set(value)))}")
-    return kind(**{name: build(hints[name], value[name], f"{where}.{name}") for name in value})

@@ -1,14 +1,11 @@
 """Edits of a part of a picture: local edits, inpainting, colourisation (Song et al. 2021, sec. 5).
 
-What is to stay as it is has a trajectory of its own; at every evaluation the network sees the state
-with that part replaced by it. Solvers combine states, noises and random draws with the same factors
-for all pixels and channels, so that what they make of the free part is what replacing the state
-itself would make, and none of them needs to know.
+What is to stay has a trajectory of its own, which the network sees in that part's place. Solvers
+take the same factors for all pixels and channels, so this is as if the state itself was replaced.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,9 +15,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..diffusion.noise import clone, generator
-from ..diffusion.sampling import Sampling
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import Predict
+from ..diffusion.trajectory import Sampling
 from ..errors import InputError, ModelError
 from ..pictures.images import digest, to_pixels
 from .codes import Codes
@@ -28,8 +25,8 @@ from .computing import joined
 from .model import Model
 
 LUMA = (0.299, 0.587, 0.114)  # of R, G, B in a grey value (ITU-R BT.601, as Pillow's L)
-# Of inpainting and colourisation: replacing the known part lets the free one know too little of it,
-# and fresh noise in each of many steps makes up for some of that (docs/editing.md).
+# Of inpainting and colourisation, where fresh noise in each of many steps tells the free part more
+# of the known one (docs/editing.md).
 COMPLETING = Sampling(inference_steps=100, solver="ddpm")
 
 Join = Callable[[Tensor, Tensor], Tensor]  # (known, free), both (N, C, H, W) → their parts in one
@@ -47,24 +44,14 @@ def alongside(lead: Predict, predict: Predict, join: Join) -> Predict:
 
 
 def settled(schedule: Schedule, x_0: Tensor) -> Predict:
-    """The noise in states of pictures that are known: (x_t - sqrt(alpha_bar) x_0) / sqrt(1 -
-    alpha_bar). From a draw of q(x_T | x_0), an ODE solver keeps to the draws of q(x_t | x_0) with
-    the same noise, and ancestral sampling makes new ones (Song et al. 2021, app. I.2)."""
-
-    def predict(x: Tensor, t: int) -> Tensor:
-        alpha_bar = schedule.alpha_bar[t].item()
-        return (x - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
-
-    return predict
+    """The noise in states of known pictures x_0. From a draw of q(x_T | x_0), an ODE solver keeps
+    to the draws of q(x_t | x_0) of the same noise; ancestral sampling makes new ones."""
+    return lambda x, t: schedule.level(t).eps(x, x_0)
 
 
 def by_mask(mask: Tensor) -> Join:
     """Free where the mask, (N or 1, 1, H, W) in [0, 1], is 1, known to the bit where it is 0."""
-
-    def join(known: Tensor, free: Tensor) -> Tensor:
-        return torch.lerp(known, free, mask.to(known))
-
-    return join
+    return lambda known, free: torch.lerp(known, free, mask.to(known))
 
 
 def states_mask(model: Model, mask: Tensor) -> Tensor:
@@ -74,11 +61,9 @@ def states_mask(model: Model, mask: Tensor) -> Tensor:
 
 
 def by_luma(known: Tensor, free: Tensor) -> Tensor:
-    """The one's luma and the other's colours, for R, G, B in channels.
-
-    Luma is the first axis of an orthogonal basis of the three channels: in that, noise is N(0, I)
-    as in any (Song et al. 2021, app. I.2, take the mean of the channels for it).
-    """
+    """The one's luma and the other's colours, for R, G, B in channels. Luma is the first axis of an
+    orthogonal basis of the three, in which noise is N(0, I) as in any (after Song et al. 2021, app.
+    I.2, who take the channels' mean)."""
     axis = torch.tensor(LUMA, dtype=known.dtype, device=known.device)[:, None, None]
     axis = axis / axis.norm()
     return free + axis * ((known - free) * axis).sum(1, keepdim=True)
@@ -87,29 +72,46 @@ def by_luma(known: Tensor, free: Tensor) -> Tensor:
 def inpaint(
     model: Model,
     pictures: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     z: Tensor | None = None,
     sampling: Sampling | None = None,
     *,
     generators: Sequence[Generator] | None = None,
     **changes: Any,
 ) -> Tensor:
-    """Pictures (N, C, H, W) with what the mask, (N or 1, 1, H, W) from 0.5 on, covers made anew
-    from noise, guided by z (N, D). Everything else comes back to the bit.
+    """Make what the mask, (N or 1, 1, H, W) from 0.5 on, covers of pictures (N, C, H, W), or (None)
+    their colours, anew from noise, guided by z (N, D). The rest is diffused too and comes back to
+    the bit (Song et al. 2021, app. I.2).
 
-    The z of a picture with a hole says that there is a hole. So by default z is that of what
-    eps_theta alone makes of the picture first, or where eps_theta needs z, the picture's own. With
-    guidance=0 that first is the result; a model without an encoder can do it too. Picture i's noise
-    comes from generator i (default: seed 0 and its digest).
+    The z of a picture with a hole says that there is one. So by default z is that of what eps_theta
+    alone makes of it first, or where eps_theta needs z, the picture's own. With guidance=0 that
+    first is the result. Picture i's noise comes from generator i (default: seed 0 and its SHA).
     """
-    free = (mask >= 0.5).to(pictures).expand(len(pictures), -1, -1, -1)
-    sampling = (sampling or COMPLETING).changed(changes)
-    states = states_mask(model, free)
+    x_0, sampling = model.pictures(pictures), (sampling or COMPLETING).changed(changes)
+    if mask is not None:
+        mask = (mask >= 0.5).to(x_0).expand(len(x_0), -1, -1, -1)
+    states = None if mask is None else states_mask(model, mask)
+    generators = generators or [generator(0, digest(one)) for one in to_pixels(x_0)]
+    guided = sampling.guidance != 0 or model.takes_z
+    if guided and z is None:
+        alone, draws = replace(sampling, guidance=0.0), [clone(one) for one in generators]
+        seen = x_0 if model.takes_z else inpaint(model, x_0, mask, None, alone, generators=draws)
+        z = joined(model.by_batches(lambda rows: model.encode_z(seen[rows]), len(x_0)))
+    trajectory, noise = model.trajectory(sampling), model.noise(generators)
+    level = model.schedule.level(trajectory.timesteps()[-1])
 
-    def joins(rows: slice) -> tuple[Join, Join]:
-        return by_mask(states[rows]), by_mask(free[rows])
+    def work(rows: slice) -> Tensor:
+        pictures, eps = x_0[rows].to(model.device), noise[rows].to(model.device)
+        known = model.latents(pictures)
+        join = by_luma if states is None else by_mask(states[rows])
+        join_pictures = by_luma if mask is None else by_mask(mask[rows])
+        predict = model.guided(sampling, *([z[rows]] if guided and z is not None else []))
+        both = alongside(settled(model.schedule, known), predict, join)
+        x_T, draws = torch.cat([level.noised(known, eps), eps]), [*generators[rows]] * 2
+        free = trajectory.to_picture(both, x_T, draws).chunk(2)[1]
+        return join_pictures(pictures, free)
 
-    return _completed(model, pictures, joins, z, sampling, generators)
+    return joined(model.by_batches(work, len(x_0)))
 
 
 def colourise(
@@ -121,52 +123,13 @@ def colourise(
     generators: Sequence[Generator] | None = None,
     **changes: Any,
 ) -> Tensor:
-    """Pictures (N, 3, H, W) with new colours and their own luma (see `by_luma`): grey ones with
+    """Give pictures (N, 3, H, W) new colours with their own luma (see `by_luma`): grey ones with
     R = G = B get some. Else as `inpaint`. Raises ModelError for a model of grey pictures."""
     if model.config.channels != len(LUMA):
         raise ModelError(f"{model.name} makes pictures without colours; take a model that has them")
-    sampling = (sampling or COMPLETING).changed(changes)
     if model.first_stage is not None:
         raise ModelError(f"{model.name} diffuses latents, which have no colours to leave free")
-    both = by_luma, by_luma
-    return _completed(model, pictures, lambda rows: both, z, sampling, generators)
-
-
-def _completed(
-    model: Model,
-    pictures: Tensor,
-    joins: Callable[[slice], tuple[Join, Join]],
-    z: Tensor | None,
-    sampling: Sampling,
-    generators: Sequence[Generator] | None,
-) -> Tensor:
-    """Pictures whose free part is made from noise, while the known one is diffused and comes back
-    (Song et al. 2021, app. I.2). `joins`: of states, and of the pictures that come of them."""
-    x_0 = model.pictures(pictures)
-    generators = generators or [generator(0, digest(one)) for one in to_pixels(x_0)]
-    guided = sampling.guidance != 0 or model.takes_z
-    if guided and z is None:
-        shown = x_0
-        if not model.takes_z:
-            alone = replace(sampling, guidance=0.0)
-            draws = [clone(one) for one in generators]
-            shown = _completed(model, x_0, joins, None, alone, draws)
-        z = joined(model.by_batches(lambda rows: model.encoder(shown[rows]), len(x_0)))
-    trajectory, noise = model.trajectory(sampling), model.noise(generators)
-    alpha_bar = model.schedule.alpha_bar[trajectory.timesteps()[-1]].item()
-
-    def work(rows: slice) -> Tensor:
-        pictures, eps = x_0[rows].to(model.device), noise[rows].to(model.device)
-        known = model.latents(pictures)
-        join, join_pictures = joins(rows)
-        known_T = math.sqrt(alpha_bar) * known + math.sqrt(1 - alpha_bar) * eps
-        zs = [z[rows].to(model.device)] if guided and z is not None else []
-        both = alongside(settled(model.schedule, known), model.guided(sampling, *zs), join)
-        x_T, draws = torch.cat([known_T, eps]), [*generators[rows], *generators[rows]]
-        free = trajectory.to_picture(both, x_T, draws).chunk(2)[1]
-        return join_pictures(pictures, free)
-
-    return joined(model.by_batches(work, len(x_0)))
+    return inpaint(model, pictures, None, z, sampling, generators=generators, **changes)
 
 
 def decode_within(
@@ -179,35 +142,30 @@ def decode_within(
     generators: Sequence[Generator] | None = None,
     **changes: Any,
 ) -> Tensor:
-    """Pictures (N, C, H, W) of edited codes where the mask, (N or 1, 1, H, W) in [0, 1], is 1, and
-    of the unedited ones where it is 0: there they are what `Model.decode` makes of them to the bit.
-    Between the two, states are mixed.
-
-    Both are solved side by side, and the edited one sees the unedited one's states outside of the
-    mask: what it makes inside fits them. The rest is as in `Model.decode`.
-    """
+    """Decode edited codes to pictures (N, C, H, W) where the mask, (N or 1, 1, H, W) in [0, 1], is
+    1, and the unedited ones where it is 0, to the bit as `Model.decode`. The edited trajectory sees
+    the unedited one's states outside of the mask, so that it fits them; between, they are mixed."""
     model.check(codes)
     if codes.x_T is None or edited.x_T is None:
         raise InputError("these codes hold z alone; an edit within a mask needs x_T")
     recorded = Sampling().changed(codes.sampling)
     sampling = (sampling or recorded).changed(changes)
     trajectory = model.trajectory(sampling)
-    draws = generators or [generator(0, name) for name in codes.digests]
+    draws = generators or [generator(0, name) for name in codes.picture_shas]
     eps_T = codes.eps_T if sampling.same_way(recorded) else None
     z, x_T = torch.stack([codes.z, edited.z]), torch.stack([codes.x_T, edited.x_T])
     weights = mask.expand(len(codes), -1, -1, -1)
     of_states = states_mask(model, weights)
 
     def work(rows: slice) -> Tensor:
-        lead, predict = (model.guided(sampling, one[rows].to(model.device)) for one in z)
+        lead, predict = (model.guided(sampling, one[rows]) for one in z)
         join, (known, free) = by_mask(of_states[rows]), x_T[:, rows].to(model.device)
         second = None
         if eps_T is not None:  # the edited trajectory begins anew: see Model.manipulate
             begun = predict(join(known, free), trajectory.grid()[0].t)
             second = torch.cat([eps_T[rows].to(model.device), begun])
-        x_0 = trajectory.to_picture(
-            alongside(lead, predict, join), torch.cat([known, free]), [*draws[rows]] * 2, second
-        )
+        both, x_T_both = alongside(lead, predict, join), torch.cat([known, free])
+        x_0 = trajectory.to_picture(both, x_T_both, [*draws[rows]] * 2, second)
         return by_mask(weights[rows])(*x_0.chunk(2))
 
     return joined(model.by_batches(work, len(codes)))

@@ -1,7 +1,5 @@
 """The posterior mean gap (PDAE sec. 3.1, 4.2), and what one step makes of noise."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 
@@ -9,23 +7,10 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import generator
-from ..diffusion.schedule import gather
 from ..engine.computing import joined
 from ..engine.model import Model
 from ..errors import ModelError
-from ..pictures.images import to_pixels
-from ..pictures.sheets import sheet
-from .finding import (
-    Finding,
-    Row,
-    Track,
-    column,
-    half_interval,
-    needs_pictures,
-    on_schedule,
-    untracked,
-)
-from .plots import Line, Plot
+from .figures import Finding, Plot, Row, Track, curve, half_interval, laid_out, on_schedule, require
 
 TIMESTEPS = (5, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 990)
 SHOWN = (200, 400, 600, 800, 990)  # timesteps of the sheet
@@ -35,7 +20,7 @@ FACES = 3  # pictures of the sheet
 def gap_residuals(
     model: Model, x_0: Tensor, t: Tensor, eps: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """|eps - eps_theta|^2 and |eps - eps_theta + shift G_psi|^2 of each picture: (N,) both.
+    """Return |eps - eps_theta|^2 and |eps - eps_theta + shift G_psi|^2 of each picture: (N,) both.
 
     Times the same factor beta^2 / (alpha (1 - alpha_bar)) they are the posterior mean gaps
     |mu~ - mu_theta|^2 and |mu~ - mu_theta - Sigma G_psi|^2 (PDAE sec. 3.2).
@@ -44,7 +29,7 @@ def gap_residuals(
     eps_theta, gradient = model.predict(model.schedule.add_noise(x_0, t, eps), t, z)
     assert gradient is not None  # z was given
     plain = eps - eps_theta
-    shifted = plain + gather(model.schedule.shift, t, eps) * gradient
+    shifted = model.schedule.residual(eps, eps_theta, t, gradient)
     return plain.square().sum((1, 2, 3)).cpu(), shifted.square().sum((1, 2, 3)).cpu()
 
 
@@ -54,10 +39,10 @@ def gap(
     *,
     timesteps: Sequence[int] | None = None,
     seed: int = 0,
-    track: Track = untracked,
+    track: Track = iter,
 ) -> Finding:
-    """Mean squared posterior mean gap of a value at each t, with normal noise: of eps_theta, of
-    PDAE with each picture's own z, and with another picture's z as control.
+    """Measure the mean squared posterior mean gap of a value at each t, with normal noise: of
+    eps_theta, of PDAE with each picture's own z, and with another picture's z as control.
 
     Each comes with half of its 95 % interval over the pictures; `closed` is the share of the gap
     that G_psi closes, a ratio of sums, and `known` what of it another picture's z leaves open. The
@@ -66,16 +51,16 @@ def gap(
     """
     if model.gradient_estimator is None:
         raise ModelError(f"{model.name} has no G_psi, so there is no gap that it could close")
-    needs_pictures(x_0, 2)
+    require(x_0, 2)
     timesteps = timesteps or on_schedule(model, TIMESTEPS)
-    z = torch.cat(model.by_batches(lambda rows: model.encoder(x_0[rows]).cpu(), len(x_0)))
+    z = torch.cat(model.by_batches(lambda rows: model.encode_z(x_0[rows]).cpu(), len(x_0)))
     clean = joined(model.by_batches(lambda rows: model.latents(x_0[rows].to(model.device)), len(z)))
     eps = torch.randn(clean.shape, generator=generator(seed, "gap"))
     rows = [_at(model, clean, eps, z, t) for t in track(timesteps)]
-    named = {"gap": "ε_θ alone", "pdae": "PDAE", "shuffled": "PDAE, another picture's z"}
     lines = [
-        Line(label, timesteps, column(rows, name), column(rows, f"{name}_interval"), dashed)
-        for (name, label), dashed in zip(named.items(), (False, False, True), strict=True)
+        curve(rows, "ε_θ alone", "t", "gap"),
+        curve(rows, "PDAE", "t", "pdae"),
+        curve(rows, "PDAE, another picture's z", "t", "shuffled", dashed=True),
     ]
     middle = [row for row in rows if 0.2 <= row["t"] / model.schedule.timesteps <= 0.8] or rows
     title = f"Posterior mean gap, {len(x_0)} pictures, 95 % intervals"
@@ -84,7 +69,7 @@ def gap(
 
 
 def _words(rows: Sequence[Row]) -> str:
-    """What closes over these rows. The interval of a mean of rows is at most the mean of theirs."""
+    """Say what closes over these rows; the interval of their mean is at most the mean of theirs."""
     own, other, known, unsure = (
         statistics.fmean(row[name] for row in rows)
         for name in ("closed", "closed_shuffled", "known", "known_interval")
@@ -104,22 +89,21 @@ def _words(rows: Sequence[Row]) -> str:
 
 
 def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
-    """A row of `gap`: all pictures at one timestep."""
+    """Measure a row of `gap`: all pictures at one timestep."""
     steps, s = torch.full((len(x_0),), t), model.schedule
 
     def work(rows: slice) -> Tensor:
-        own = gap_residuals(model, x_0[rows], steps[rows], eps[rows], z[rows])
-        others = z.roll(1, 0)[rows]
-        return torch.stack(
-            [*own, gap_residuals(model, x_0[rows], steps[rows], eps[rows], others)[1]]
+        own, other = (
+            gap_residuals(model, x_0[rows], steps[rows], eps[rows], one[rows])
+            for one in (z, z.roll(1, 0))
         )
+        return torch.stack([*own, other[1]])
 
     residuals = torch.cat(model.by_batches(work, len(x_0)), dim=1).double()
     factor = (s.beta[t] ** 2 / s.alpha[t] / (1 - s.alpha_bar[t])).item()
     row: Row = {"t": t, "pictures": len(x_0)}
-    for name, one in zip(
-        ("gap", "pdae", "shuffled"), residuals * factor / x_0[0].numel(), strict=True
-    ):
+    gaps = residuals * factor / x_0[0].numel()
+    for name, one in zip(("gap", "pdae", "shuffled"), gaps, strict=True):
         row |= {name: one.mean().item(), f"{name}_interval": half_interval(one)}
     plain, own, other = residuals
     taken = {"closed": plain - own, "closed_shuffled": plain - other, "known": other - own}
@@ -132,31 +116,27 @@ def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
 
 
 def one_step(model: Model, x_t: Tensor, t: int, z: Tensor | None) -> Tensor:
-    """x^_0 (N, C, H, W) that one evaluation makes of x_t, with the shift (PDAE eq. 9) if z."""
+    """Predict x_0 (N, C, H, W) from x_t by one evaluation, with the shift (PDAE eq. 9) if z."""
     steps = torch.full((len(x_t),), t)
     eps, gradient = model.predict(x_t, steps, z)
     if gradient is not None:
-        eps = eps - (1 - model.schedule.alpha_bar[t].item()) ** 0.5 * gradient
+        eps = model.schedule.level(t).guided(eps, gradient)
     return model.schedule.predict_x_0(x_t.to(eps), steps, eps).cpu()
 
 
 def one_step_sheet(model: Model, x_0: Tensor, seed: int = 0) -> Tensor:
-    """For each picture three rows over the timesteps: x_t, and x^_0 without and with the shift."""
-    z, clean = model.encoder(x_0), model.latents(x_0.to(model.device)).cpu()
+    """Lay out three rows over timesteps for each picture: x_t, x^_0 without and with the shift."""
+    z, clean = model.encode_z(x_0), model.latents(x_0.to(model.device)).cpu()
     eps = torch.randn(clean.shape, generator=generator(seed, "one step"))
     timesteps = on_schedule(model, SHOWN)
-    steps = [torch.full((len(x_0),), t) for t in timesteps]
-    noisy = [model.schedule.add_noise(clean, t, eps) for t in steps]
-    kinds = {
-        "x_t": noisy,
-        "eps_theta": [one_step(model, x, t, None) for x, t in zip(noisy, timesteps, strict=True)],
-        "PDAE": [one_step(model, x, t, z) for x, t in zip(noisy, timesteps, strict=True)],
-    }
-    states = [row[k] for k in range(len(x_0)) for made in kinds.values() for row in (clean, *made)]
-    pictures = model.from_latents(torch.stack(states).to(model.device))
-    return sheet(
-        list(to_pixels(pictures.cpu())),
-        columns=1 + len(timesteps),
+    columns = [torch.stack([clean] * 3)]
+    for t in timesteps:
+        x_t = model.schedule.add_noise(clean, torch.full((len(x_0),), t), eps)
+        columns.append(torch.stack([x_t, *(one_step(model, x_t, t, one) for one in (None, z))]))
+    cells = torch.stack(columns, dim=2).transpose(0, 1).flatten(0, 2)  # by picture, kind, column
+    return laid_out(
+        model.from_latents(cells.to(model.device)),
+        columns=len(columns),
         titles=["picture", *(f"t = {t}" for t in timesteps)],
-        row_titles=list(kinds) * len(x_0),
+        row_titles=["x_t", "eps_theta", "PDAE"] * len(x_0),
     )

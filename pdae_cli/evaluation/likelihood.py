@@ -1,7 +1,5 @@
 """The likelihood of pictures, in bits per dimension."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +8,7 @@ from torch import Generator, Tensor
 
 from ..diffusion.likelihood import LEVEL, bits_per_dimension, log_density
 from ..diffusion.noise import clone, normal
-from ..diffusion.sampling import Sampling
+from ..diffusion.trajectory import Sampling
 from ..engine.model import Model
 from ..errors import ModelError
 
@@ -23,7 +21,7 @@ def likelihood(
     conditional: bool = False,
     probes: int = 1,
 ) -> Tensor:
-    """Bits per dimension of pictures x_0 (N, C, H, W): how many bits the model needs for each of
+    """Compute bits per dimension of pictures x_0 (N, C, H, W): how many the model needs for each of
     their 8-bit values; (N,) float32. Of p(x), or `conditional` of p(x | z) with their own z.
 
     Values are spread evenly over their level (uniform dequantisation), and the picture is taken as
@@ -34,17 +32,16 @@ def likelihood(
     if model.first_stage is not None:
         raise ModelError(f"{model.name} diffuses latents, which have no likelihood of the picture")
     sampling = replace(sampling or Sampling(), solver="ddim", corrections=0)  # for its grid alone
-    trajectory = model.trajectory(sampling)
+    grid = model.trajectory(sampling).grid()[::-1]
 
     def work(rows: slice) -> Tensor:
         own = [clone(one) for one in generators[rows]]
         evenly = torch.stack([torch.rand(x_0.shape[1:], generator=one) - 0.5 for one in own])
         x = (x_0[rows] + LEVEL * evenly).to(model.device)
-        zs = [model.encoder(x_0[rows])] if conditional else []
+        zs = [model.encode_z(x_0[rows])] if conditional else []
         predict = model.guided(sampling, *zs, differentiable=True)
         estimates = [
-            log_density(predict, x, trajectory.grid()[::-1], lambda: normal(own, x.shape[1:]))
-            for _ in range(probes)
+            log_density(predict, x, grid, lambda: normal(own, x.shape[1:])) for _ in range(probes)
         ]
         return bits_per_dimension(torch.stack(estimates).mean(0), x[0].numel()).cpu()
 

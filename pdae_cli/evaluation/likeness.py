@@ -12,8 +12,7 @@ from ..diffusion.noise import generator, normal
 from ..diffusion.trajectory import LATENT_SCHEDULE
 from ..engine.model import Model
 
-# Of t = 20 … 400 the one at which shifted, scaled and turned faces stood out most.
-TIMESTEP = 100
+TIMESTEP = 100  # the one of 20 … 400 at which shifted, scaled and turned faces stood out most
 NOISES = 8  # each also with the opposite sign
 OWN = 64  # codes that the latent DPM makes, to compare with
 LIMIT = 3.0
@@ -35,7 +34,7 @@ class Likeness:
 
     @classmethod
     def of(cls, model: Model) -> Likeness | None:
-        """None for a model that lacks a latent DPM."""
+        """Measure a model's own codes; None for one that lacks a latent DPM."""
         if model.latent_dpm is None:
             return None
         own = model.sample_z([generator(0, "likeness", row) for row in range(OWN)])
@@ -43,21 +42,20 @@ class Likeness:
         return cls(model, errors.mean().item(), errors.std().item())
 
     def distances(self, z: Tensor) -> list[float]:
-        """One for each row of z (N, D), not normalised."""
+        """Tell one distance for each row of z (N, D), not normalised."""
         return ((_errors(self.model, z) - self.mean) / self.spread).tolist()
 
 
+@torch.inference_mode()
 def _errors(model: Model, z: Tensor) -> Tensor:
-    """The latent DPM's mean squared error (N,), with the same noise for each row."""
+    """Return the latent DPM's mean squared error (N,), with the same noise for each row."""
+    assert model.latent_dpm is not None
     noise = normal([generator(0, "noise", row) for row in range(NOISES)], z.shape[1:])
     noise = torch.cat([noise, -noise])
     t = torch.full((len(noise),), TIMESTEP)
-    network = model.latent_dpm
-    assert network is not None
     errors = []
-    with torch.inference_mode():
-        for row in model.normalise(z):
-            z_t = LATENT_SCHEDULE.add_noise(row.expand_as(noise), t, noise)
-            eps = network(z_t.to(model.device), t.to(model.device)).float().cpu()
-            errors.append((eps - noise).square().mean())
+    for row in model.normalise(z):
+        z_t = LATENT_SCHEDULE.add_noise(row.expand_as(noise), t, noise)
+        eps = model.latent_dpm(z_t.to(model.device), t.to(model.device)).float().cpu()
+        errors.append((eps - noise).square().mean())
     return torch.stack(errors)

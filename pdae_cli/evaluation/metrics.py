@@ -1,7 +1,5 @@
 """Measures of pictures and classifiers. Pictures are float in [-1, 1], compared on [0, 1]."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -28,15 +26,11 @@ def equal_share(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of each picture: (N,).
-
-    Gaussian window 11x11, sigma 1.5, zero padding, K = (0.01, 0.03), range 1: what the authors of
-    PDAE report.
-    """
+    """Structural similarity (Wang et al. 2004) of each picture: (N,). Gaussian window 11x11, sigma
+    1.5, zero padding, K = (0.01, 0.03), range 1: what the authors of PDAE report."""
     a, b = (a + 1) / 2, (b + 1) / 2
     channels = a.shape[1]
-    offsets = torch.arange(11, dtype=a.dtype, device=a.device) - 5
-    line = torch.exp(-offsets.square() / (2 * 1.5**2))
+    line = torch.exp(-(torch.arange(-5.0, 6).to(a).square()) / (2 * 1.5**2))
     line = line / line.sum()
     window = (line[:, None] * line[None, :]).expand(channels, 1, 11, 11)
 
@@ -55,17 +49,14 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """How far two sets of pictures are apart in a network's layers: (N,), each in 0 … 4 a layer.
+    """Distance of two sets of pictures in a network's layers: (N,), each in 0 … 4 a layer.
 
     a, b: a layer's features each, (N, C, H, W), as many layers and of the same shapes. The vector
     at each place is brought to length 1; squared distances are averaged over places and summed
     over layers. LPIPS's formula with all of its learned weights 1 (Zhang et al. 2018, eq. 1).
     """
-    layers = [
-        (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean(dim=(1, 2))
-        for one, other in zip(a, b, strict=True)
-    ]
-    return torch.stack(layers).sum(0)
+    apart = (F.normalize(x, dim=1) - F.normalize(y, dim=1) for x, y in zip(a, b, strict=True))
+    return torch.stack([one.square().sum(1).mean(dim=(1, 2)) for one in apart]).sum(0)
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
@@ -84,15 +75,13 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
     return ((hits * precision).sum() / hits.sum()).item()
 
 
-# --- Sets of features: (N, F) and (M, F) float64 --------------------------------------------------
+# Sets of features: (N, F) and (M, F) float64.
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """Squared Fréchet distance of the normal distributions with the sets' means and covariances:
-    |m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2) (Heusel et al. 2017, eq. 6).
-
-    With fewer pictures than features it is far too large: the covariances lack rank.
-    """
+    |m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2) (Heusel et al. 2017, eq. 6). With fewer pictures than
+    features it is far too large: the covariances lack rank."""
     covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
     lengths, axes = torch.linalg.eigh(covariance_a)
     root = (axes * lengths.clamp(min=0).sqrt()) @ axes.T

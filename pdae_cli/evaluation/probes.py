@@ -1,8 +1,6 @@
 """What a representation tells of pictures: linear probes for every label, beside raw pixels and
 their principal components, and how few labels they need."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,30 +12,30 @@ from ..diffusion.noise import generator
 from ..engine.attributes import auroc, both_kinds, fit
 from ..engine.model import Model
 from ..errors import UsageError
-from .finding import Finding, Row, Track, half_interval, untracked
+from .figures import Finding, Plot, Row, Track, curve, half_interval
 from .metrics import average_precision
-from .plots import Line, Plot
 
 DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # a probe takes the one that does best on a fifth it doesn't see
 FEW_DECAY = 0.1  # of probes on few labels, which have nothing to choose one by
 COUNTS = (4, 10, 20, 50, 100)  # labels an attribute, half of them positive
 DRAWS = 3  # of those labels
+MEASURES = ("auroc", "average_precision")
 Features = tuple[Tensor, Tensor]  # of training and of held-out pictures: (N, F) and (M, F)
 
 
 def encoded(model: Model, x_0: Tensor) -> Tensor:
-    """z (N, D) of pictures, on the CPU."""
-    return torch.cat(model.by_batches(lambda rows: model.encoder(x_0[rows]).cpu(), len(x_0)))
+    """Encode pictures: z (N, D), on the CPU."""
+    return torch.cat(model.by_batches(lambda rows: model.encode_z(x_0[rows]).cpu(), len(x_0)))
 
 
 def standardised(train: Tensor, held_out: Tensor) -> Features:
-    """Each dimension to mean 0 and variance 1 over the training pictures."""
+    """Bring each dimension to mean 0 and variance 1 over the training pictures."""
     mean, std = train.mean(0), train.std(0, correction=0).clamp(min=1e-6)
     return (train - mean) / std, (held_out - mean) / std
 
 
 def pixels_and_components(train: Tensor, held_out: Tensor, size: int) -> dict[str, Features]:
-    """Raw pixels of pictures (N, C, H, W), and their `size` principal components.
+    """Return raw pixels of pictures (N, C, H, W), and their `size` principal components.
 
     Pixels are centred, and given in coordinates of the axes that the training pictures span: a
     linear probe with decay has no weight beyond those, so it is the same probe with fewer numbers.
@@ -68,9 +66,10 @@ def attributes(
     labels_held_out: Tensor,
     *,
     seed: int = 0,
-    track: Track = untracked,
+    track: Track = iter,
 ) -> Finding:
-    """AUROC and average precision of logistic regressions of every label on each representation.
+    """Measure AUROC and average precision of logistic regressions of every label on each
+    representation.
 
     labels: (N, A) and (M, A) of 1, 0 and -1 (unknown). Labels that training or held-out pictures
     have of one kind only are left out. Rows of the attribute "mean of K" are means over K labels,
@@ -84,100 +83,73 @@ def attributes(
     labels, labels_held_out = labels[:, kept], labels_held_out[:, kept]
     rows: list[Row] = []
     for title, features in track(list(representations.items())):
-        decay = _chosen_decay(names, features[0], labels, seed)
-        scores = _scores(names, features, labels, decay)
-        own = [
-            {"representation": title, "attribute": name, **_measured(scores[:, k], truth)}
-            for k, (name, truth) in enumerate(zip(names, labels_held_out.T, strict=True))
-        ]
-        mean = {
-            key: statistics.fmean(row[key] for row in own) for key in ("auroc", "average_precision")
-        }
-        whole: Row = {"representation": title, "attribute": f"mean of {len(names)}", **mean}
-        rows += [*own, whole | {"decay": decay, "pictures": len(labels)}]
-        rows += _few(names, title, features, labels, labels_held_out, seed)
-    means = [row for row in rows if "decay" in row]
-    words = "Mean AUROC of linear probes: " + ", ".join(
-        f"{row['representation']} {row['auroc']:.3f}" for row in means
-    )
-    return Finding("attributes", words + f" ({len(labels)} training pictures).", rows, _plot(rows))
+        decay = _chosen_decay(features[0], labels, seed)
+        own = _probed(features, labels, labels_held_out, decay)
+        whole = {"attribute": f"mean of {len(names)}"} | _mean(own)
+        named = [{"attribute": name, **row} for name, row in zip(names, own, strict=True)]
+        found = [*named, whole | {"decay": decay, "pictures": len(labels)}]
+        found += _few(features, labels, labels_held_out, seed)
+        rows += [{"representation": title} | row for row in found]
+    means = (f"{row['representation']} {row['auroc']:.3f}" for row in rows if "decay" in row)
+    words = f"Mean AUROC of linear probes: {', '.join(means)} ({len(labels)} training pictures)."
+    lines = [curve(rows, one, "labels", "auroc", representation=one) for one in representations]
+    title = "Linear probes on few labels, 95 % intervals over the draws"
+    plot = Plot(title, "labels of an attribute", "mean AUROC, held out", lines, log_x=True)
+    return Finding("attributes", words, rows, plot)
 
 
-def _scores(names: Sequence[str], features: Features, labels: Tensor, decay: float) -> Tensor:
-    train, held_out = features
-    unknown = torch.full((1, labels.shape[1]), -1)
-    fitted = fit(list(names), train, labels, held_out[:1], unknown, decay=decay)
-    return fitted.scores(held_out)
+def _probed(features: Features, labels: Tensor, truth: Tensor, decay: float) -> list[Row]:
+    """Fit a probe of every label (N, A), and measure each on held-out labels (M, A)."""
+    names, unknown = [str(k) for k in range(labels.shape[1])], torch.full((1, labels.shape[1]), -1)
+    fitted = fit(names, features[0], labels, features[1][:1], unknown, decay=decay)
+    rows = []
+    for scores, true in zip(fitted.scores(features[1]).T, truth.T, strict=True):
+        scores, true = scores[true >= 0], true[true >= 0]
+        row = {"auroc": auroc(scores, true), "average_precision": average_precision(scores, true)}
+        rows.append(row | {"held_out": len(true), "held_out_with": int((true == 1).sum())})
+    return rows
 
 
-def _measured(scores: Tensor, truth: Tensor) -> Row:
-    known = truth >= 0
-    scores, truth = scores[known], truth[known]
-    return {
-        "auroc": auroc(scores, truth),
-        "average_precision": average_precision(scores, truth),
-        "held_out": len(truth),
-        "held_out_with": int((truth == 1).sum()),
-    }
+def _mean(rows: Sequence[Row]) -> Row:
+    return {key: statistics.fmean(row[key] for row in rows) for key in MEASURES}
 
 
-def _chosen_decay(names: Sequence[str], z: Tensor, labels: Tensor, seed: int) -> float:
-    """The one of DECAYS whose probes, fitted on four fifths, do best on the last."""
+def _chosen_decay(z: Tensor, labels: Tensor, seed: int) -> float:
+    """Choose the one of DECAYS whose probes, fitted on four fifths, do best on the last."""
     order = torch.randperm(len(z), generator=generator(seed, "fifths"))
     seen, unseen = order[len(z) // 5 :], order[: len(z) // 5]
-    kept = both_kinds(labels[seen]) & both_kinds(labels[unseen])
-    if not kept.any():
+    labels = labels[:, both_kinds(labels[seen]) & both_kinds(labels[unseen])]
+    if not labels.shape[1]:
         return DECAYS[1]
-    chosen = [name for name, one in zip(names, kept.tolist(), strict=True) if one]
-
-    def quality(decay: float) -> float:
-        scores = _scores(chosen, (z[seen], z[unseen]), labels[seen][:, kept], decay)
-        truth = labels[unseen][:, kept]
-        return statistics.fmean(
-            float(_measured(scores[:, k], truth[:, k])["auroc"]) for k in range(len(chosen))
-        )
-
-    return max(DECAYS, key=quality)
+    parts = (z[seen], z[unseen]), labels[seen], labels[unseen]
+    return max(DECAYS, key=lambda decay: _mean(_probed(*parts, decay))["auroc"])
 
 
-def _few(
-    names: Sequence[str],
-    title: str,
-    features: Features,
-    labels: Tensor,
-    labels_held_out: Tensor,
-    seed: int,
-) -> list[Row]:
-    """Mean AUROC by the number of labels, over those attributes that have enough for all numbers;
+def _few(features: Features, labels: Tensor, truth: Tensor, seed: int) -> list[Row]:
+    """Measure by the number of labels, over those attributes that have enough for all numbers;
     numbers that most attributes haven't got are left out."""
     rarer = torch.minimum((labels == 1).sum(0), (labels == 0).sum(0))
-    counts = [n for n in COUNTS if 2 * int((rarer >= n // 2).sum()) >= len(names)]
+    counts = [n for n in COUNTS if 2 * int((rarer >= n // 2).sum()) >= labels.shape[1]]
     if not counts:
         return []
     enough = rarer >= counts[-1] // 2
-    chosen = [name for name, one in zip(names, enough.tolist(), strict=True) if one]
-    labels, truth = labels[:, enough], labels_held_out[:, enough]
+    labels, truth = labels[:, enough], truth[:, enough]
     rows = []
     for count in counts:
-        found = {"auroc": [], "average_precision": []}  # type: dict[str, list[float]]
+        draws = []
         for draw in range(DRAWS):
             known = drawn_labels(labels, count, generator(seed, "labels", count, draw))
             used = (known >= 0).any(1)
             few = features[0][used], features[1]
-            scores = _scores(chosen, few, known[used], FEW_DECAY)
-            measured = [_measured(scores[:, k], truth[:, k]) for k in range(len(chosen))]
-            for key, values in found.items():
-                values.append(statistics.fmean(float(one[key]) for one in measured))
-        rows.append(
-            {"representation": title, "attribute": f"mean of {len(chosen)}", "labels": count}
-            | {key: statistics.fmean(values) for key, values in found.items()}
-            | {"auroc_interval": half_interval(torch.tensor(found["auroc"]))}
-        )
+            draws.append(_mean(_probed(few, known[used], truth, FEW_DECAY)))
+        row = {"attribute": f"mean of {labels.shape[1]}", "labels": count} | _mean(draws)
+        interval = half_interval(torch.tensor([one["auroc"] for one in draws]))
+        rows.append(row | {"auroc_interval": interval})
     return rows
 
 
 def drawn_labels(labels: Tensor, count: int, random: Generator) -> Tensor:
-    """Labels (N, A) of which `count` an attribute are left, half of each kind; the rest are -1."""
+    """Leave `count` of an attribute's labels (N, A), half of each kind; the rest are -1."""
     left = torch.full_like(labels, -1)
     for column in range(labels.shape[1]):
         for kind in (0, 1):
@@ -185,20 +157,3 @@ def drawn_labels(labels: Tensor, count: int, random: Generator) -> Tensor:
             chosen = rows[torch.randperm(len(rows), generator=random)[: count // 2]]
             left[chosen, column] = kind
     return left
-
-
-def _plot(rows: Sequence[Row]) -> Plot:
-    few = [row for row in rows if "labels" in row]
-    titles = dict.fromkeys(row["representation"] for row in rows)
-    curves = {title: [r for r in few if r["representation"] == title] for title in titles}
-    lines = [
-        Line(
-            title,
-            [row["labels"] for row in curve],
-            [row["auroc"] for row in curve],
-            [row["auroc_interval"] for row in curve],
-        )
-        for title, curve in curves.items()
-    ]
-    title = "Linear probes on few labels, 95 % intervals over the draws"
-    return Plot(title, "labels of an attribute", "mean AUROC, held out", lines, log_x=True)

@@ -1,7 +1,5 @@
 """How good samples are: distances to real pictures in the judge's features, by steps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import product
@@ -9,15 +7,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..diffusion.sampling import Sampling
+from ..diffusion.trajectory import Sampling
 from ..engine.model import Model
 from ..errors import ModelError
-from ..pictures.images import to_pixels
-from ..pictures.sheets import sheet
-from .finding import Finding, Row, Track, column, half_interval, needs_pictures, untracked
+from .figures import Finding, Line, Plot, Row, Track, curve, half_interval, laid_out, require
 from .judge import Judge
 from .metrics import frechet, kernel_distance, kernel_parts, precision_recall
-from .plots import Line, Plot
 
 STEPS = (10, 20, 50, 100)
 SHOWN = 8  # samples of each kind in the sheet
@@ -35,56 +30,45 @@ def samples(
     steps: Sequence[int] = STEPS,
     sampling: Sampling | None = None,
     seed: int = 0,
-    track: Track = untracked,
+    track: Track = iter,
 ) -> Finding:
-    """Samples of eps_theta alone, and of PDAE where the model has a latent DPM, beside real
-    pictures: Fréchet and kernel distance in the judge's features, precision and recall. The
-    kernel distance comes with half of its 95 % interval, which is too wide rather than too narrow
-    where it is near 0.
+    """Measure samples of eps_theta alone, and of PDAE where the model has a latent DPM, beside real
+    pictures: Fréchet and kernel distance in the judge's features, precision and recall.
 
     `real` (N, C, size, size) are pictures that neither the model nor the judge learnt from. The
     first row, REAL, says how far real ones are from real ones: `count` of them, or half where there
-    are fewer than twice as many, from the others. Each row has the protocol: how many pictures, and
-    which features of what. The judge's distances can't be compared with FID and KID. Raises
-    ModelError for a model that makes no samples, UsageError for a judge of another size.
+    are fewer than twice as many, from the others. Half of the kernel distance's 95 % interval is
+    too wide rather than too narrow where that is near 0. Raises ModelError for a model that makes
+    no samples, UsageError for a judge of another size.
     """
     kinds = kinds_of(model)
     judge.check(*real.shape[1:3])
-    needs_pictures(real, 2 * LEAST)
+    require(real, 2 * LEAST)
     features = judge.features(real)
     some, others = features.tensor_split([min(count, len(features) // 2)])
     protocol = {"features": judge.protocol}
-    rows: list[Row] = [{"samples": REAL, **_distances(some, others), **protocol}]
-    shown = [real[:SHOWN]]
+    rows: list[Row] = [{"samples": REAL} | _distances(some, others) | protocol]
+    shown = {"held out": real[:SHOWN]}
     for kind, number in track(list(product(kinds, steps))):
         how = (sampling or Sampling()).changed({"inference_steps": number})
         made, _ = model.sample(count, how, seed=seed, unconditional=kind == "unconditional")
         row = {"samples": KINDS[kind], "inference_steps": number, "solver": how.solver}
         rows.append(row | _distances(judge.features(made), features) | protocol)
         if number == steps[-1]:
-            shown.append(made[:SHOWN])
+            shown[KINDS[kind]] = made[:SHOWN]
     lines = [
-        Line(
-            KINDS[kind],
-            column(rows, "inference_steps", samples=KINDS[kind]),
-            column(rows, "judge_frechet", samples=KINDS[kind]),
-        )
+        curve(rows, KINDS[kind], "inference_steps", "judge_frechet", samples=KINDS[kind])
         for kind in kinds
     ]
-    floor = rows[0]["judge_frechet"]
-    lines.append(Line(REAL, list(steps), [floor] * len(steps), dashed=True))
-    pixels = sheet(
-        list(to_pixels(torch.cat(shown))),
-        columns=len(shown[0]),
-        row_titles=["held out", *(KINDS[kind] for kind in kinds)],
-    )
+    lines.append(Line(REAL, list(steps), [rows[0]["judge_frechet"]] * len(steps), dashed=True))
     title = f"Judge-Fréchet distance, {count} samples, {len(real)} real pictures (not FID)"
     plot = Plot(title, "solver steps", "judge-Fréchet", lines, log_x=True)
+    pixels = laid_out(torch.cat([*shown.values()]), len(real[:SHOWN]), row_titles=[*shown])
     return Finding("samples", _words(rows, count, features.shape[1]), rows, plot, pixels)
 
 
 def kinds_of(model: Model) -> list[str]:
-    """Which of KINDS a model makes. Raises ModelError for one that makes none."""
+    """Name those of KINDS that a model makes. Raises ModelError for one that makes none."""
     kinds = [k for k in KINDS if (model.latent_dpm if k == "latent" else not model.takes_z)]
     if not kinds:
         raise ModelError(
@@ -109,21 +93,18 @@ def _distances(made: Tensor, real: Tensor) -> Row:
 
 
 def _words(rows: Sequence[Row], count: int, features: int) -> str:
-    """The best of each kind by judge-KID, which few samples don't bias, with its 95 % interval."""
-
-    def figures(row: Row) -> str:
-        kid, unsure = row["judge_kid"], row["judge_kid_interval"]
-        return f"{kid:.2g} ± {unsure:.1g} ({row['judge_frechet']:.3g})"
-
+    """Tell the best of each kind by judge-KID, which few samples don't bias."""
     told = []
-    for title in KINDS.values():
-        own = [row for row in rows if row["samples"] == title]
-        if own:
+    for title in (*KINDS.values(), REAL):
+        if own := [row for row in rows if row["samples"] == title]:
             best = min(own, key=lambda row: row["judge_kid"])
-            told.append(f"{title} {figures(best)} in {best['inference_steps']} steps")
+            kid = f"{best['judge_kid']:.2g} ± {best['judge_kid_interval']:.1g}"
+            told.append(f"{kid} ({best['judge_frechet']:.3g})")
+            if title != REAL:
+                told[-1] = f"{title} {told[-1]} in {best['inference_steps']} steps"
     words = (
         f"Judge-KID ± its 95 % interval (judge-Fréchet) of {count} samples at best: "
-        f"{', '.join(told)}; of {rows[0]['count']} held-out pictures {figures(rows[0])}. "
+        f"{', '.join(told[:-1])}; of {rows[0]['count']} held-out pictures {told[-1]}. "
         "Not comparable with KID and FID"
     )
     if count <= features:

@@ -1,24 +1,19 @@
 """What z holds and what x_T holds: all pairs of some z and some x_T, decoded."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.noise import generator
-from ..diffusion.sampling import Sampling
+from ..diffusion.trajectory import Sampling
 from ..engine.codes import stack
 from ..engine.model import Model
-from ..pictures.images import to_pixels
-from ..pictures.sheets import sheet
-from .finding import Finding, Row, Track, needs_pictures, untracked
-from .plots import Line, Plot
+from .figures import Finding, Plot, Row, Track, curve, laid_out, require
 
 
 def shares(values: Tensor) -> Row:
-    """Variance of values (I, J, …), I and J at least 2, and its shares: of the first index alone,
-    of the second alone, and of both together, which add up to 1.
+    """Split the variance of values (I, J, …), I and J at least 2, into shares: of the first index
+    alone, of the second alone, and of both together, which add up to 1.
 
     They are estimates of the components of variance, not sums of squares, so that they don't depend
     on how many z and x_T there are (Searle, Casella & McCulloch 1992, sec. 4.3: two-way crossed
@@ -44,7 +39,7 @@ def semantics(
     noises: int = 6,
     sampling: Sampling | None = None,
     seed: int = 0,
-    track: Track = untracked,
+    track: Track = iter,
 ) -> Finding:
     """Decode each picture's z with each of `noises` x_T ~ N(0, I): what of the results' variance
     is z's, and what x_T's.
@@ -53,7 +48,7 @@ def semantics(
     own z, if the model has attributes. The sheet has a z a row and an x_T a column. Raises
     UsageError for fewer than two pictures.
     """
-    needs_pictures(x_0, 2)
+    require(x_0, 2)
     codes = model.encode(x_0, sampling or Sampling(), noise=False)
     rendered = []
     for k in track(range(len(codes))):
@@ -61,33 +56,29 @@ def semantics(
         generators = [generator(seed, "x_T", number) for number in range(noises)]
         rendered.append(model.decode(same, generators=generators, random_noise=True))
     made = torch.cat(rendered)
+    counts, pairs = {"pictures": len(codes), "noises": noises}, (len(codes), noises)
     rows: list[Row] = []
     block = 1
     while block <= min(made.shape[2:]):
-        pooled = F.avg_pool2d(made, block).unflatten(0, (len(codes), noises))
-        rows.append({"of": f"blocks of {block}", "block": block} | shares((pooled + 1) / 2))
+        pooled = (F.avg_pool2d(made, block).unflatten(0, pairs) + 1) / 2
+        rows.append({"of": f"blocks of {block}", "block": block} | shares(pooled) | counts)
         block *= 2
-    if model.attributes is not None:
-        scores = model.scores(model.encode(made.clamp(-1, 1), noise=False))
-        rows.append({"of": "attribute scores"} | shares(scores.unflatten(0, (len(codes), noises))))
-    rows = [row | {"pictures": len(codes), "noises": noises} for row in rows]
-    blocks = [row for row in rows if "block" in row]
-    lines = [
-        Line(label, [r["block"] for r in blocks], [r[name] for r in blocks])
-        for name, label in (("z", "z"), ("x_T", "x_T"), ("together", "both together"))
-    ]
-    title = f"Whose the variance is, over {len(codes)} z and {noises} x_T"
-    plot = Plot(title, "side of the blocks averaged over, in pixels", "share", lines, log_x=True)
     words = (
-        f"z decides {blocks[0]['z']:.0%} of the variance of single values and "
-        f"{max(row['z'] for row in blocks):.0%} of that of blocks at most, x_T "
-        f"{blocks[0]['x_T']:.0%} and {max(row['x_T'] for row in blocks):.0%}"
+        f"z decides {rows[0]['z']:.0%} of the variance of single values and "
+        f"{max(row['z'] for row in rows):.0%} of that of blocks at most, x_T "
+        f"{rows[0]['x_T']:.0%} and {max(row['x_T'] for row in rows):.0%}"
     )
     if model.attributes is not None:
-        words += f"; z decides {rows[-1]['z']:.0%} of that of attribute scores, x_T "
-        words += f"{rows[-1]['x_T']:.0%}"
-    pixels = sheet(
-        list(to_pixels(made)),
+        scores = model.scores(model.encode(made.clamp(-1, 1), noise=False))
+        last = {"of": "attribute scores"} | shares(scores.unflatten(0, pairs)) | counts
+        words += f"; z decides {last['z']:.0%} of that of attribute scores, x_T {last['x_T']:.0%}"
+        rows.append(last)
+    names = {"z": "z", "x_T": "x_T", "together": "both together"}
+    lines = [curve(rows, label, "block", name) for name, label in names.items()]
+    title = f"Whose the variance is, over {len(codes)} z and {noises} x_T"
+    plot = Plot(title, "side of the blocks averaged over, in pixels", "share", lines, log_x=True)
+    pixels = laid_out(
+        made,
         columns=noises,
         titles=[f"x_T {number + 1}" for number in range(noises)],
         row_titles=[f"z {number + 1}" for number in range(len(codes))],

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Attention, groups_of
-from .layers import Conv2d, Linear
+from .layers import Attention, Conv2d, Linear, groups_of
 
 FINAL_SIZE = 4  # the feature map that is flattened
 
@@ -27,10 +26,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         halvings = math.log2(max(self.image_size, 1) / FINAL_SIZE)
         if halvings != len(self.widths):
-            raise ValueError(
-                f"{len(self.widths)} stride-2 convolutions don't bring "
-                f"{self.image_size} pixels to {FINAL_SIZE}"
-            )
+            convolutions = f"{len(self.widths)} stride-2 convolutions"
+            raise ValueError(f"{convolutions} don't bring {self.image_size} pixels to {FINAL_SIZE}")
         if min(self.z_dim, self.groups, *self.widths) < 1:
             raise ValueError(f"an encoder of widths {self.widths} and z of {self.z_dim} dimensions")
 
@@ -39,8 +36,7 @@ class EncoderConfig:
         """The paper's widths (64, 128, 256, 256 …) for a picture of this size."""
         halvings = max(1, round(math.log2(image_size / FINAL_SIZE)))
         widths = tuple(min(64 * 2**level, 256) for level in range(halvings))
-        groups = groups_of(widths)
-        return cls(image_size, channels, widths, 16, heads=4, z_dim=z_dim, groups=groups)
+        return cls(image_size, channels, widths, 16, 4, z_dim, groups_of(widths))
 
 
 class Encoder(nn.Module):
@@ -49,26 +45,23 @@ class Encoder(nn.Module):
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.convs = nn.ModuleList()
-        self.norms = nn.ModuleList()
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         self.attention: Attention | None = None
-        self.attention_level = -1
         c, size = cfg.channels, cfg.image_size
-        for level, width in enumerate(cfg.widths):
+        for width in cfg.widths:
             size //= 2
             self.convs.append(Conv2d(c, width, 3, stride=2, padding=1))
             self.norms.append(nn.GroupNorm(cfg.groups, width))
             if size == cfg.attention_size:
-                self.attention = Attention(width, cfg.heads, nn.GroupNorm(cfg.groups, width))
-                self.attention_level = level
+                self.attention = Attention(nn.GroupNorm(cfg.groups, width), cfg.heads)
             c = width
         self.out = Linear(c * FINAL_SIZE**2, cfg.z_dim)
 
     def forward(self, x_0: Tensor) -> Tensor:
         h = x_0
-        for level, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+        for conv, norm in zip(self.convs, self.norms, strict=True):
             h = conv(h)
-            if self.attention is not None and level == self.attention_level:
+            if self.attention is not None and h.shape[2] == self.cfg.attention_size:
                 h = self.attention(h)
             h = F.silu(norm(h))
         return self.out(h.flatten(1))

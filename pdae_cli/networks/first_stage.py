@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 KINDS = ("AutoencoderKL", "VQModel")
-DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
-UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+BLOCKS = (
+    "DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"
+)  # fmt: skip
 PIXELS = 1 << 19  # that an accelerator computes at once: 2 pictures of 512x512, 128 of 64x64
 MAX_LEVELS, MAX_BLOCKS = 8, 16  # twice what is usual: building takes time even without memory
 MAX_WIDTH = 1 << 20  # of whatever is counted: beyond all use, and sizes in bytes stay numbers
@@ -39,23 +40,23 @@ class FirstStageConfig:
     shift: float
 
     def __post_init__(self) -> None:
-        levels = len(self.widths)
+        levels, unknown = len(self.widths), {*self.down_blocks, *self.up_blocks} - {*BLOCKS}
+        counts = self.channels, self.latent_channels, self.codes, self.code_channels
         if self.kind not in KINDS:
             raise ValueError(f"unknown first stage {self.kind!r}; known: {', '.join(KINDS)}")
         if not 1 <= levels <= MAX_LEVELS or not 1 <= self.blocks <= MAX_BLOCKS:
             raise ValueError(f"a first stage of {levels} levels of {self.blocks} blocks")
         if not len(self.down_blocks) == len(self.up_blocks) == levels:
             raise ValueError(f"a first stage of {levels} widths and other numbers of blocks")
-        unknown = {*self.down_blocks, *self.up_blocks} - {*DOWN_BLOCKS, *UP_BLOCKS}
         if unknown:
             raise ValueError(f"blocks {', '.join(sorted(unknown))} of a first stage")
-        if min(self.channels, self.latent_channels, self.groups, *self.widths) < 1:
+        if min(*counts[:2], self.groups, *self.widths) < 1:
             raise ValueError("a first stage without channels")
         if any(width % self.groups for width in self.widths):
             raise ValueError(f"widths {self.widths} don't divide into {self.groups} groups")
-        if self.kind == "VQModel" and min(self.codes, self.code_channels) < 1:
+        if self.kind == "VQModel" and min(counts) < 1:
             raise ValueError("a VQModel without a codebook")
-        if max(self.channels, self.latent_channels, self.codes, self.code_channels) > MAX_WIDTH:
+        if max(counts) > MAX_WIDTH:
             raise ValueError(f"a first stage of more than {MAX_WIDTH} channels or codes")
         if max(self.widths) > MAX_WIDTH:
             raise ValueError(f"widths {self.widths} of a first stage")
@@ -70,22 +71,14 @@ class FirstStageConfig:
     def arguments(self) -> dict[str, Any]:
         """Of diffusers' class."""
         common = {
-            "in_channels": self.channels,
-            "out_channels": self.channels,
-            "latent_channels": self.latent_channels,
-            "down_block_types": self.down_blocks,
-            "up_block_types": self.up_blocks,
-            "block_out_channels": self.widths,
-            "layers_per_block": self.blocks,
-            "norm_num_groups": self.groups,
-            "mid_block_add_attention": self.middle_attention,
-            "scaling_factor": self.scale,
-        }
+            "in_channels": self.channels, "out_channels": self.channels,
+            "latent_channels": self.latent_channels, "block_out_channels": self.widths,
+            "down_block_types": self.down_blocks, "up_block_types": self.up_blocks,
+            "layers_per_block": self.blocks, "norm_num_groups": self.groups,
+            "mid_block_add_attention": self.middle_attention, "scaling_factor": self.scale,
+        }  # fmt: skip
         if self.kind == "VQModel":
-            return common | {
-                "num_vq_embeddings": self.codes,
-                "vq_embed_dim": self.code_channels,
-            }
+            return common | {"num_vq_embeddings": self.codes, "vq_embed_dim": self.code_channels}
         convs = {"use_quant_conv": self.bottleneck, "use_post_quant_conv": self.bottleneck}
         return common | convs | {"shift_factor": self.shift or None}
 
@@ -100,6 +93,16 @@ class FirstStage(nn.Module):
         self.cfg = cfg
         made = VQModel if cfg.kind == "VQModel" else AutoencoderKL
         self.network: Any = made(**cfg.arguments())
+        # A compiled graph would hold the network once for each part. (Not as a decorator: torch's
+        # compiler takes longer to import than all the rest, and pictures need no first stage.)
+        self.in_parts = torch.compiler.disable(in_parts)
+
+    def __getstate__(self) -> dict[str, Any]:  # that function can't be pickled
+        return {name: value for name, value in vars(self).items() if name != "in_parts"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.in_parts = torch.compiler.disable(in_parts)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(N, C, H, W) float32 in [-1, 1] → latents (N, C', H / factor, W / factor) of about unit
@@ -109,26 +112,18 @@ class FirstStage(nn.Module):
             found = self.network.encode(x)
             return found.latents if self.cfg.kind == "VQModel" else found.latent_dist.mode()
 
-        height, width = pictures.shape[2:]
-        return (in_parts(latents, pictures, height * width) - self.cfg.shift) * self.cfg.scale
+        size = math.prod(pictures.shape[2:])
+        return (self.in_parts(latents, pictures, size) - self.cfg.shift) * self.cfg.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """The way back; a VQModel quantises on it. Pictures may leave [-1, 1]."""
-        height, width = latents.shape[2:]
-        return in_parts(
-            lambda x: self.network.decode(x).sample,
-            latents / self.cfg.scale + self.cfg.shift,
-            height * width * self.cfg.factor**2,
-        )
+        x, size = latents / self.cfg.scale + self.cfg.shift, math.prod(latents.shape[2:])
+        return self.in_parts(lambda x: self.network.decode(x).sample, x, size * self.cfg.factor**2)
 
 
-@torch.compiler.disable  # whose graph would hold the network once for each part
 def in_parts(network: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
-    """network(x), by as many rows at once, of `pixels` each, as PIXELS leaves room for: a batch
-    that eps_theta's latents fit in would take many times that memory as feature maps of pictures.
-
-    On a CPU, where a batch gains nothing, row by row, so that a picture's result is the same to the
-    bit in every batch (see layers.py).
-    """
+    """Run the network on as many rows at once, of `pixels` each, as PIXELS leaves room for: feature
+    maps of pictures take many times the memory of eps_theta's latents. On a CPU, where a batch
+    gains nothing, row by row, so that a picture's result is the same to the bit in every batch."""
     rows = 1 if x.device.type == "cpu" else max(1, PIXELS // pixels)
     return torch.cat([network(part) for part in x.split(rows)])

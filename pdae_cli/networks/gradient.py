@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .blocks import Conditioning, Modulation, UNetConfig
 from .layers import Linear
-from .unet import OutputHalf
+from .unet import Conditioning, OutputHalf, UNetConfig
 
 
 class GradientEstimator(nn.Module):
-    """G_psi(x_t, z, t), computed from the features of eps_theta's frozen input half.
-
-    Its output convolution starts at zero: an untrained G_psi leaves eps_theta as it is.
-    """
+    """G_psi(x_t, z, t), from the features of eps_theta's frozen input half. Its output convolution
+    starts at zero: an untrained G_psi leaves eps_theta as it is."""
 
     def __init__(self, cfg: UNetConfig, z_dim: int) -> None:
         super().__init__()
@@ -24,9 +21,3 @@ class GradientEstimator(nn.Module):
     def forward(self, features: list[Tensor], time: Tensor, z: Tensor) -> Tensor:
         """`features, time = unet.features(x_t, t)`; z: (N, z_dim). Returns (N, C, H, W)."""
         return self.output(features, time, self.z(z))
-
-    def by_z(self, z: Tensor) -> Modulation:
-        """What z (N, z_dim) does to each block of `output`, after the time."""
-        modulation = self.output.by_z(self.z(z))
-        assert modulation is not None  # every block takes z
-        return modulation

@@ -1,7 +1,4 @@
-"""Diff-AE's semantic encoder: the input half of a U-Net, pooled (Preechakul et al. 2022).
-
-PDAE's own is `encoder.Encoder`; this one is here so that converted Diff-AE models run.
-"""
+"""Diff-AE's semantic encoder: the input half of a U-Net, pooled (Preechakul et al. 2022)."""
 
 from __future__ import annotations
 
@@ -10,8 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Attention, Norm, attention_block, resized
-from .layers import Conv2d, Linear
+from .layers import Attention, Conv2d, Layer, Linear, group_norm, resized
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,12 @@ class HalfUNetConfig:
     def widths(self) -> list[int]:
         return [round(self.base_channels * multiplier) for multiplier in self.multipliers]
 
+    def norm(self, channels: int) -> nn.GroupNorm:
+        return group_norm(channels, self.groups, self.norm_eps)
+
+    def attention_of(self, channels: int) -> Attention:
+        return Attention(self.norm(channels), self.heads, self.head_channels)
+
 
 class TimelessBlock(nn.Module):
     """A residual block that sees no time, with one convolution: skip(x) + conv(SiLU(GN(x)))."""
@@ -46,7 +48,7 @@ class TimelessBlock(nn.Module):
     def __init__(self, cfg: HalfUNetConfig, c_in: int, c_out: int, halve: bool = False) -> None:
         super().__init__()
         self.halve = halve
-        self.norm_in = Norm(cfg, c_in)
+        self.norm_in = cfg.norm(c_in)
         self.conv_in = Conv2d(c_in, c_out, 3, padding=1)
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
 
@@ -55,18 +57,6 @@ class TimelessBlock(nn.Module):
         if self.halve:
             h, x = resized(h, "down"), resized(x, "down")
         return self.skip(x) + self.conv_in(h)
-
-
-class EncoderLayer(nn.Module):
-    """A block, then attention."""
-
-    def __init__(self, block: TimelessBlock, attention: Attention | None = None) -> None:
-        super().__init__()
-        self.block, self.attention = block, attention
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.block(x)
-        return x if self.attention is None else self.attention(x)
 
 
 class HalfUNet(nn.Module):
@@ -80,19 +70,15 @@ class HalfUNet(nn.Module):
         self.layers = nn.ModuleList()
         for level, width in enumerate(cfg.widths):
             for _ in range(cfg.blocks):
-                attention = attention_block(cfg, width) if size in cfg.attention else None
-                self.layers.append(EncoderLayer(TimelessBlock(cfg, c, width), attention))
+                attention = cfg.attention_of(width) if size in cfg.attention else None
+                self.layers.append(Layer(TimelessBlock(cfg, c, width), attention))
                 c = width
             if level < len(cfg.widths) - 1:
-                self.layers.append(EncoderLayer(TimelessBlock(cfg, c, c, halve=True)))
+                self.layers.append(Layer(TimelessBlock(cfg, c, c, halve=True)))
                 size //= 2
-        self.middle = nn.ModuleList(
-            [
-                EncoderLayer(TimelessBlock(cfg, c, c), attention_block(cfg, c)),
-                EncoderLayer(TimelessBlock(cfg, c, c)),
-            ]
-        )
-        self.norm = Norm(cfg, c)
+        first = Layer(TimelessBlock(cfg, c, c), cfg.attention_of(c))
+        self.middle = nn.ModuleList([first, Layer(TimelessBlock(cfg, c, c))])
+        self.norm = cfg.norm(c)
         self.out = Linear(c, cfg.z_dim)
 
     def forward(self, x_0: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import timestep_embedding
-from .layers import Linear
+from .layers import Linear, TimeEmbedding
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,13 @@ class LatentDPM(nn.Module):
     def __init__(self, cfg: LatentConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.time = nn.Sequential(
-            Linear(cfg.time_channels, cfg.embedding_channels),
-            nn.SiLU(),
-            Linear(cfg.embedding_channels, cfg.embedding_channels),
-        )
+        self.time = TimeEmbedding(cfg.time_channels, cfg.embedding_channels)
         widths = [cfg.z_dim] + [cfg.width + cfg.z_dim] * (cfg.layers - 1)
         self.layers = nn.ModuleList([LatentLayer(cfg, width) for width in widths])
         self.out = Linear(cfg.width + cfg.z_dim, cfg.z_dim)
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
-        time = self.time(timestep_embedding(t, self.cfg.time_channels))
+        time = self.time(t)
         h = self.layers[0](z_t, time)
         for layer in self.layers[1:]:
             h = layer(torch.cat([h, z_t], dim=1), time)

@@ -1,22 +1,27 @@
-"""Convolutions and linear maps whose result for a picture doesn't depend on the batch it is in.
+"""Layers that the networks share. A picture's result doesn't depend on the batch that it is in.
 
-On a CPU torch takes another algorithm for a single small map than for many, and matrix products sum
-in another order for few rows than for many. The ODE multiplies such roundings by up to 100. By
-oneDNN's convolution a row's result is the same to the bit in every batch; for a single picture it
-is also faster. Gradients, low precision, compiled graphs and other devices go torch's own way.
+On a CPU torch takes other algorithms for few rows than for many, and the ODE multiplies such
+roundings by up to 100. By oneDNN's convolution a row is the same to the bit in every batch, and a
+single picture faster. Gradients, low precision, compiled graphs, other devices go torch's own way.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+LARGE_MAP = 1024  # positions: see `placed`
 
 
 class Conv2d(nn.Conv2d):
     """As torch's, rows independent of their batch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', H', W')."""
         if not _plain(x, self.weight) or isinstance(self.padding, str):
             return super().forward(x)
         return torch.mkldnn_convolution(
@@ -28,14 +33,10 @@ class Linear(nn.Linear):
     """As torch's, rows independent of their batch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, D) → (N, D'); any (…, D) is taken."""
         if x.ndim != 2 or not _plain(x, self.weight):
             return super().forward(x)
-        weight = self.weight[:, :, None, None]
-        one, none = (1, 1), (0, 0)
-        return torch.mkldnn_convolution(
-            x[:, :, None, None], weight, self.bias, none, one, one, 1
-        ).flatten(1)
+        x, weight = x[:, :, None, None], self.weight[:, :, None, None]
+        return torch.mkldnn_convolution(x, weight, self.bias, (0, 0), (1, 1), (1, 1), 1).flatten(1)
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
@@ -50,3 +51,122 @@ def _plain(x: Tensor, weight: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
     )
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Set all parameters to zero, so that a residual branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def silu(h: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else holds: in place, unless autograd needs it."""
+    return F.silu(h, inplace=not h.requires_grad)
+
+
+def timestep_embedding(
+    t: Tensor, channels: int, sine_first: bool = False, frequency_shift: int = 0
+) -> Tensor:
+    """Sinusoids of t: (N,) → (N, channels) float32, cosines first (DDPM, after Vaswani et al.)."""
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - frequency_shift)
+    angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    waves = [angles.sin(), angles.cos()] if sine_first else [angles.cos(), angles.sin()]
+    return torch.cat(waves, dim=1)
+
+
+class TimeEmbedding(nn.Sequential):
+    """Timesteps (N,) → (N, channels): so many sinusoids, then two layers."""
+
+    def __init__(self, sinusoids: int, channels: int, *order: Any) -> None:
+        super().__init__(Linear(sinusoids, channels), nn.SiLU(), Linear(channels, channels))
+        self.sinusoids, self.order = sinusoids, order
+
+    def forward(self, t: Tensor) -> Tensor:
+        return super().forward(timestep_embedding(t, self.sinusoids, *self.order))
+
+
+def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
+    """A GroupNorm of so many groups, or of as many as there are channels."""
+    return nn.GroupNorm(min(groups, channels), channels, eps=eps)
+
+
+def groups_of(widths: Sequence[int]) -> int:
+    """Groups for the GroupNorms of maps of these widths: up to 32, of at least 4 channels each. A
+    group of one would throw away its map's mean, which carries colour and light."""
+    fitting = (g for g in (32, 16, 8, 4, 2) if all(w % g == 0 and w >= 4 * g for w in widths))
+    return next(fitting, 1)
+
+
+class Attention(nn.Module):
+    """Residual self-attention over all positions; each head's q, k, v lie side by side."""
+
+    def __init__(self, norm: nn.GroupNorm, heads: int, head_channels: int | None = None) -> None:
+        """Of as many channels as the norm; of `heads`, or of heads of so many channels."""
+        super().__init__()
+        channels = norm.num_channels
+        self.heads = channels // head_channels if head_channels else heads
+        if channels % (head_channels or heads):
+            kind = f"{heads} attention heads"
+            kind = f"attention heads of {head_channels}" if head_channels else kind
+            raise ValueError(f"{channels} channels don't divide into {kind}")
+        self.norm = norm
+        self.qkv = Linear(channels, 3 * channels)
+        self.out = zeroed(Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (N, HW, C)
+        qkv = self.qkv(h).reshape(n, height * width, self.heads, 3, c // self.heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each (N, heads, HW, C/heads)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        return x + self.out(h).transpose(1, 2).reshape(n, c, height, width)
+
+
+class Layer(nn.Module):
+    """A residual block or a resampling convolution, then attention."""
+
+    def __init__(self, block: nn.Module, attention: Attention | None = None) -> None:
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
+        x = self.block(x, *conditions)
+        return x if self.attention is None else self.attention(x)
+
+
+class ConvResample(nn.Module):
+    """Halve by a strided convolution, or double by nearest neighbours and a convolution."""
+
+    def __init__(self, channels: int, resample: str, symmetric: bool = True) -> None:
+        super().__init__()
+        self.resample, self.symmetric = resample, symmetric
+        stride, padding = (2, int(symmetric)) if resample == "down" else (1, 1)
+        self.conv = Conv2d(channels, channels, 3, stride=stride, padding=padding)
+
+    def forward(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
+        if self.resample == "up":
+            return self.conv(resized(x, "up"))
+        return placed(self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1))))
+
+
+def resized(x: Tensor, resample: str) -> Tensor:
+    """Halve (mean of 2x2) or double (nearest neighbours) height and width."""
+    if resample == "down":
+        return placed(F.avg_pool2d(x, 2))
+    return F.interpolate(placed(x, growth=4), scale_factor=2.0)
+
+
+def placed(x: Tensor, growth: int = 1) -> Tensor:
+    """x in the memory format that inference is fastest in; it is about to grow so many times.
+
+    On a CPU in bfloat16, large maps have their channels last: convolutions are a sixth faster.
+    Small ones are contiguous, for a GroupNorm that is up to 20 times slower with channels last;
+    float32 too, whose convolutions round 2 to 4 times worse so. In training it can crash.
+    """
+    low = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if x.device.type != "cpu" or not low or torch.is_grad_enabled():
+        return x
+    large = x.shape[2] * x.shape[3] * growth >= LARGE_MAP
+    return x.contiguous(memory_format=torch.channels_last if large else torch.contiguous_format)

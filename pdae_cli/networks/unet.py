@@ -1,182 +1,259 @@
-"""eps_theta: the ADM-style U-Net, in two halves, so that G_psi can share the first."""
+"""eps_theta: the ADM-style U-Net (Dhariwal & Nichol 2021, sec. 3), in two halves, so that G_psi can
+share the first.
+
+Shapes: x (N, C, H, W); the time's embedding (N, E), or (1, E) for all pictures alike; z (N, D), its
+embedding, or None.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import (
-    Conditioning,
+from .layers import (
+    Attention,
+    Conv2d,
+    ConvResample,
     Layer,
-    Modulation,
-    Norm,
-    ResBlock,
-    UNetConfig,
-    attention_block,
+    Linear,
+    TimeEmbedding,
+    group_norm,
     placed,
-    resampling_block,
+    resized,
     silu,
-    timestep_embedding,
     zeroed,
 )
-from .layers import Conv2d, Linear
+
+# How feature maps are halved and doubled: inside a residual block (ADM), or by convolutions of
+# their own, padded on all sides, or right and below only (the first DDPM and its descendants).
+RESAMPLING = ("residual", "convolution", "convolution_right")
+MAX_BLOCKS = 128  # of one half, five times what is usual: building takes time even without memory
 
 
-class Half(nn.Module):
-    """What both halves share: the conditioning of all their residual blocks, side by side.
+@dataclass(frozen=True)
+class Conditioning:
+    """How z enters a block, after the time."""
 
-    `forward` is everything at once; `by_time` and `by_z` don't depend on x and `run` does.
-    """
+    channels: int  # of z, or of its embedding
+    shift: bool  # scale and shift (PDAE), or scale alone (Diff-AE)
 
-    def forward(self, x: Any, time: Tensor, z: Tensor | None = None) -> Any:
-        return self.run(x, self.by_time(time).then(self.by_z(z)))
 
-    def run(self, x: Any, modulation: Modulation) -> Any:
-        """What of the half depends on x; `modulation`: of all its blocks, (N, …) or (1, …)."""
-        raise NotImplementedError
+@dataclass(frozen=True)
+class UNetConfig:
+    """Everything that fixes the shape of eps_theta, and through it that of G_psi."""
 
-    def path(self) -> Iterator[nn.Module]:
-        """The layers in the order in which they run."""
-        raise NotImplementedError
+    image_size: int  # pixels, height and width
+    channels: int  # of the pictures: 3 for RGB
+    patch: int  # space-to-depth factor at the input: 1 none, 2 makes 64x64 pixels 32x32 positions
+    base_channels: int  # width of the first level
+    multipliers: tuple[float, ...]  # width of each level, in units of base_channels
+    blocks: int  # residual blocks a level (one more in the output half)
+    attention: tuple[int, ...]  # attention at these feature-map sizes, and always in the middle
+    head_channels: int | None  # channels an attention head; None: use `heads`
+    heads: int  # attention heads, where head_channels is None
+    time_conditioning: str  # "scale_shift" (AdaGN) or "additive"
+    resampling: str  # see RESAMPLING
+    learn_sigma: bool  # the network also predicts the variance's interpolation
+    groups: int  # of every GroupNorm, or as many as it has channels
+    norm_eps: float  # of every GroupNorm
+    dropout: float
+    embedding_channels: int = 0  # of the time embedding; 0: 4 base_channels, the usual
+    sine_first: bool = False  # order of the time embedding's sinusoids
+    frequency_shift: int = 0  # of the sinusoids' frequencies: 10000^(-i / (half - shift))
+    z_channels: int = 0  # of z, where every block of the U-Net itself takes it (Diff-AE)
 
-    def blocks(self) -> list[ResBlock]:
-        return [layer.block for layer in self.path() if isinstance(layer.block, ResBlock)]
+    def __post_init__(self) -> None:
+        if self.embedding_channels == 0:
+            object.__setattr__(self, "embedding_channels", 4 * self.base_channels)
+        levels, all_blocks = len(self.multipliers), len(self.multipliers) * self.blocks
+        if not 1 <= levels <= 16 or self.blocks < 1 or all_blocks > MAX_BLOCKS:
+            most = f"1 to 16 levels and {MAX_BLOCKS} blocks in all can be built"
+            raise ValueError(f"{levels} levels of {self.blocks} blocks; {most}")
+        smallest = self.patch * 2 ** (levels - 1)
+        if self.image_size % smallest:
+            wrong = f"image_size {self.image_size} is not a multiple of {smallest}"
+            raise ValueError(f"{wrong} (patch {self.patch}, {levels} levels)")
+        for width in self.widths:
+            if width < 1 or width % min(self.groups, width):
+                raise ValueError(f"{width} channels don't divide into {self.groups} groups")
+        if self.time_conditioning not in ("scale_shift", "additive"):
+            raise ValueError(f"unknown time_conditioning {self.time_conditioning!r}")
+        if self.resampling not in RESAMPLING:
+            raise ValueError(f"unknown resampling {self.resampling!r}")
 
-    def by_time(self, time: Tensor) -> Modulation:
-        """What the time embedding (N, E) does to each block."""
-        return Modulation.joined([block.by_time(time) for block in self.blocks()])
+    @property
+    def widths(self) -> list[int]:
+        return [round(self.base_channels * multiplier) for multiplier in self.multipliers]
 
-    def by_z(self, z: Tensor | None) -> Modulation | None:
-        """What z does to each block after that; None without z, or where no block takes it."""
-        blocks = self.blocks()
-        if z is None or blocks[0].z is None:
+    @property
+    def sizes(self) -> list[int]:
+        """Height and width of the feature maps, level by level."""
+        return [self.image_size // self.patch // 2**level for level in range(len(self.multipliers))]
+
+    @property
+    def skips(self) -> list[int]:
+        """Channels of each feature map of the input half, in the order in which they are made."""
+        channels = self.widths[:1]
+        for width in self.widths:
+            channels += [width] * (self.blocks + 1)
+        return channels[:-1]  # the last level isn't halved
+
+    @property
+    def own_conditioning(self) -> Conditioning | None:
+        """How z enters eps_theta itself: not at all, but in a Diff-AE."""
+        return Conditioning(self.z_channels, shift=False) if self.z_channels else None
+
+    def time_embedding(self) -> TimeEmbedding:
+        order = int(self.sine_first), self.frequency_shift
+        return TimeEmbedding(self.base_channels, self.embedding_channels, *order)
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        return group_norm(channels, self.groups, self.norm_eps)
+
+    def attention_of(self, channels: int, size: int | None = None) -> Attention | None:
+        """The attention at maps of this size, or (None) in the middle; None where there is none."""
+        if size is not None and size not in self.attention:
             return None
-        return Modulation.joined([block.by_z(z) for block in blocks])
+        return Attention(self.norm(channels), self.heads, self.head_channels)
 
-    def split(self, modulation: Modulation) -> Iterator[Modulation]:
-        """Block by block, in the order in which they run."""
-        return iter(modulation.split([block.width for block in self.blocks()]))
+    def resampler(self, channels: int, resample: str, conditioning: Conditioning | None) -> Layer:
+        """The layer between two levels."""
+        if self.resampling == "residual":
+            return Layer(ResBlock(self, channels, channels, resample, conditioning))
+        return Layer(ConvResample(channels, resample, symmetric=self.resampling == "convolution"))
 
 
-class InputHalf(Half):
-    """From a picture down to the smallest feature map; returns the skip features, widest first."""
+class ResBlock(nn.Module):
+    """Residual block, conditioned on t and, with a `conditioning`, on z by AdaGN."""
+
+    def __init__(
+        self,
+        cfg: UNetConfig,
+        c_in: int,
+        c_out: int,
+        resample: str | None = None,  # "down", "up" or None
+        conditioning: Conditioning | None = None,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.scale_shift = cfg.time_conditioning == "scale_shift"
+        self.norm_in = cfg.norm(c_in)
+        self.conv_in = Conv2d(c_in, c_out, 3, padding=1)
+        self.time = Linear(cfg.embedding_channels, 2 * c_out if self.scale_shift else c_out)
+        self.z: Linear | None = None
+        if conditioning is not None:
+            self.z = Linear(conditioning.channels, (2 if conditioning.shift else 1) * c_out)
+        self.norm_out = cfg.norm(c_out)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.conv_out = zeroed(Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
+        h = silu(self.norm_in(x))
+        if self.resample is not None:
+            h, x = resized(h, self.resample), resized(x, self.resample)
+        h = silu(self.adagn(self.conv_in(h), time, z))
+        return self.skip(x) + self.conv_out(self.dropout(h))
+
+    def adagn(self, h: Tensor, time: Tensor, z: Tensor | None) -> Tensor:
+        """Normalise h, scaled and shifted twice (AdaGN, PDAE sec. 3.3):
+
+            (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b, with (t_s, t_b) of t and (z_s, z_b) of z
+
+        Diff-AE's (its sec. 3) has no z_b; with additive time it is (1 + z_s) GN(h + t) + z_b. All
+        scales and shifts, the GroupNorm's own too, are folded into one of each: one pass over h.
+        """
+        norm = self.norm_out
+        scale: Tensor = norm.weight
+        shift: Tensor = norm.bias
+        t = self.time(F.silu(time)).to(scale.dtype)
+        if self.scale_shift:
+            t_scale, t_shift = t.chunk(2, dim=1)
+            scale, shift = scale * (1 + t_scale), shift * (1 + t_scale) + t_shift
+        else:
+            h = h + t[:, :, None, None].to(h.dtype)
+            scale, shift = scale.expand_as(t), shift.expand_as(t)
+        if self.z is not None and z is not None:
+            z_scale, *rest = self.z(F.silu(z)).to(t.dtype).split(norm.num_channels, dim=1)
+            z_shift = rest[0] if rest else torch.zeros_like(z_scale)
+            shift = torch.addcmul(z_shift, shift, 1 + z_scale)
+            scale = scale * (1 + z_scale)
+        if len(scale) == 1:  # all pictures alike
+            return F.group_norm(h, norm.num_groups, scale[0], shift[0], norm.eps)
+        if h.is_contiguous():  # to a GroupNorm, N pictures of C channels are one of N C channels
+            one, groups = h.view(1, -1, *h.shape[2:]), len(h) * norm.num_groups
+            one = F.group_norm(one, groups, scale.flatten(), shift.flatten(), norm.eps)
+            return one.view(h.shape)
+        h = F.group_norm(h, norm.num_groups, None, None, norm.eps)
+        scale, shift = (part[:, :, None, None].to(h.dtype) for part in (scale, shift))
+        return torch.addcmul(shift, h, scale)
+
+
+class InputHalf(nn.Module):
+    """From a picture down to the smallest feature map."""
 
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
-        self.patch = cfg.patch
-        conditioning = own_conditioning(cfg)
-        c = cfg.widths[0]
-        self.conv = Conv2d(cfg.patch_channels, c, 3, padding=1)
+        self.patch, c, conditioning = cfg.patch, cfg.widths[0], cfg.own_conditioning
+        self.conv = Conv2d(cfg.channels * cfg.patch**2, c, 3, padding=1)
         self.layers = nn.ModuleList()
         for level, (width, size) in enumerate(zip(cfg.widths, cfg.sizes, strict=True)):
             for _ in range(cfg.blocks):
-                attention = attention_block(cfg, width) if size in cfg.attention else None
+                attention = cfg.attention_of(width, size)  # first: weights are drawn in this order
                 block = ResBlock(cfg, c, width, conditioning=conditioning)
                 self.layers.append(Layer(block, attention))
                 c = width
             if level < len(cfg.widths) - 1:
-                self.layers.append(Layer(resampling_block(cfg, c, "down", conditioning)))
+                self.layers.append(cfg.resampler(c, "down", conditioning))
 
-    @staticmethod
-    def skip_channels(cfg: UNetConfig) -> list[int]:
-        """Channels of each returned feature map."""
-        channels = [cfg.widths[0]]
-        for level, width in enumerate(cfg.widths):
-            last = level == len(cfg.widths) - 1
-            channels += [width] * (cfg.blocks + (0 if last else 1))
-        return channels
-
-    def path(self) -> Iterator[nn.Module]:
-        return iter(self.layers)
-
-    def run(self, x: Tensor, modulation: Modulation) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> list[Tensor]:
+        """Return the skip features, widest first."""
         x = placed(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         features = [placed(self.conv(x))]
-        modulations = self.split(modulation)
         for layer in self.layers:
-            features.append(layer(features[-1], modulations))
+            features.append(layer(features[-1], time, z))
         return features
 
 
-class OutputHalf(Half):
-    """Middle block, output half and output convolution: from skip features back to a picture.
-
-    eps_theta has one of these; G_psi is another one, with every block conditioned on z.
-    """
+class OutputHalf(nn.Module):
+    """Middle block, output half and output convolution: from skip features back to a picture. G_psi
+    is another one than eps_theta's, with every block conditioned on z."""
 
     def __init__(
         self, cfg: UNetConfig, c_out: int, conditioning: Conditioning | None = None
     ) -> None:
         super().__init__()
-        self.patch = cfg.patch
-        skips = InputHalf.skip_channels(cfg)
-        c = cfg.widths[-1]
-        self.middle = nn.ModuleList(
-            [
-                Layer(ResBlock(cfg, c, c, conditioning=conditioning), attention_block(cfg, c)),
-                Layer(ResBlock(cfg, c, c, conditioning=conditioning)),
-            ]
-        )
+        self.patch, skips, c = cfg.patch, cfg.skips, cfg.widths[-1]
+        first = Layer(ResBlock(cfg, c, c, conditioning=conditioning), cfg.attention_of(c))
+        self.middle = nn.ModuleList([first, Layer(ResBlock(cfg, c, c, conditioning=conditioning))])
         self.layers = nn.ModuleList()  # each first takes one skip feature
         self.upsamplers = nn.ModuleDict()  # keyed by the index of the layer they follow
         for level in reversed(range(len(cfg.widths))):
             width, size = cfg.widths[level], cfg.sizes[level]
             for _ in range(cfg.blocks + 1):
                 block = ResBlock(cfg, c + skips.pop(), width, conditioning=conditioning)
-                attention = attention_block(cfg, width) if size in cfg.attention else None
-                self.layers.append(Layer(block, attention))
+                self.layers.append(Layer(block, cfg.attention_of(width, size)))
                 c = width
             if level > 0:
-                up = Layer(resampling_block(cfg, c, "up", conditioning))
-                self.upsamplers[str(len(self.layers) - 1)] = up
-        self.norm = Norm(cfg, c)
+                last = str(len(self.layers) - 1)
+                self.upsamplers[last] = cfg.resampler(c, "up", conditioning)
+        self.norm = cfg.norm(c)
         self.conv = zeroed(Conv2d(c, c_out * cfg.patch**2, 3, padding=1))
 
-    def path(self) -> Iterator[nn.Module]:
-        yield from self.middle
-        for index, layer in enumerate(self.layers):
-            yield layer
-            if str(index) in self.upsamplers:
-                yield self.upsamplers[str(index)]
-
-    def run(self, features: list[Tensor], modulation: Modulation) -> Tensor:
-        modulations = self.split(modulation)
+    def forward(self, features: list[Tensor], time: Tensor, z: Tensor | None = None) -> Tensor:
+        """Return (N, c_out, H, W)."""
         h = features[-1]
         for layer in self.middle:
-            h = layer(h, modulations)
+            h = layer(h, time, z)
         for index, (layer, skip) in enumerate(zip(self.layers, reversed(features), strict=True)):
-            h = layer(torch.cat([h, skip], dim=1), modulations)
+            h = layer(torch.cat([h, skip], dim=1), time, z)
             if str(index) in self.upsamplers:
-                h = self.upsamplers[str(index)](h, modulations)
+                h = self.upsamplers[str(index)](h, time, z)
         h = self.conv(silu(self.norm(h)))
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
-
-
-def own_conditioning(cfg: UNetConfig) -> Conditioning | None:
-    """How z enters eps_theta itself: not at all, but in a Diff-AE."""
-    return Conditioning(cfg.z_channels, shift=False) if cfg.z_channels else None
-
-
-class TimeEmbedding(nn.Sequential):
-    """Timesteps (N,) → (N, E)."""
-
-    def __init__(self, cfg: UNetConfig) -> None:
-        super().__init__(
-            Linear(cfg.base_channels, cfg.embedding_channels),
-            nn.SiLU(),
-            Linear(cfg.embedding_channels, cfg.embedding_channels),
-        )
-        self.cfg = cfg
-
-    def forward(self, t: Tensor) -> Tensor:
-        cfg = self.cfg
-        return super().forward(
-            timestep_embedding(t, cfg.base_channels, cfg.sine_first, cfg.frequency_shift)
-        )
 
 
 class UNet(nn.Module):
@@ -185,24 +262,19 @@ class UNet(nn.Module):
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.time = TimeEmbedding(cfg)
+        self.time = cfg.time_embedding()
         self.input = InputHalf(cfg)
         c_out = cfg.channels * (2 if cfg.learn_sigma else 1)
-        self.output = OutputHalf(cfg, c_out, own_conditioning(cfg))
+        self.output = OutputHalf(cfg, c_out, cfg.own_conditioning)
 
     def features(
         self, x_t: Tensor, t: Tensor, z: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Return the skip features and the time embedding, which both output halves take."""
-        time = self.embedded(t)
+        time = self.time(t)
         return self.input(x_t, time, z), time
-
-    def embedded(self, t: Tensor) -> Tensor:
-        """The time embedding (N, E) of timesteps (N,)."""
-        return self.time(t)
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """x_t: (N, C, H, W); t: (N,) integer timesteps; z: (N, z_channels). Returns (N, C, H, W),
         or (N, 2C, H, W) with `learn_sigma`: eps, then the variance's interpolation."""
-        features, time = self.features(x_t, t, z)
-        return self.output(features, time, z)
+        return self.output(*self.features(x_t, t, z), z)

@@ -17,6 +17,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 from .. import __version__
 from ..errors import InputError, UsageError
 
+Recipe = dict[str, Any]
+Keep = Image.Exif | bytes | None  # a source's EXIF, as read
 MAX_BYTES = 1 << 20  # of one piece of metadata; larger ones are neither written nor read
 SOFTWARE = "pdae"
 
@@ -31,8 +33,8 @@ NAMESPACES = {
     "xmp": "http://ns.adobe.com/xap/1.0/",
     "pdae": "urn:pdae:recipe/",
 }
-DAMAGED = "its EXIF is damaged and can't be kept; leave --keep-exif"
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+DAMAGED = "its EXIF is damaged and can't be kept; leave --keep-exif"
 
 # EXIF 2.32, table 4: what describes a photo. The rest of the first directory is about the layout
 # of the file it came in.
@@ -51,43 +53,37 @@ OUTDATED = (
 )  # fmt: skip
 
 
-def source_type(recipe: dict[str, Any]) -> str | None:
-    """The IPTC digital source type (a URI) of what a command makes; None: not by a model."""
-    code = SOURCE_TYPES.get(str(recipe.get("command")), EDITED)
-    return None if code is None else NEWSCODES + code
+def save_options(format: str, recipe: Recipe | None, keep: Keep) -> dict[str, Any]:
+    """What Pillow's `save` takes to write a recipe and what is kept in PNG, JPEG, WEBP or GIF.
 
-
-def save_options(
-    format: str, recipe: dict[str, Any] | None, keep: Image.Exif | bytes | None
-) -> dict[str, Any]:
-    """What Pillow's `save` takes to write this metadata in PNG, JPEG, WEBP or GIF.
-
-    recipe: None writes none. keep: a source's EXIF to carry over, as read. Raises InputError for
-    a recipe of more than MAX_BYTES or EXIF that is damaged, UsageError for EXIF in a GIF.
+    Raises InputError for a recipe of more than MAX_BYTES or EXIF that is damaged, UsageError for
+    EXIF in a GIF.
     """
     if format == "GIF" and keep:
         raise UsageError("a GIF can't hold EXIF; leave --keep-exif or write png, jpg or webp")
     options: dict[str, Any] = {}
     exif = _carried_over(keep) if keep else Image.Exif()
     if recipe is not None:
-        text = _to_json(recipe)
+        code = SOURCE_TYPES.get(str(recipe.get("command")), EDITED)
+        source_type = None if code is None else NEWSCODES + code
+        text = _to_json({"software": SOFTWARE, "digital_source_type": source_type, **recipe})
+        packet = _packet(text, source_type)
         if format == "GIF":
             options["comment"] = text.encode()
         elif format == "PNG":
             options["pnginfo"] = PngImagePlugin.PngInfo()
             options["pnginfo"].add_itxt(SOFTWARE, text)
-            options["pnginfo"].add_itxt("XML:com.adobe.xmp", _packet(recipe, text))
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", packet)
         else:
-            options["xmp"] = _packet(recipe, text).encode()
+            options["xmp"] = packet.encode()
             exif[ExifTags.Base.Software] = SOFTWARE
             if ExifTags.Base.ImageDescription not in exif:  # a kept one is the photographer's
                 exif[ExifTags.Base.ImageDescription] = text
     return options | {"exif": exif} if len(exif) else options
 
 
-def _to_json(recipe: dict[str, Any]) -> str:
+def _to_json(facts: Recipe) -> str:
     """ASCII, so that it means the same in every field."""
-    facts = {"software": SOFTWARE, "digital_source_type": source_type(recipe), **recipe}
     text = json.dumps(facts, sort_keys=True, allow_nan=False)
     if len(text) > MAX_BYTES:
         raise InputError(
@@ -97,11 +93,11 @@ def _to_json(recipe: dict[str, Any]) -> str:
     return text
 
 
-def _packet(recipe: dict[str, Any], text: str) -> str:
-    """The XMP packet (ISO 16684-1)."""
+def _packet(text: str, source_type: str | None) -> str:
+    """The XMP packet (ISO 16684-1) of a recipe's text."""
     facts = {"xmp:CreatorTool": f"{SOFTWARE} {__version__}", "pdae:recipe": text}
-    if kind := source_type(recipe):
-        facts["Iptc4xmpExt:DigitalSourceType"] = kind
+    if source_type:
+        facts["Iptc4xmpExt:DigitalSourceType"] = source_type
     names = " ".join(f'xmlns:{prefix}="{uri}"' for prefix, uri in NAMESPACES.items())
     body = "".join(f"<{name}>{escape(value)}</{name}>\n" for name, value in facts.items())
     return (
@@ -115,18 +111,16 @@ def _packet(recipe: dict[str, Any], text: str) -> str:
 def _carried_over(keep: Image.Exif | bytes) -> Image.Exif:
     """The part of a source's EXIF that is true of a picture made from it: upright, in sRGB, without
     thumbnail and MakerNote."""
+    source, kept = Image.Exif(), Image.Exif()
     try:
-        source = Image.Exif()
         source.load(keep if isinstance(keep, bytes) else keep.tobytes())
-        kept = Image.Exif()
         for tag in DESCRIPTIVE:
             if tag in source:
                 kept[tag] = source[tag]
         details = source.get_ifd(ExifTags.IFD.Exif)
-        places = source.get_ifd(ExifTags.IFD.GPSInfo)
         kept[ExifTags.Base.Orientation] = 1
         kept[ExifTags.IFD.Exif] = {tag: details[tag] for tag in details if tag not in OUTDATED}
-        if places:
+        if places := source.get_ifd(ExifTags.IFD.GPSInfo):
             kept[ExifTags.IFD.GPSInfo] = dict(places)
         kept.tobytes()  # what can't be written shows here
     except Exception as error:  # EXIF is untrusted, and Pillow raises nearly everything on it
@@ -153,7 +147,7 @@ def exif_tag(image: Image.Image, tag: int) -> Any:
         return None
 
 
-def read_recipe(image: Image.Image) -> dict[str, Any] | None:
+def read_recipe(image: Image.Image) -> Recipe | None:
     """The recipe that was written into an opened picture, or None. Never raises."""
     places = (
         image.info.get(SOFTWARE),
@@ -172,11 +166,10 @@ def read_recipe(image: Image.Image) -> dict[str, Any] | None:
 
 
 def read_source_type(image: Image.Image) -> str | None:
-    """The IPTC digital source type that any program gave an opened picture, or None."""
+    """The IPTC digital source type (a URI) that any program gave an opened picture, or None."""
     if kind := _xmp(image, f"{{{NAMESPACES['Iptc4xmpExt']}}}DigitalSourceType"):
         return kind
-    recipe = read_recipe(image) or {}
-    kind = recipe.get("digital_source_type")
+    kind = (read_recipe(image) or {}).get("digital_source_type")
     return kind if isinstance(kind, str) else None
 
 
@@ -189,14 +182,11 @@ def _xmp(image: Image.Image, name: str) -> str | None:
         text = packet.decode().strip("\0\ufeff \n")
         if "<!DOCTYPE" in text:  # XMP has none; it could define entities that grow without bound
             return None
-        root = ElementTree.fromstring(text)
+        found = ElementTree.fromstring(text).iter(f"{{{RDF}}}Description")
     except (ValueError, ElementTree.ParseError):
         return None
-    for element in root.iter(f"{{{RDF}}}Description"):
-        value = element.get(name) or element.findtext(name)
-        if value:
-            return value
-    return None
+    values = (element.get(name) or element.findtext(name) for element in found)
+    return next((value for value in values if value), None)
 
 
 def _too_long(text: object) -> bool:

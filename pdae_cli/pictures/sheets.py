@@ -6,6 +6,7 @@ ASCII: an accented letter loses its accent, any other character is written as it
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ SIZE = 12  # of letters, in pixels
 LINE = 16  # from one line of letters to the next
 GAP = 8
 WIDTH = 128  # narrower pictures are enlarged: to be seen, and so that captions have room
-INK, PALE = 32, 112  # of captions and of titles, as shades of grey
+INK, PALE = "#202020", "#707070"  # of captions and of titles
 SPELLED = {"→": "->", "\N{MULTIPLICATION SIGN}": "x"}  # which the font lacks
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -33,7 +34,8 @@ def sheet(
     row_titles: Sequence[str] = (),
     width: int = WIDTH,
 ) -> Tensor:
-    """Pictures of any sizes, row by row, as one (C, H, W) sheet, in colour if any of them is.
+    """Lay pictures of any sizes out, row by row, as one (C, H, W) sheet, in colour if any of them
+    is.
 
     captions: one for each picture, lines separated by newlines; or none. titles: above the
     columns; row_titles: left of the rows. What is wider than a cell ends in an ellipsis. Pictures
@@ -50,35 +52,26 @@ def sheet(
     cell = max(image.width for image in images)
     heights = [max(image.height for image, _ in row) for row in rows]
     lines = [max(len(text) for _, text in row) * LINE for row in rows]
-    left = max((round(_length(one, font)) + GAP for one in row_titles), default=0)
-    left = GAP + min(left, cell)
-    top = GAP + (LINE if titles else 0)
-    canvas = Image.new(
-        max((image.mode for image in images), key=("L", "RGB").index),
-        (
-            left + len(rows[0]) * (cell + GAP),
-            top + sum(heights) + sum(lines) + GAP * len(rows),
-        ),
-        "white",
-    )
+    longest = max((font.getlength(cut(one, math.inf, font)) for one in row_titles), default=-GAP)
+    left, top = GAP + min(round(longest) + GAP, cell), GAP + (LINE if titles else 0)
+    across = left + len(rows[0]) * (cell + GAP)
+    down = top + sum(heights) + sum(lines) + GAP * len(rows)
+    mode = "RGB" if any(image.mode == "RGB" for image in images) else "L"
+    canvas = Image.new(mode, (across, down), "white")
     draw = ImageDraw.Draw(canvas)
-
-    def write(x: int, y: int, text: str, room: int, shade: int) -> None:
-        draw.text((x, y), cut(text, room, font), font=font, fill=f"rgb({shade},{shade},{shade})")
-
     for column, title in enumerate(titles[: len(rows[0])]):
-        write(left + column * (cell + GAP), GAP - 2, title, cell, PALE)
+        x = left + column * (cell + GAP)
+        draw.text((x, GAP - 2), cut(title, cell, font), PALE, font)
     y = top
     for number, row in enumerate(rows):
         if number < len(row_titles):
-            write(
-                GAP, y + heights[number] // 2 - SIZE // 2, row_titles[number], left - 2 * GAP, PALE
-            )
+            title = cut(row_titles[number], left - 2 * GAP, font)
+            draw.text((GAP, y + heights[number] // 2 - SIZE // 2), title, PALE, font)
         for column, (image, text) in enumerate(row):
-            x = left + column * (cell + GAP)
-            canvas.paste(image, (x + (cell - image.width) // 2, y + heights[number] - image.height))
+            x, below = left + column * (cell + GAP), y + heights[number]
+            canvas.paste(image, (x + (cell - image.width) // 2, below - image.height))
             for place, line in enumerate(text):
-                write(x, y + heights[number] + 1 + place * LINE, line, cell, INK)
+                draw.text((x, below + 1 + place * LINE), cut(line, cell, font), INK, font)
         y += heights[number] + lines[number] + GAP
     return to_tensor(canvas)
 
@@ -96,7 +89,7 @@ def enlarged(picture: Tensor, width: int) -> Tensor:
 
 def cut(text: str, room: float, font: Font) -> str:
     """What is drawn for a text in so many pixels: with an ellipsis where it doesn't fit."""
-    pieces = [_drawn(character, font) for character in text]
+    pieces = [_letter(character, font) for character in text]
     if font.getlength("".join(pieces)) <= room:
         return "".join(pieces)
     while pieces and font.getlength("".join(pieces) + "…") > room:
@@ -104,21 +97,15 @@ def cut(text: str, room: float, font: Font) -> str:
     return "".join(pieces) + "…"
 
 
-def _length(text: str, font: Font) -> float:
-    return font.getlength("".join(_drawn(character, font) for character in text))
-
-
-def _drawn(character: str, font: Font) -> str:
+def _letter(character: str, font: Font) -> str:
     """A character that the font has: itself, its base letter, or its escape."""
     for one in (character, unicodedata.normalize("NFKD", character)[0]):
-        if one.isprintable() and (one.isspace() or _has(font, one)):
+        if one.isprintable() and (one.isspace() or one.isascii() or _has(font, one)):
             return one
     return SPELLED.get(character) or character.encode("unicode_escape").decode()
 
 
 def _has(font: Font, character: str) -> bool:
     """Whether a font draws a character as something else than its sign for those it lacks."""
-    if character.isascii():
-        return True
     mask, none = font.getmask(character), font.getmask("\uffff")
     return (mask.size, bytes(mask)) != (none.size, bytes(none))

@@ -1,2 +1,2 @@
-"""Training: one loop (`loop`), the data it draws from (`data`), and one small file a stage
-(`dpm`, `autoencoder`, `latent`), which holds that stage's loss, metric and preview."""
+"""Training: one loop (`loop`), what a stage brings to it (`stage`), the pictures (`data`,
+`tables`), and one small file a stage, which holds that stage's loss, metric and preview."""

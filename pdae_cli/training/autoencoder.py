@@ -4,60 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
-from ..engine.config import Normalisation
+from ..engine.config import ModelConfig, Normalisation
 from ..engine.model import Model
 from ..errors import UsageError
 from ..evaluation.gap import gap_residuals
 from ..networks.encoder import Encoder, EncoderConfig
 from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
-from ..pictures.images import to_float, write_sheet
-from .data import Pictures
+from ..pictures.images import to_float
+from .data import Pictures, Task
 from .dpm import held_out_noise, saving, uniform
-from .loop import Stage
+from .stage import Stage
 
 STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
 PREVIEWED = 8
 
 
-def density(schedule: Schedule) -> Tensor:
-    """Chance of drawing each timestep: (T,) float64.
+class Weighting(NamedTuple):
+    """How the residual counts at each timestep: see `Schedule.loss_weight`."""
 
-    The objective weighs t by lambda_t, and what is left to explain in eps shrinks with alpha_bar_t:
-    of timesteps drawn evenly, half would hardly count. Three quarters of the draws go where
-    lambda_t sqrt(alpha_bar_t) is; dividing by the density leaves the expectation as it was.
+    weighting: str = "lambda"
+    gamma: float = 0.1
+
+
+LAMBDA = Weighting()  # the paper's
+
+
+def density(schedule: Schedule, weighting: Weighting = LAMBDA) -> Tensor:
+    """Return the chance of drawing each timestep, (T,) float64; the same for all by the error of v.
+
+    Weighed by lambda_t, what is left to explain in eps shrinks with alpha_bar_t: of timesteps drawn
+    evenly, half would hardly count. Three quarters of the draws go where lambda_t sqrt(alpha_bar_t)
+    is; dividing by the density leaves the expectation as it was.
     """
-    counts = schedule.loss_weight() * schedule.alpha_bar.sqrt()
+    if weighting.weighting == "v":
+        return uniform(schedule).to(schedule.alpha_bar)
+    counts = schedule.loss_weight(*weighting) * schedule.alpha_bar.sqrt()
     return 0.25 * uniform(schedule).to(counts) + 0.75 * counts / counts.sum()
 
 
 class AutoencoderLoss(nn.Module):
-    """E lambda_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10),
-    over timesteps drawn by `density`. With labels y the encoder takes those instead of x_0.
+    """E w_t |eps - eps_theta(x_t, t) + shift_t G_psi(x_t, E_phi(x_0), t)|^2 (PDAE eq. 10), w_t by
+    `Schedule.loss_weight`, over timesteps drawn by `density`. With labels y the encoder takes those
+    instead of x_0.
 
     x_0 are pictures, x_t and eps of their `latents`."""
 
     def __init__(
-        self, heads: Heads, encoder: nn.Module, schedule: Schedule, latents: Latents = unchanged
+        self,
+        heads: Heads,
+        encoder: nn.Module,
+        schedule: Schedule,
+        latents: Latents = unchanged,
+        weighting: Weighting = LAMBDA,
     ) -> None:
         super().__init__()
         self.heads, self.encoder, self.schedule, self.latents = heads, encoder, schedule, latents
         self.requires_grad_(True)
         heads.dpm.requires_grad_(False)
-        self.density = density(schedule)
-        self.weight = schedule.loss_weight() / (schedule.timesteps * self.density)
+        self.density = density(schedule, weighting)
+        self.weight = schedule.loss_weight(*weighting) / (schedule.timesteps * self.density)
         self.train()
 
     def train(self, mode: bool = True) -> AutoencoderLoss:
-        """The frozen network never trains, not even its dropout."""
+        """Train all but the frozen network, whose dropout stays off."""
         super().train(mode)
         self.heads.dpm.eval()
         return self
@@ -65,21 +82,21 @@ class AutoencoderLoss(nn.Module):
     def forward(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None = None) -> Tensor:
         x_t = self.schedule.add_noise(self.latents(x_0), t, eps)
         eps_theta, (gradient,) = self.heads(x_t, t, self.encoder(x_0 if y is None else y))
-        residual = eps - eps_theta + gather(self.schedule.shift, t, eps) * gradient
+        residual = self.schedule.residual(eps, eps_theta, t, gradient)
         return (gather(self.weight, t, eps) * residual.square()).mean()
 
 
 def gap_closed(
     model: Model, held_out: Pictures, first: int = 200, last: int = 800, zs: Tensor | None = None
 ) -> dict[str, float]:
-    """Share of the posterior mean gap that G_psi closes, over t in first … last: with the right z,
-    and with the z of other pictures. If both are alike, z isn't used. `zs`: (N, D) of the pictures,
-    where they aren't E_phi's."""
+    """Measure which share of the posterior mean gap G_psi closes, over t in first … last: with the
+    right z, and with the z of other pictures. If both are alike, z isn't used. `zs`: (N, D) of the
+    pictures, where they aren't E_phi's."""
     x_0, t, eps = held_out_noise(model, held_out, first, last)
     shares: dict[str, list[Tensor]] = {"gap_closed": [], "gap_closed_shuffled": []}
     for part in range(0, len(x_0), model.batch_size):
         rows = slice(part, part + model.batch_size)
-        z = model.encoder(x_0[rows]) if zs is None else zs[rows]
+        z = model.encode_z(x_0[rows]) if zs is None else zs[rows]
         for name, code in (("gap_closed", z), ("gap_closed_shuffled", z.roll(1, 0))):
             clean = model.latents(x_0[rows].to(model.device))
             plain, shifted = gap_residuals(model, clean, t[rows], eps[rows], code)
@@ -88,11 +105,11 @@ def gap_closed(
 
 
 def statistics(model: Model, pictures: Pictures) -> Normalisation:
-    """Mean and standard deviation of z over (at most STATISTICS of) the training pictures."""
+    """Average z over (at most STATISTICS of) the training pictures: mean and deviation."""
     stride = -(-len(pictures) // STATISTICS)
     rows = range(0, len(pictures), stride)
     parts = [
-        model.encoder(to_float(pictures.stack(rows[i : i + 256]))).double().cpu()
+        model.encode_z(to_float(pictures.stack(rows[i : i + 256]))).double().cpu()
         for i in range(0, len(rows), 256)
     ]
     z = torch.cat(parts)
@@ -100,68 +117,70 @@ def statistics(model: Model, pictures: Pictures) -> Normalisation:
     return Normalisation(tuple(z.mean(dim=0).tolist()), tuple(std.tolist()))
 
 
-def sheet_of_codes(model: Model, held_out: Pictures, command: str) -> Callable[[Path], None]:
-    """What writes a sheet: pictures, what z and x_T give back, and what z alone does."""
-
-    def preview(path: Path) -> None:
-        x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
-        codes = model.encode(x_0, inference_steps=20)
-        rows = [x_0, model.decode(codes), model.decode(codes, random_noise=True)]
-        write_sheet(path.with_suffix(".png"), torch.cat(rows), len(x_0), {"command": command})
-
-    return preview
+def preview(model: Model, held_out: Pictures) -> tuple[Tensor, int]:
+    """Make rows of a sheet: pictures, what z and x_T give back, and what z alone does."""
+    x_0 = to_float(held_out.stack(range(min(PREVIEWED, len(held_out)))))
+    codes = model.encode(x_0, inference_steps=20)
+    rows = [x_0, model.decode(codes), model.decode(codes, random_noise=True)]
+    return torch.cat(rows), len(x_0)
 
 
-def saving_statistics(
-    model: Model, train: Pictures, folder: Path, dtype: torch.dtype
-) -> Callable[[dict[str, Any]], None]:
-    """`saving`, with the statistics of z as it then is."""
-    write = saving(model, folder, dtype)
+def saving_statistics(model: Model, task: Task) -> Callable[[dict[str, object]], None]:
+    """Return `saving`, with the statistics of z as it then is."""
+    write = saving(model, task)
 
-    def save(summary: dict[str, Any]) -> None:
-        model.config = replace(model.config, normalisation=statistics(model, train))
+    def save(summary: dict[str, object]) -> None:
+        model.config = replace(model.config, normalisation=statistics(model, task.train))
         write(summary)
 
     return save
 
 
-def autoencoder_stage(
-    model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
-) -> Stage:
+def autoencoder_stage(model: Model, task: Task, weighting: Weighting = LAMBDA) -> Stage:
     """Train the model's G_psi and E_phi; its eps_theta stays as it is."""
-    if model.gradient_estimator is None or model.encoder_network is None:
+    if model.gradient_estimator is None or model.encoder is None:
         raise ValueError("the model has no gradient estimator and encoder to train")
     schedule = model.schedule.to(model.device)
-    objective = AutoencoderLoss(model.heads, model.encoder_network, schedule, model.latents)
+    objective = AutoencoderLoss(model.heads, model.encoder, schedule, model.latents, weighting)
     return Stage(
         "autoencoder",
         objective,
-        train,
+        task.train,
         objective.density.cpu(),
-        lambda: gap_closed(model, held_out),
-        sheet_of_codes(model, held_out, "train autoencoder"),
-        saving_statistics(model, train, folder, dtype),
+        lambda: gap_closed(model, task.held_out),
+        lambda: preview(model, task.held_out),
+        saving_statistics(model, task),
         model.config.state_shape,
+        settings=weighting._asdict(),
     )
 
 
 def with_autoencoder(model: Model, z_dim: int, seed: int) -> Model:
-    """The model with an untrained encoder and gradient estimator that fit its eps_theta.
+    """Give the model an untrained encoder and gradient estimator that fit its eps_theta.
 
     Raises UsageError for a size that the encoder can't take.
     """
-    config = model.config
-    if model.takes_z:
-        raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
-    try:
-        encoder = EncoderConfig.for_size(config.image_size, config.channels, z_dim)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    encoder = encoder_for(without_z(model).config, z_dim)
     torch.manual_seed(seed)
     return Model(
-        config=replace(config, encoder=encoder, normalisation=None),
+        config=replace(model.config, encoder=encoder, normalisation=None),
         dpm=model.dpm,
-        gradient_estimator=GradientEstimator(config.unet, z_dim),
-        encoder_network=Encoder(encoder),
+        gradient_estimator=GradientEstimator(model.config.unet, z_dim),
+        encoder=Encoder(encoder),
         first_stage=model.first_stage,
     )
+
+
+def encoder_for(config: ModelConfig, z_dim: int) -> EncoderConfig:
+    """Shape E_phi for a model's pictures. Raises UsageError for a size that it can't take."""
+    try:
+        return EncoderConfig.for_size(config.image_size, config.channels, z_dim)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def without_z(model: Model) -> Model:
+    """Return the model. Raises UsageError where its eps_theta takes z itself."""
+    if model.takes_z:
+        raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
+    return model

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints import write_classifier
-from ..diffusion.sampling import Sampling
 from ..diffusion.schedule import Schedule
-from ..diffusion.trajectory import Latents, unchanged
-from ..engine.classes import log_probability
-from ..engine.conditional import Classifier, ClassifierConfig, by_classifier
+from ..diffusion.trajectory import Latents, Sampling, unchanged
+from ..engine.guidance import Classifier, ClassifierConfig, by_classifier, log_probability
 from ..engine.model import Model
 from ..errors import UsageError
-from ..networks.classes import Classes
-from ..networks.classifier import NoisyClassifier
-from .conditional import PREVIEWED, Condition, sheet_of_classes
-from .data import Pictures
+from ..networks.classifier import Classes, NoisyClassifier
+from .conditional import PREVIEWED, Condition, preview
+from .data import Task
 from .dpm import held_out_loss, held_out_noise, uniform
-from .loop import Stage
+from .stage import Stage
 
 
 class ClassifierLoss(nn.Module):
@@ -41,8 +36,8 @@ class ClassifierLoss(nn.Module):
 
 
 def new_classifier(model: Model, classes: Classes, base_channels: int, seed: int) -> Classifier:
-    """An untrained classifier of the model's noisy pictures, of the shape of its U-Net's input half
-    but for the width. Raises UsageError for a width that can't be."""
+    """Make an untrained classifier of the model's noisy pictures, of the shape of its U-Net's input
+    half but for the width. Raises UsageError for a width that can't be."""
     theirs = model.config
     try:
         unet = replace(
@@ -60,36 +55,25 @@ def new_classifier(model: Model, classes: Classes, base_channels: int, seed: int
         raise UsageError(str(error)) from error
 
 
-def classifier_stage(
-    model: Model,
-    classifier: Classifier,
-    train: Pictures,
-    held_out: Pictures,
-    labels: Condition,
-    folder: Path,
-    dtype: torch.dtype,
-) -> Stage:
+def classifier_stage(model: Model, classifier: Classifier, task: Task, labels: Condition) -> Stage:
     """Train the classifier; the model only makes sample sheets with it."""
     network = classifier.network.to(model.device).requires_grad_(True).train()
     schedule = model.schedule.to(model.device)
     objective = ClassifierLoss(network, schedule, model.latents)
-    x_0, t, eps = held_out_noise(model, held_out, 0, schedule.timesteps - 1)
-    y = labels.matrix(held_out.names[: len(x_0)])
+    x_0, t, eps = held_out_noise(model, task.held_out, 0, schedule.timesteps - 1)
+    y = labels.matrix(task.held_out.names[: len(x_0)])
 
     def paint(of: Tensor) -> Tensor:
         return by_classifier(model, classifier, of, 1.0, range(PREVIEWED), Sampling(), 0)
 
-    def save(summary: dict[str, Any]) -> None:
-        write_classifier(folder, classifier, summary, dtype)
-
     return Stage(
         "classifier",
         objective,
-        train,
+        task.train,
         uniform(schedule),
         lambda: held_out_loss(model, objective, x_0, t, eps, y),
-        sheet_of_classes(labels.classes, "train classifier", paint),
-        save,
+        lambda: preview(labels.classes, paint),
+        lambda summary: write_classifier(task.folder, classifier, summary, task.dtype),
         model.config.state_shape,
-        labels.matrix(train.names),
+        labels.matrix(task.train.names),
     )

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..diffusion.sampling import Sampling
-from ..engine.classes import chosen
-from ..engine.conditional import labelled
+from ..diffusion.trajectory import Sampling
+from ..engine.guidance import chosen, labelled
 from ..engine.model import Model
 from ..errors import UsageError
-from ..networks.classes import ClassEmbedding, Classes, EmbeddingConfig
+from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
-from ..pictures.images import write_sheet
-from .autoencoder import AutoencoderLoss, gap_closed
-from .data import Labels, Pictures
+from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed, without_z
+from .data import Labels, Task
 from .dpm import saving
-from .loop import Stage
+from .stage import Stage
 
 PREVIEWED = 8  # pictures of each class, and classes
 
@@ -33,13 +30,13 @@ class Condition:
     rows: dict[str, list[int]]  # picture name → 1, 0 or -1 (unknown) for each class
 
     def matrix(self, names: Sequence[str]) -> Tensor:
-        """y int8 (N, A) of pictures; -1 is unknown."""
+        """Return y of pictures, int8 (N, A); -1 is unknown."""
         unknown = [-1] * len(self.classes.names)
         return torch.tensor([self.rows.get(name, unknown) for name in names], dtype=torch.int8)
 
 
 def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
-    """The classes that columns of a table of labels mean: several attributes of 1 / 0 / -1, or the
+    """Tell the classes that columns of labels mean: several attributes of 1 / 0 / -1, or the
     different words of one other column, which exclude each other. Raises UsageError."""
     if table is None:
         raise UsageError("there are no labels to condition on; pass --labels CSV")
@@ -61,27 +58,19 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
     return Condition(Classes(tuple(names), exclusive=True), rows)
 
 
-def sheet_of_classes(
-    classes: Classes, command: str, paint: Callable[[Tensor], Tensor]
-) -> Callable[[Path], None]:
-    """What writes a sheet with a row for each class, of the first PREVIEWED; `paint`: labels y
-    (1, A) → PREVIEWED pictures (N, C, H, W)."""
-
-    def preview(path: Path) -> None:
-        rows = [paint(chosen(classes, [name])) for name in classes.names[:PREVIEWED]]
-        write_sheet(path.with_suffix(".png"), torch.cat(rows), PREVIEWED, {"command": command})
-
-    return preview
+def preview(classes: Classes, paint: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
+    """Make rows of a sheet, one for each class, of the first PREVIEWED; `paint`: labels y (1, A) →
+    PREVIEWED pictures (N, C, H, W)."""
+    rows = [paint(chosen(classes, [name])) for name in classes.names[:PREVIEWED]]
+    return torch.cat(rows), PREVIEWED
 
 
 def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
-    """The model's eps_theta with an untrained gradient estimator that takes labels."""
-    if model.takes_z:
-        raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
+    """Give the model's eps_theta an untrained gradient estimator that takes labels."""
     embedding = EmbeddingConfig(classes, z_dim)
     torch.manual_seed(seed)
     return Model(
-        config=replace(model.config, encoder=None, normalisation=None, labels=embedding),
+        config=replace(without_z(model).config, encoder=None, normalisation=None, labels=embedding),
         dpm=model.dpm,
         gradient_estimator=GradientEstimator(model.config.unet, z_dim),
         labels=ClassEmbedding(embedding),
@@ -90,36 +79,25 @@ def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
 
 
 def conditional_stage(
-    model: Model,
-    train: Pictures,
-    held_out: Pictures,
-    labels: Condition,
-    folder: Path,
-    dtype: torch.dtype,
+    model: Model, task: Task, labels: Condition, weighting: Weighting = LAMBDA
 ) -> Stage:
     """Train the model's G_psi and what embeds its labels; its eps_theta stays as it is."""
     if model.gradient_estimator is None or model.labels is None:
         raise ValueError("the model has no gradient estimator that takes labels")
-    embedding = model.labels
-    objective = AutoencoderLoss(
-        model.heads, embedding, model.schedule.to(model.device), model.latents
-    )
-    y, y_held_out = labels.matrix(train.names), labels.matrix(held_out.names)
-
-    def measure() -> dict[str, float]:
-        return gap_closed(model, held_out, zs=embedding(y_held_out.to(model.device)))
-
-    def paint(of: Tensor) -> Tensor:
-        return labelled(model, of, range(PREVIEWED), Sampling(), 0)
-
+    embedding, schedule = model.labels, model.schedule.to(model.device)
+    objective = AutoencoderLoss(model.heads, embedding, schedule, model.latents, weighting)
+    y, y_held_out = labels.matrix(task.train.names), labels.matrix(task.held_out.names)
     return Stage(
         "autoencoder",
         objective,
-        train,
+        task.train,
         objective.density.cpu(),
-        measure,
-        sheet_of_classes(labels.classes, "train autoencoder", paint),
-        saving(model, folder, dtype),
+        lambda: gap_closed(model, task.held_out, zs=embedding(y_held_out.to(model.device))),
+        lambda: preview(
+            labels.classes, lambda of: labelled(model, of, range(PREVIEWED), Sampling(), 0)
+        ),
+        saving(model, task),
         model.config.state_shape,
         y,
+        weighting._asdict(),
     )

@@ -4,19 +4,16 @@ scratch."""
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..engine.model import Model
-from ..errors import UsageError
-from ..networks.encoder import Encoder, EncoderConfig
-from .autoencoder import saving_statistics, sheet_of_codes
-from .data import Pictures
+from ..networks.encoder import Encoder
+from .autoencoder import encoder_for, preview, saving_statistics
+from .data import Pictures, Task
 from .dpm import DPMLoss, held_out_noise, new_dpm, uniform
-from .loop import Stage
+from .stage import Stage
 
 
 class DiffAELoss(nn.Module):
@@ -33,52 +30,46 @@ class DiffAELoss(nn.Module):
 
 
 def held_out_losses(model: Model, held_out: Pictures) -> dict[str, float]:
-    """The objective on held-out pictures: with their own z, and with the z of other pictures. If
-    both are alike, z isn't used."""
+    """Measure the objective on held-out pictures: with their own z, and with the z of other ones.
+    If both are alike, z isn't used."""
     parts = held_out_noise(model, held_out, 0, model.schedule.timesteps - 1)
     objective = DPMLoss(model.heads, model.schedule, model.latents)
     sums = {"held_out_loss": 0.0, "held_out_loss_shuffled": 0.0}
     for batch in zip(*(part.split(64) for part in parts), strict=True):
         x_0, t, eps = (part.to(model.device) for part in batch)
-        z = model.encoder(x_0)
+        z = model.encode_z(x_0)
         for name, code in zip(sums, (z, z.roll(1, 0)), strict=True):
             sums[name] += objective(x_0, t, eps, code).item() * len(x_0)
     return {name: total / len(parts[0]) for name, total in sums.items()}
 
 
-def diffae_stage(
-    model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
-) -> Stage:
+def diffae_stage(model: Model, task: Task) -> Stage:
     """Train the model's E_phi and its eps_theta together."""
-    if model.encoder_network is None or not model.takes_z:
+    if model.encoder is None or not model.takes_z:
         raise ValueError("the model's eps_theta takes no z, or no encoder makes it")
     schedule = model.schedule.to(model.device)
     eps_theta = DPMLoss(model.heads, schedule, model.latents)
-    objective = DiffAELoss(eps_theta, model.encoder_network)
+    objective = DiffAELoss(eps_theta, model.encoder)
     return Stage(
         "diffae",
         objective,
-        train,
+        task.train,
         uniform(schedule),
-        lambda: held_out_losses(model, held_out),
-        sheet_of_codes(model, held_out, "train diffae"),
-        saving_statistics(model, train, folder, dtype),
+        lambda: held_out_losses(model, task.held_out),
+        lambda: preview(model, task.held_out),
+        saving_statistics(model, task),
         model.config.state_shape,
     )
 
 
 def new_diffae(seed: int, betas: str, prediction: str, z_dim: int, **shape: Any) -> Model:
-    """A model with an untrained encoder and an eps_theta that takes its z in every block; `shape`:
-    as of `new_dpm`. Raises UsageError for a shape that can't be."""
+    """Make a model with an untrained encoder and an eps_theta that takes its z in every block;
+    `shape`: as of `new_dpm`. Raises UsageError for a shape that can't be."""
     model = new_dpm(seed, betas, prediction, z_channels=z_dim, **shape)
-    config = model.config
-    try:
-        encoder = EncoderConfig.for_size(config.image_size, config.channels, z_dim)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    encoder = encoder_for(model.config, z_dim)
     return Model(
-        replace(config, encoder=encoder),
+        replace(model.config, encoder=encoder),
         model.dpm,
-        encoder_network=Encoder(encoder),
+        encoder=Encoder(encoder),
         first_stage=model.first_stage,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +16,13 @@ from ..diffusion.trajectory import Latents, unchanged
 from ..engine.config import ModelConfig, ScheduleConfig, to_json
 from ..engine.model import Model
 from ..errors import UsageError
-from ..networks.blocks import UNetConfig, groups_of
 from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.heads import Heads
-from ..networks.unet import UNet
-from ..pictures.images import to_float, write_sheet
-from .data import Pictures
-from .loop import Stage
+from ..networks.layers import groups_of
+from ..networks.unet import UNet, UNetConfig
+from ..pictures.images import to_float
+from .data import Pictures, Task
+from .stage import Stage
 
 HELD_OUT = 256  # pictures that metrics are computed on
 MEANING = ("schedule", "prediction", "unet", "first_stage")  # what a config says of eps_theta
@@ -50,14 +49,15 @@ class DPMLoss(nn.Module):
 
 
 def uniform(schedule: Schedule) -> Tensor:
-    """The same chance for every timestep: (T,) float64."""
+    """Give every timestep the same chance: (T,) float64."""
     return torch.full((schedule.timesteps,), 1 / schedule.timesteps, dtype=torch.float64)
 
 
 def held_out_noise(
     model: Model, pictures: Pictures, first: int, last: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x_0, t spread evenly over first … last, and eps: always the same for the same pictures."""
+    """Return x_0, t spread evenly over first … last, and eps: always the same for the same
+    pictures."""
     count = min(HELD_OUT, len(pictures))
     x_0 = to_float(pictures.stack(range(count)))
     t = torch.linspace(first, last, count).long()
@@ -66,19 +66,20 @@ def held_out_noise(
 
 
 def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[str, float]:
-    """The objective's mean over held-out rows: x_0, t, eps and what else it takes."""
+    """Average the objective over held-out rows: x_0, t, eps and what else it takes."""
     total = 0.0
     for batch in zip(*(part.split(64) for part in parts), strict=True):
         total += objective(*(part.to(model.device) for part in batch)).item() * len(batch[0])
     return {"held_out_loss": total / len(parts[0])}
 
 
-def saving(model: Model, folder: Path, dtype: torch.dtype) -> Callable[[dict[str, Any]], None]:
-    """What writes the model with a run's summary, behind those of the runs before it.
+def saving(model: Model, task: Task) -> Callable[[dict[str, object]], None]:
+    """Return what writes the model with a run's summary, behind those of the runs before it.
 
     Raises UsageError where the folder holds a run whose weights mean something else, which their
     shapes don't always tell.
     """
+    folder, before = task.folder, model.config.training
     if is_native(folder) and (folder / "training").is_dir():
         ours, theirs = to_json(model.config), to_json(read_config(folder))
         changed = [name for name in MEANING if ours[name] != theirs[name]]
@@ -87,36 +88,28 @@ def saving(model: Model, folder: Path, dtype: torch.dtype) -> Callable[[dict[str
                 f"{folder} was begun with another {', '.join(changed)}; use the same again, or "
                 "start in another folder"
             )
-    before = model.config.training
 
-    def save(summary: dict[str, Any]) -> None:
+    def save(summary: dict[str, object]) -> None:
         model.config = replace(model.config, training=(*before, summary))
-        write_model(folder, model, dtype)
+        write_model(folder, model, task.dtype)
 
     return save
 
 
-def dpm_stage(
-    model: Model, train: Pictures, held_out: Pictures, folder: Path, dtype: torch.dtype
-) -> Stage:
+def dpm_stage(model: Model, task: Task) -> Stage:
     """Train the model's eps_theta."""
     model.dpm.requires_grad_(True).train()
     schedule, shape = model.schedule.to(model.device), model.config.state_shape
     objective = DPMLoss(model.heads, schedule, model.latents)
-    measured = held_out_noise(model, held_out, 0, schedule.timesteps - 1)
-
-    def preview(path: Path) -> None:
-        pictures, _ = model.sample(16, unconditional=True, inference_steps=20)
-        write_sheet(path.with_suffix(".png"), pictures, 8, {"command": "train dpm"})
-
+    measured = held_out_noise(model, task.held_out, 0, schedule.timesteps - 1)
     return Stage(
         "dpm",
         objective,
-        train,
+        task.train,
         uniform(schedule),
         lambda: held_out_loss(model, objective, *measured),
-        preview,
-        saving(model, folder, dtype),
+        lambda: (model.sample(16, unconditional=True, inference_steps=20)[0], 8),
+        saving(model, task),
         shape,
     )
 
@@ -128,11 +121,9 @@ def new_dpm(
     first_stage: FirstStage | None = None,
     **shape: Any,
 ) -> Model:
-    """A model with an untrained ADM-style eps_theta, of pictures or of a first stage's latents;
-    `shape`: fields of UNetConfig, its size and channels those of the pictures.
-
-    Raises UsageError for a shape that can't be.
-    """
+    """Make a model with an untrained ADM-style eps_theta, of pictures or a first stage's latents;
+    `shape`: fields of UNetConfig, its size and channels those of the pictures. Raises UsageError
+    for a shape that can't be."""
     rest: dict[str, Any] = {
         "heads": 1,
         "time_conditioning": "scale_shift",
@@ -140,13 +131,13 @@ def new_dpm(
         "learn_sigma": False,
         "norm_eps": 1e-5,
     }
-    if first_stage is not None:
-        shape |= _of_latents(first_stage.cfg, shape["image_size"], shape["channels"])
+    stage = None if first_stage is None else first_stage.cfg
+    if stage is not None:
+        shape |= _of_latents(stage, shape["image_size"], shape["channels"])
     try:
         cfg = UNetConfig(**rest, groups=1, **shape)
         cfg = replace(cfg, groups=groups_of(cfg.widths))
         torch.manual_seed(seed)
-        stage = None if first_stage is None else first_stage.cfg
         config = ModelConfig(ScheduleConfig(betas=betas), cfg, prediction, first_stage=stage)
         return Model(config, UNet(cfg), first_stage=first_stage)
     except ValueError as error:
@@ -154,7 +145,7 @@ def new_dpm(
 
 
 def _of_latents(cfg: FirstStageConfig, image_size: int, channels: int) -> dict[str, int]:
-    """Size and channels of the latents of such pictures. Raises UsageError if they have none."""
+    """Size the latents of such pictures. Raises UsageError if they have none."""
     if channels != cfg.channels or image_size % cfg.factor:
         raise UsageError(
             f"the first stage is of pictures of {cfg.channels} channels and a multiple of "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +13,10 @@ from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import LATENT_SCHEDULE
 from ..engine.model import Model
 from ..networks.latent import LatentConfig, LatentDPM
-from ..pictures.images import to_float, write_sheet
-from .data import Pictures
+from ..pictures.images import to_float
+from .data import Pictures, Task
 from .dpm import uniform
-from .loop import Stage
+from .stage import Stage
 
 CHUNK = 256
 
@@ -29,12 +27,12 @@ def encode_all(
     progress: Callable[[int], None] = lambda done: None,
     mirrored: bool = False,
 ) -> Tensor:
-    """z (N, D) of all pictures, on the CPU."""
+    """Encode all pictures: z (N, D) on the CPU."""
     parts = []
     for first in range(0, len(pictures), CHUNK):
         rows = range(first, min(first + CHUNK, len(pictures)))
         x_0 = to_float(pictures.stack(rows))
-        parts.append(model.encoder(x_0.flip(3) if mirrored else x_0).cpu())
+        parts.append(model.encode_z(x_0.flip(3) if mirrored else x_0).cpu())
         progress(rows.stop)
     return torch.cat(parts)
 
@@ -49,7 +47,7 @@ class Vectors:
         return len(self.z)
 
     def stack(self, indices: Sequence[int]) -> Tensor:
-        """Rows as float32 (N, D)."""
+        """Return rows as float32 (N, D)."""
         return self.z[torch.as_tensor(indices)]
 
 
@@ -66,19 +64,11 @@ class LatentLoss(nn.Module):
 
 
 def latent_stage(
-    model: Model,
-    train: Pictures,
-    held_out: Pictures,
-    folder: Path,
-    width: int,
-    layers: int,
-    dropout: float,
-    seed: int,
-    dtype: torch.dtype,
+    model: Model, task: Task, width: int, layers: int, dropout: float, seed: int
 ) -> Stage:
     """Train a latent DPM for the model; pictures are seen mirrored as well."""
-    z = torch.cat([encode_all(model, train, mirrored=flip) for flip in (False, True)])
-    z, z_held_out = model.normalise(z), model.normalise(encode_all(model, held_out))
+    z = torch.cat([encode_all(model, task.train, mirrored=flip) for flip in (False, True)])
+    z, z_held_out = model.normalise(z), model.normalise(encode_all(model, task.held_out))
     torch.manual_seed(seed)
     network = LatentDPM(LatentConfig(z.shape[1], width, layers, dropout)).train()
     model.latent_dpm = network
@@ -86,18 +76,14 @@ def latent_stage(
     objective = LatentLoss(network, schedule)
     t = torch.linspace(0, schedule.timesteps - 1, len(z_held_out)).long()
     eps = torch.randn(z_held_out.shape, generator=generator(0, "held out"))
-
-    def measure() -> dict[str, float]:
-        held = (part.to(model.device) for part in (z_held_out, t, eps))
-        return {"held_out_loss": objective(*held).item()}
-
-    def preview(path: Path) -> None:
-        pictures, _ = model.sample(16, inference_steps=20)
-        write_sheet(path.with_suffix(".png"), pictures, 8, {"command": "train latent"})
-
-    def save(summary: dict[str, Any]) -> None:
-        write_latent_dpm(folder, network, summary, dtype)
-
+    held = [part.to(model.device) for part in (z_held_out, t, eps)]
     return Stage(
-        "latent", objective, Vectors(z), uniform(schedule), measure, preview, save, z.shape[1:]
+        "latent",
+        objective,
+        Vectors(z),
+        uniform(schedule),
+        lambda: {"held_out_loss": objective(*held).item()},
+        lambda: (model.sample(16, inference_steps=20)[0], 8),
+        lambda summary: write_latent_dpm(task.folder, network, summary, task.dtype),
+        z.shape[1:],
     )

@@ -1,143 +1,71 @@
 """The training loop of every stage: accelerate places and synchronises, everything else is here.
 
-Which pictures a step sees, their timesteps, noise and flips are pure functions of (seed, step,
-row): a resumed run continues as if it had never stopped, and however a step's rows are cut into
-micro-batches of processes, together they are the same batch. Only dropout's masks, which a device
-draws, are functions of (seed, step, shard), where a shard is one micro-batch of one process.
+Only dropout's masks, which a device draws, are functions of (seed, step, shard), where a shard is
+one micro-batch of one process; all else that a step sees is a function of (seed, step, row).
+
+Before each step the processes of a run tell one another whether to go on: over gloo on the CPU, so
+that no GPU is waited for, and before gradients, so that none waits for a process that has failed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..diffusion.noise import generator, normal
+from ..diffusion.noise import generator
 from ..engine.computing import check_compiler
 from ..errors import PdaeError, UsageError
-from .data import order
-from .memory import checkpoint_activations
-from .peers import PeerLost, Peers, reaching
-from .state import EMA, append_log, load_state, read_facts, save_state, trim_log
+from ..networks.layers import Attention
+from ..networks.unet import ResBlock
+from ..pictures.images import write_sheet
+from .stage import Batch, Stage, TrainOptions, draw_batch, prefetched
+from .state import EMA, append_log, load_state, locked, read_facts, save_state, trim_log
 
-PREFETCH = 3  # micro-batches prepared ahead, in threads
-# Options that a resumed run may change.
-FREE_TO_CHANGE = {"images", "accumulate", "log_every", "save_every", "checkpoint_activations"}
+PATIENCE = timedelta(hours=6)  # with the process that measures and saves
+# Options that a resumed run may change, and what those mean that an older version didn't write.
+FREE_TO_CHANGE = {
+    "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown"
+}  # fmt: skip
+UNWRITTEN = {"weighting": "lambda", "gamma": 0.1}
 
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train; the same for every stage."""
-
-    images: int  # pictures to see in all
-    batch_size: int  # pictures a step, over all processes and accumulated micro-batches
-    accumulate: int  # micro-batches a step
-    lr: float  # Adam's learning rate, reached after `warmup` steps
-    warmup: int  # steps
-    grad_clip: float  # largest gradient norm
-    ema_images: int  # half-life of the weights' average in pictures, at most 5 % of those seen
-    precision: str  # "no" (float32) or "bf16" (autocast)
-    channels_last: bool
-    compile: bool
-    flip: bool  # mirror half of the pictures
-    seed: int
-    log_every: int  # steps
-    save_every: int  # steps between checkpoints, each with model, metrics and sample sheet
-    checkpoint_activations: bool = False  # compute them again for gradients: slower, less memory
+Report = Callable[[dict[str, object]], None]
 
 
-class Source(Protocol):
-    """Clean data by number: pictures as uint8 (N, C, H, W), or codes as float32 (N, D)."""
-
-    def __len__(self) -> int: ...
-    def stack(self, indices: Sequence[int]) -> Tensor: ...
+class PeerLost(PdaeError):
+    """Another process has ended without a word: killed, or its machine is gone."""
 
 
-@dataclass
-class Stage:
-    """What a stage brings to the loop. The callables are run with the averaged weights in place."""
-
-    name: str
-    objective: nn.Module  # forward(x_0, t, eps[, y]) → loss; what has requires_grad is trained
-    source: Source
-    density: Tensor  # (T,) chance of drawing each timestep; the objective makes up for it
-    measure: Callable[[], dict[str, float]]  # metrics on held-out data
-    preview: Callable[[Path], None]  # writes a sample sheet (path without suffix)
-    save: Callable[[dict[str, object]], None]  # writes the model; takes the run's summary
-    shape: Sequence[int]  # of each row's eps
-    labels: Tensor | None = None  # y (len(source), A), where the objective takes them
+class PeerFailed(SystemExit):
+    """Another process has failed, and says why itself."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch: x_0 float32 (pictures in [-1, 1]), t (N,) int64, eps like x_0 or what the
-    objective makes of it; labels y."""
-
-    x_0: Tensor
-    t: Tensor
-    eps: Tensor
-    y: Tensor | None = None
-
-    def parts(self) -> list[Tensor]:
-        """What the objective takes."""
-        return [self.x_0, self.t, self.eps] + ([] if self.y is None else [self.y])
-
-    def pinned(self) -> Batch:
-        """The same in memory that a GPU copies from while it computes."""
-        return Batch(*(part.pin_memory() for part in self.parts()))
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Raise PeerLost where a process that the block needs is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
+            raise
+        raise PeerLost("another process of this run has ended; the same command resumes") from error
 
 
-def draw_batch(
-    source: Source,
-    density: Tensor,
-    shape: Sequence[int],
-    options: TrainOptions,
-    step: int,
-    first: int,
-    count: int,
-    labels: Tensor | None = None,
-) -> Batch:
-    """Rows first … first+count-1 of a step's batch, with eps of `shape` each: a pure function of
-    its arguments, and each row of (seed, step, row) alone."""
-    rows, seed, total = slice(first, first + count), options.seed, options.batch_size
-    numbers = order(len(source), seed, step * total + first, count)
-    clean = source.stack(numbers.tolist())
-    draws = generator(seed, "step", step)
-    t = torch.multinomial(density, total, replacement=True, generator=draws)[rows]
-    mirrored = torch.rand(total, generator=draws)[rows] < 0.5
-    streams = [generator(seed, "noise", step, row) for row in range(first, first + count)]
-    eps = normal(streams, shape)
-    if clean.dtype == torch.uint8:
-        if options.flip:
-            clean = torch.where(mirrored[:, None, None, None], clean.flip(3), clean)
-        clean = clean.float() / 127.5 - 1
-    return Batch(clean, t, eps, None if labels is None else labels[numbers])
-
-
-def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """make(start) … make(stop - 1) in order, a few of them prepared ahead in threads."""
-    with ThreadPoolExecutor(PREFETCH) as pool:
-        waiting: deque[Future[Batch]] = deque()
-        for number in range(start, stop + PREFETCH):
-            if number < stop:
-                waiting.append(pool.submit(make, number))
-            if waiting and (len(waiting) > PREFETCH or number >= stop):
-                yield waiting.popleft().result()
-
-
-@contextlib.contextmanager
+@contextmanager
 def interrupted_between_steps() -> Iterator[Callable[[], bool]]:
     """Hold SIGINT and SIGTERM back, so that no step is cut in two; the yielded function says
     whether one came."""
@@ -152,30 +80,71 @@ def interrupted_between_steps() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def checkpoint_activations(objective: nn.Module) -> None:
+    """Have trained residual blocks and attention keep only their inputs and compute the rest again
+    when gradients need it (Chen et al. 2016): a forward pass more for a part of the memory. The
+    gradients are the same, dropout's masks included."""
+
+    def recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*inputs: Any) -> Tensor:
+            if not torch.is_grad_enabled():
+                return forward(*inputs)
+            kept: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+            return kept
+
+        return run
+
+    for block in objective.modules():
+        trained = any(parameter.requires_grad for parameter in block.parameters())
+        if isinstance(block, ResBlock | Attention) and trained:
+            block.forward = recomputed(block.forward)  # type: ignore[method-assign]
+
+
+def accelerator_of(logs: Path, cpu: bool, trackers: Sequence[str]) -> Accelerator:
+    """Join the launcher's other processes; its own settings must not change the numbers."""
+    return Accelerator(
+        mixed_precision="no",  # the loop's own is `Run.autocast`
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+        cpu=cpu or not torch.accelerator.is_available(),  # else each process would train alone
+        log_with=list(trackers) or None,
+        project_dir=logs,
+    )
+
+
 class Run:
     """One stage's run in a folder: `RUN/training/STAGE.safetensors`, `.jsonl` and sample sheets."""
 
     def __init__(
-        self, stage: Stage, options: TrainOptions, folder: Path, cpu: bool = False
+        self,
+        stage: Stage,
+        options: TrainOptions,
+        folder: Path,
+        cpu: bool = False,
+        trackers: Sequence[str] = (),
     ) -> None:
+        """Resume from the folder's state, if it has one; write nothing yet.
+
+        Raises UsageError for options that don't fit together, the processes, or the state.
+        """
         self.stage, self.options, self.folder = stage, options, folder / "training"
-        self.accelerator = Accelerator(
-            mixed_precision="no",
-            cpu=cpu or not torch.accelerator.is_available(),  # else each process would train alone
-            step_scheduler_with_optimizer=False,
-        )
-        self.peers = Peers(self.accelerator)
+        self.state_path = self.folder / f"{stage.name}.safetensors"
+        self.log_path = self.folder / f"{stage.name}.jsonl"
+        self.accelerator = accelerator_of(self.folder / "trackers", cpu, trackers)
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        several = self.processes > 1
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
         if options.channels_last and self.accelerator.device.type == "cpu":
             # GroupNorm's backward pass in channels last ends in a segmentation fault: torch 2.13.
             raise UsageError(
                 "--channels-last crashes torch on a CPU, and gains nothing there; leave "
                 "--channels-last out"
             )
-        shards = self.peers.count * options.accumulate
+        shards = self.processes * options.accumulate
         if options.batch_size % shards:
             raise UsageError(
                 f"--batch-size {options.batch_size} is not a multiple of {shards} "
-                f"({self.peers.count} processes x {options.accumulate} micro-batches)"
+                f"({self.processes} processes x {options.accumulate} micro-batches)"
             )
         self.micro_batch = options.batch_size // shards
         self.steps = -(-options.images // options.batch_size)
@@ -188,7 +157,7 @@ class Run:
         self.ema = EMA(self.parameters, options.ema_images)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=options.lr, fused=True)
         self.step = self._resume()
-        if not self.peers.same(self.step):
+        if self._greatest(self.step) != -self._greatest(-self.step):
             raise UsageError(
                 f"the processes don't see the same state in {self.folder}; choose an -o on a disk "
                 "that all of them share"
@@ -201,24 +170,20 @@ class Run:
             self.objective = torch.compile(self.objective)
 
     def autocast(self) -> torch.autocast:
-        """Where the precision is bf16: matrix products and convolutions in bfloat16."""
+        """Compute matrix products and convolutions in bfloat16, where the precision is bf16."""
         enabled = self.options.precision == "bf16"
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
 
-    @property
-    def state_path(self) -> Path:
-        return self.folder / f"{self.stage.name}.safetensors"
-
-    @property
-    def log_path(self) -> Path:
-        return self.folder / f"{self.stage.name}.jsonl"
+    def _settings(self) -> dict[str, object]:
+        """Everything that the numbers depend on, for records and to compare with them."""
+        return asdict(self.options) | dict(self.stage.settings)
 
     def _resume(self) -> int:
         """Continue from the folder's state, if there is one; return the step to start at."""
         if not self.state_path.exists():
             return 0
-        step, before = read_facts(self.state_path)
-        now = asdict(self.options)
+        step, written = read_facts(self.state_path)
+        before, now = UNWRITTEN | written, self._settings()
         changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
         if changed:
             said = ", ".join(f"{k} {before.get(k)} → {now[k]}" for k in changed)
@@ -229,13 +194,16 @@ class Run:
         load_state(self.state_path, self.parameters, self.ema, self.optimizer)
         return step
 
-    def train(self, report: Callable[[dict[str, object]], None]) -> None:
-        """Train up to `options.images`, saving on interruption; `report` gets each log line."""
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            trim_log(self.log_path, self.step)
-        with interrupted_between_steps() as interrupted:
+    def train(self, report: Report) -> None:
+        """Train up to `options.images`, saving on interruption; `report` gets each log line.
+
+        Raises UsageError where another process trains in the folder.
+        """
+        with ExitStack() as stack:
+            interrupted = stack.enter_context(interrupted_between_steps())
             try:
+                if self.rank == 0:
+                    self._begin(stack)
                 self._train(report, interrupted)
             except KeyboardInterrupt:
                 if self.optimizer.state:  # else there is nothing yet
@@ -244,77 +212,86 @@ class Run:
             except PeerLost:
                 raise
             except PdaeError:
-                self.peers.fail()
+                self._fail()
                 raise
 
-    def _train(
-        self, report: Callable[[dict[str, object]], None], interrupted: Callable[[], bool]
-    ) -> None:
+    def _begin(self, stack: ExitStack) -> None:
+        """Lock the folder and open the log and the trackers, until the stack is closed."""
+        stack.enter_context(locked(self.folder))
+        if self.state_path.exists() and read_facts(self.state_path)[0] != self.step:
+            raise UsageError(f"{self.folder.parent} was trained on meanwhile; start again")
+        trim_log(self.log_path, self.step)
+        self.accelerator.init_trackers(
+            f"pdae-{self.stage.name}",
+            self._settings(),
+            {"tensorboard": {"purge_step": self.step + 1}},  # hides what will be written again
+        )
+        for tracker in self.accelerator.trackers:
+            stack.callback(tracker.finish)
+
+    def _train(self, report: Report, interrupted: Callable[[], bool]) -> None:
         begun, begun_step, losses = time.perf_counter(), self.step, []
         for group in self.batches():
-            self._check(interrupted)
+            self._go_on(interrupted())
             losses.append(self.train_step(group))
             last = self.step == self.steps
             if self.step % self.options.log_every == 0 or last:
                 images = (self.step - begun_step) * self.options.batch_size
                 self._log(
                     report,
-                    loss=self.peers.mean(torch.stack(losses).mean().item()),
+                    loss=self._mean(torch.stack(losses).mean().item()),
                     images_per_second=images / (time.perf_counter() - begun),
                 )
                 losses, begun, begun_step = [], time.perf_counter(), self.step
             if self.step % self.options.save_every == 0 or last:
                 self._save(report)
                 begun, begun_step = time.perf_counter(), self.step
-        self._check(interrupted)
-
-    def _check(self, interrupted: Callable[[], bool]) -> None:
-        if self.peers.agree(interrupted()):
-            raise KeyboardInterrupt
+        self._go_on(interrupted())
 
     def batches(self) -> Iterator[list[Batch]]:
-        """Each step's micro-batches of this process."""
-        options, accumulate = self.options, self.options.accumulate
-        stage = self.stage
+        """Yield each step's micro-batches of this process."""
+        accumulate = self.options.accumulate
         device = self.accelerator.device.type
 
         def make(number: int) -> Batch:
             step, micro = divmod(number, accumulate)
-            first = (self.peers.rank * accumulate + micro) * self.micro_batch
-            rows = first, self.micro_batch
-            batch = draw_batch(
-                stage.source, stage.density, stage.shape, options, step, *rows, stage.labels
-            )
-            return batch.pinned() if device == "cuda" else batch
+            rows = (self.rank * accumulate + micro) * self.micro_batch, self.micro_batch
+            batch = draw_batch(self.stage, self.options, step, *rows)
+            if device == "cuda":  # which copies from pinned memory while it computes
+                batch = Batch(*(part.pin_memory() for part in batch if part is not None))
+            return batch
 
         first, last = self.step * accumulate, self.steps * accumulate
         # On a CPU the threads would take turns with the network's own, which costs far more than
         # the few milliseconds that a batch takes.
         inline = device == "cpu"
         stream = (make(n) for n in range(first, last)) if inline else prefetched(make, first, last)
-        with contextlib.closing(stream):  # type: ignore[type-var]
+        with closing(stream):  # type: ignore[type-var]
             for _ in range(self.step, self.steps):
                 yield [next(stream) for _ in range(accumulate)]
 
     def train_step(self, group: list[Batch]) -> Tensor:
-        """One optimiser step over this process's micro-batches; returns the mean loss, (), on the
-        device: nothing here waits for it."""
+        """Take one optimiser step over this process's micro-batches; return the mean loss, (), on
+        the device: nothing here waits for it."""
         options, accelerator = self.options, self.accelerator
+        warm = (self.step + 1) / max(1, options.warmup)
+        cool = (self.steps - self.step) / max(1, options.cooldown * self.steps)
         for settings in self.optimizer.param_groups:
-            settings["lr"] = options.lr * min(1.0, (self.step + 1) / max(1, options.warmup))
+            settings["lr"] = options.lr * min(1.0, warm, cool)
         total = torch.zeros((), device=accelerator.device)
         for micro, batch in enumerate(group):
-            shard = self.peers.rank * options.accumulate + micro
+            shard = self.rank * options.accumulate + micro
             torch.manual_seed(generator(options.seed, "dropout", self.step, shard).initial_seed())
             x_0, t, eps, *labels = (
-                part.to(accelerator.device, non_blocking=part.is_pinned()) for part in batch.parts()
+                part.to(accelerator.device, non_blocking=part.is_pinned())
+                for part in batch
+                if part is not None
             )
             if options.channels_last and x_0.ndim == 4:
-                x_0, eps = (
-                    part.contiguous(memory_format=torch.channels_last) for part in (x_0, eps)
-                )
+                x_0 = x_0.contiguous(memory_format=torch.channels_last)
+                eps = eps.contiguous(memory_format=torch.channels_last)
             sync = micro == len(group) - 1
-            with contextlib.nullcontext() if sync else accelerator.no_sync(self.objective):
+            with nullcontext() if sync else accelerator.no_sync(self.objective):
                 with self.autocast():
                     loss = self.objective(x_0, t, eps, *labels) / len(group)
                 with reaching():
@@ -327,32 +304,65 @@ class Run:
         self.ema.update(self.step * options.batch_size, options.batch_size)
         return total
 
-    def _save(self, report: Callable[[dict[str, object]], None], full: bool = True) -> None:
+    def _save(self, report: Report, full: bool = True) -> None:
         """Write the state, the model and, when `full`, metrics and a sample sheet."""
-        if not self.accelerator.is_main_process:
+        if self.rank:
             return
-        facts = {"step": str(self.step), "options": json.dumps(asdict(self.options))}
+        name, settings = self.stage.name, self._settings()
+        facts = {"step": str(self.step), "options": json.dumps(settings)}
         save_state(self.state_path, self.parameters, self.ema, self.optimizer, facts)
         self.stage.objective.eval()
+        metrics: dict[str, float] = {}
         with self.ema.applied(), torch.no_grad():
-            metrics = self.stage.measure() if full else {}
             if full:
-                self.stage.preview(self.folder / f"{self.stage.name}-{self.step:08d}")
+                metrics = self.stage.measure()
+                sheet = self.folder / f"{name}-{self.step:08d}.png"
+                write_sheet(sheet, *self.stage.preview(), {"command": f"train {name}"})
+            images = self.step * self.options.batch_size
             self.stage.save(
-                {
-                    "stage": self.stage.name,
-                    "images": self.step * self.options.batch_size,
-                    "options": asdict(self.options),
-                    "metrics": metrics,
-                }
+                {"stage": name, "images": images, "options": settings, "metrics": metrics}
             )
         self.stage.objective.train()
         if metrics:
             self._log(report, **metrics)
 
-    def _log(self, report: Callable[[dict[str, object]], None], **values: float) -> None:
-        if self.accelerator.is_main_process:
+    def _log(self, report: Report, **values: float) -> None:
+        if self.rank == 0:
             images = self.step * self.options.batch_size
             record: dict[str, object] = {"step": self.step, "images": images, **values}
             append_log(self.log_path, record)
+            self.accelerator.log(values, self.step)
             report(record)
+
+    # --- Among processes ---------------------------------------------------------------------
+
+    def _reduced(self, value: float, how: dist.ReduceOp.RedOpType) -> float:
+        """A number of all processes, which call this together. Alone, it costs nothing."""
+        if self._group is None:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64)
+        with reaching():
+            dist.all_reduce(shared, how, group=self._group)
+        return shared.item()
+
+    def _greatest(self, value: float) -> float:
+        return self._reduced(value, dist.ReduceOp.MAX)
+
+    def _mean(self, value: float) -> float:
+        return self._reduced(value, dist.ReduceOp.SUM) / self.processes
+
+    def _go_on(self, stop: bool) -> None:
+        """Raise KeyboardInterrupt where any process is to stop, PeerFailed where one has failed;
+        all call this before each step and after the last."""
+        worst = self._greatest(1 if stop else 0)
+        if worst > 1:
+            raise PeerFailed(1)
+        if worst == 1:
+            raise KeyboardInterrupt
+
+    def _fail(self) -> None:
+        """End the others, which call `_go_on`. Of several that fail the first speaks, and the
+        others raise PeerFailed."""
+        own = 2 + self.processes - self.rank
+        if self._greatest(own) != own:
+            raise PeerFailed(1)

@@ -1,8 +1,11 @@
-"""What a run needs to go on: weights, their average, Adam's moments, the step. In safetensors."""
+"""What a run needs to go on: weights, their average, Adam's moments, the step (in safetensors); its
+log, and the lock on its folder."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..engine.tensors import TensorsError, check, load
-from ..errors import InputError
-from ..files import replacing
+from ..errors import InputError, UsageError
+from ..files import replacing, unwritable
 
 Named = dict[str, nn.Parameter]
 
 
 class EMA:
-    """Exponential moving average of parameters, with a half-life in pictures (EDM's convention)."""
+    """Average parameters exponentially, with a half-life in pictures (EDM's convention)."""
 
     def __init__(self, parameters: Named, halflife: int) -> None:
-        self.parameters = parameters
-        self.halflife = halflife
+        self.parameters, self.halflife = parameters, halflife
         self.shadow = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
@@ -70,7 +72,7 @@ def save_state(
 
 
 def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
-    """The step and the options of a run's state. Raises InputError for a file that isn't one."""
+    """Read the step and the options of a run's state. Raises InputError for what isn't one."""
     with _explained(path):
         header = check(path, keys=("step", "options"))
         if not re.fullmatch("[0-9]{1,12}", header.metadata.get("step", "")):
@@ -96,6 +98,31 @@ def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.O
             "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg/{name}"]),
             "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq/{name}"]),
         }
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder, which is made; the lock ends with this
+    process. Raises UsageError, which says whose it is, InputError where it can't be written."""
+    from filelock import FileLock, Timeout
+
+    path = folder / "lock"
+    lock = FileLock(path, blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        path.write_text(f"process {os.getpid()} on {platform.node()}")
+    except Timeout as error:
+        raise UsageError(
+            f"{folder.parent} is being trained in by {path.read_text() or 'another process'}; "
+            "wait for it, or choose another -o"
+        ) from error
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

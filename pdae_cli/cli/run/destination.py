@@ -1,13 +1,14 @@
-"""Where results go: a file, a folder of files, or standard output."""
+"""Where results go: a file, a folder of files, standard output, or nowhere."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import UsageError
+from .inputs import Item
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 CODES_SUFFIX = ".safetensors"
@@ -15,38 +16,59 @@ CODES_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Destination:
-    """`-` is standard output, else a file or a folder of files."""
+    """`-` is standard output, nothing is nowhere; else a file or a folder of files."""
 
     target: str
-    suffix: str  # of the files
-    folder: bool
+    suffix: str = ""  # of the files
+    folder: bool = False
     stream: bool = False  # to standard output one after the other, as many as there are
+    named: bool = False  # by us, because the user didn't: nothing is ever replaced
 
     @classmethod
     def parse(
         cls,
-        target: str,
-        default_suffix: str,
+        target: str | None,
+        suffix: str,
         allowed: Set[str] = PICTURE_SUFFIXES,
+        *,
         stream: str | None = None,
+        stem: str = "out",
     ) -> Destination:
-        """A folder is what ends in / or has no suffix or is one; a suffix names the format."""
-        path = Path(target)
-        if target == "-":
-            if stream and default_suffix != f".{stream}":
-                raise UsageError(f"--stream {stream} writes {stream}, not {default_suffix[1:]}")
-            return cls(target, default_suffix, folder=False, stream=bool(stream))
-        if target.endswith(("/", "\\")) or path.is_dir() or not path.suffix:
-            return cls(target, default_suffix, folder=True)
-        suffix = path.suffix.lower()
-        if suffix not in allowed:
+        """Understand -o: a folder is what ends in / or has no suffix or is one; a suffix names the
+        format, else it is `suffix`. Without -o results go to standard output, or where that is a
+        terminal to a file here whose name begins with `stem`.
+
+        Raises UsageError for a format that can't be written, and for a terminal as -o -.
+        """
+        if target is None and sys.stdout.isatty():
+            return cls(stem + suffix, suffix, named=True)
+        if target in (None, "-"):
+            if sys.stdout.isatty():
+                raise UsageError("won't write binary data to a terminal; leave -o out or name it")
+            if stream and suffix != f".{stream}":
+                raise UsageError(f"--stream {stream} writes {stream}, not {suffix[1:]}")
+            return cls("-", suffix, stream=bool(stream))
+        path = Path(str(target))
+        if str(target).endswith(("/", "\\")) or path.is_dir() or not path.suffix:
+            return cls(str(target), suffix, folder=True)
+        if path.suffix.lower() not in allowed:
             known = ", ".join(sorted(allowed))
-            raise UsageError(f"-o {target}: can't write {suffix} here; known: {known}")
-        return cls(target, suffix, folder=False)
+            hint = "; for films pipe --stream png into ffmpeg" if path.suffix == ".mp4" else ""
+            raise UsageError(f"-o {target}: can't write {path.suffix} here; known: {known}{hint}")
+        return cls(str(target), path.suffix.lower())
 
     @property
     def stdout(self) -> bool:
         return self.target == "-"
+
+    @property
+    def nothing(self) -> bool:
+        return not self.target
+
+    @property
+    def file(self) -> bool:
+        """Whether it is one file."""
+        return not (self.folder or self.stdout or self.nothing)
 
     def path(self, place: Path) -> Path:
         """The file for an input's place."""
@@ -54,27 +76,29 @@ class Destination:
             return Path(self.target)
         return Path(self.target) / place.with_name(place.name + self.suffix)
 
+    def candidates(self) -> Iterator[Path]:
+        """The names that the one file may have: where we chose it, with a number behind."""
+        path = Path(self.target)
+        yield path
+        for number in range(2, 10_000 if self.named else 2):
+            yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+    def at(self, path: Path) -> Destination:
+        """The same one file under another name."""
+        return replace(self, target=str(path))
+
     def write(self, place: Path, data: bytes) -> None:
         """Write one result. Raises InputError, StorageError."""
         from ...files import write_bytes
 
         if self.stdout:
-            write_stdout(data)
-        else:
-            write_bytes(self.path(place), data, claimed=self.folder)
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        elif not self.nothing:
+            write_bytes(self.path(place), data)
 
 
-def write_stdout(data: bytes) -> None:
-    """Binary to standard output, but never to a terminal."""
-    if sys.stdout.isatty():
-        raise UsageError("won't write binary data to a terminal; redirect it or use -o FILE")
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-
-
-def picture_suffix(format: str) -> str:
-    """ "png" → ".png". Raises UsageError for a format that can't be written."""
-    suffix = "." + format.lower().lstrip(".")
-    if suffix not in PICTURE_SUFFIXES:
-        raise UsageError(f"unknown --format {format!r}; known: png, jpg, webp, gif")
-    return suffix
+def stem_of(items: Iterable[Item], behind: str = "") -> str:
+    """The name, without suffix, of what is made of one input here; "out" of several."""
+    one = items[0].place.name if isinstance(items, list) and len(items) == 1 else "out"
+    return f"{one}{behind}"

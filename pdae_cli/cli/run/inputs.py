@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from ...errors import InputError, UsageError
 from ...files import read_limited, read_member
-from .pngs import split_pngs
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CODES = ".safetensors"
 MAX_PICTURE = 1 << 30  # bytes of a picture file
 MAX_CODES = 8 << 30
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ def collect(
     *,
     null: bool = False,
     stream: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterable[Item]:
-    """The inputs in order, folders, zips and globs expanded in natural order.
+    """The inputs in order, folders, zips and globs expanded in natural order; `say` is told what is
+    left out.
 
     A list, or for a `stream` of pictures on standard input an iterator. Raises UsageError.
     """
@@ -56,12 +59,10 @@ def collect(
     if names.count("-") > 1 or ("-" in names and files_from == "-"):
         raise UsageError("standard input can be read only once")
     if stream is not None:
-        if stream != "png":
-            raise UsageError(f"unknown --stream {stream!r}; known: png")
         if names != ["-"]:
             raise UsageError("--stream reads standard input: give - as the one input")
         return _streamed()
-    return [item for name in names for item in _expanded(name, recursive)]
+    return [item for name in names for item in _expanded(name, recursive, say)]
 
 
 def _listed(files_from: str | None, null: bool) -> list[str]:
@@ -72,9 +73,9 @@ def _listed(files_from: str | None, null: bool) -> list[str]:
         return []
     try:
         data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
-        text = os.fsdecode(data)
     except OSError as error:
         raise UsageError(f"--files-from {files_from}: can't be read: {error.strerror}") from error
+    text = os.fsdecode(data)
     lines = text.split("\0") if null else [line.rstrip("\r") for line in text.split("\n")]
     return [line for line in lines if line]
 
@@ -86,12 +87,12 @@ def _globbed(name: str, recursive: bool) -> list[str]:
     return sorted(glob.glob(name, recursive=recursive), key=_natural) or [name]  # noqa: PTH207
 
 
-def _expanded(name: str, recursive: bool) -> list[Item]:
+def _expanded(name: str, recursive: bool, say: Callable[[str], None]) -> list[Item]:
     path = Path(name)
     if name == "-":
         return [Item("-", Path("stdin"), _stdin, "-")]
     if os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises on names that are too long
-        return _folder(path, recursive)
+        return _folder(path, recursive, say)
     if path.suffix.lower() == ".zip" and os.path.isfile(path):  # noqa: PTH113
         return _zip(path)
     return [_file(name, _mirrored(path) if recursive else Path(path.stem))]
@@ -99,24 +100,30 @@ def _expanded(name: str, recursive: bool) -> list[Item]:
 
 def _file(name: str, place: Path) -> Item:
     limit = MAX_CODES if name.lower().endswith(CODES) else MAX_PICTURE
-    return Item(name, place, lambda: read_limited(Path(name), limit), name)
+    return Item(name, place, partial(read_limited, Path(name), limit), name)
 
 
 def _mirrored(path: Path) -> Path:
     """A named file's own path, below the output folder: never above it, never absolute."""
-    parts = [part for part in path.parts if part not in (path.anchor, "..")]
-    return Path(*parts).with_suffix("")
+    return Path(*(part for part in path.parts if part not in (path.anchor, ".."))).with_suffix("")
 
 
-def _folder(folder: Path, recursive: bool) -> list[Item]:
+def _folder(folder: Path, recursive: bool, say: Callable[[str], None]) -> list[Item]:
     """Pictures and codes in a folder, or with `recursive` below it, not through links."""
-    found = []
+    found, deeper = [], 0
     for parent, folders, files in os.walk(folder):
-        folders[:] = [one for one in folders if recursive and not one.startswith(".")]
-        found += [Path(parent, file) for file in files if _taken(file)]
+        folders[:] = [one for one in folders if not one.startswith(".")]
+        here = [Path(parent, file) for file in files if _taken(file)]
+        if recursive or Path(parent) == folder:
+            found += here
+        else:
+            deeper += len(here)
+    lie = "lies" if deeper == 1 else "lie"
     if not found:
-        hint = "" if recursive else "; -r looks into its folders"
+        hint = f"; {deeper} {lie} deeper, -r looks there" if deeper else ""
         raise UsageError(f"{folder} holds no pictures or codes{hint}")
+    if deeper:
+        say(f"{folder}: {deeper} more {lie} in its folders; -r takes them too")
     found.sort(key=lambda path: _natural(path.relative_to(folder).as_posix()))
     return [_file(str(path), path.relative_to(folder).with_suffix("")) for path in found]
 
@@ -130,14 +137,15 @@ def _zip(path: Path) -> list[Item]:
     names = sorted((n for n in archive.namelist() if _taken(PurePosixPath(n).name)), key=_natural)
     if not names:
         raise UsageError(f"{path} holds no pictures or codes")
-
-    def item(name: str) -> Item:
-        label = f"{path}/{name}"
-        return Item(
-            label, _mirrored(Path(name)), lambda: read_member(archive, name, MAX_PICTURE), label
+    return [
+        Item(
+            f"{path}/{name}",
+            _mirrored(Path(name)),
+            partial(read_member, archive, name, MAX_PICTURE),
+            f"{path}/{name}",
         )
-
-    return [item(name) for name in names]
+        for name in names
+    ]
 
 
 def _taken(name: str) -> bool:
@@ -163,3 +171,28 @@ def _streamed() -> Iterator[Item]:
     """The pictures of concatenated PNGs on standard input, as they come."""
     for number, data in enumerate(split_pngs(sys.stdin.buffer, MAX_PICTURE)):
         yield Item(f"-:{number}", Path(f"{number:06d}"), partial(bytes, data), "-")
+
+
+def split_pngs(stream: BinaryIO, limit: int) -> Iterator[bytes]:
+    """Each PNG's bytes, found by its chunks (PNG specification, sec. 5.3).
+
+    Raises InputError where the stream isn't one of whole PNGs, or one exceeds `limit` bytes; the
+    pictures before are good.
+    """
+    number = 0
+    while signature := stream.read(len(SIGNATURE)):
+        if signature != SIGNATURE:
+            raise InputError(f"standard input: what follows picture {number} is no PNG")
+        parts, size, kind = [signature], 0, b""
+        while kind != b"IEND":
+            header = stream.read(8)
+            length, kind = int.from_bytes(header[:4]), header[4:]
+            size += length + 12
+            if size > limit:
+                raise InputError(f"standard input: picture {number} exceeds {limit >> 20} MiB")
+            body = stream.read(length + 4)  # and its checksum
+            if len(header) < 8 or len(body) < length + 4:
+                raise InputError(f"standard input ends within picture {number}")
+            parts += [header, body]
+        yield b"".join(parts)
+        number += 1

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ..options import ReadOptions, WriteOptions
 from .inputs import Item
 from .manifest import State
 
@@ -21,10 +21,18 @@ if TYPE_CHECKING:
 
     from ...engine.codes import Codes
     from ...engine.model import Model
-    from ..options import BatchOptions
-    from .photos import Framed
+    from ...pictures.photos.frames import Frame
 
 READERS = 2  # threads that read and decode pictures
+
+
+@dataclass(frozen=True)
+class Framed:
+    """The square of a photo that a model sees."""
+
+    photo: Callable[[], Image.Image]  # decodes it: many are read ahead, and large ones don't fit
+    frame: Frame
+    found: str  # how
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,8 @@ class Loaded:
     item: Item
     label: str
     place: Path
-    source: str  # SHA-256 of the input's bytes: names what its output was made of
-    digest: str = ""  # of the 8-bit picture: names its own random numbers
+    input_sha: str  # of the input's bytes: names what its output was made of
+    picture_sha: str = ""  # of the 8-bit picture: names its own random numbers
     state: State = field(default_factory=State)  # of its output
     picture: Tensor | None = None
     size: tuple[int, int] | None = None  # width and height of the upright picture as it came
@@ -46,106 +54,96 @@ class Loaded:
     framed: Framed | None = None  # where in a photo the picture is
 
 
-Find = Callable[[Path, str], State]  # of the output for a place, made of this source
+Find = Callable[[Path, str], State]  # of the output for a place, made of this input
 Load = Callable[[Item, Find], Iterator[Loaded]]
 
 
-def numbered(source: str = "") -> Load:
-    """For pieces of work without a file of their own: samples, or frames made of a `source`."""
+def anew(place: Path, input_sha: str) -> State:
+    """A Find for what is to be read whether or not an output of it is there."""
+    return State()
+
+
+def numbered(made_of: str = "") -> Load:
+    """Load pieces of work without a file of their own: samples, or frames `made_of` inputs."""
 
     def load(item: Item, find: Find) -> Iterator[Loaded]:
-        made_of = source or item.label
-        yield Loaded(item, item.label, item.place, made_of, state=find(item.place, made_of))
+        input_sha = made_of or item.label
+        yield Loaded(item, item.label, item.place, input_sha, state=find(item.place, input_sha))
 
     return load
 
 
-def pictures_and_codes(model: Model, options: BatchOptions) -> Load:
-    """How to read an item as what the model takes: a picture, each of its frames, or each row of a
-    codes file."""
+def pictures_and_codes(model: Model, options: Any) -> Load:
+    """Load an item as what the model takes: a picture, each of its frames, or each row of a codes
+    file. Of the options those of ReadOptions and WriteOptions count."""
+    reading = options if isinstance(options, ReadOptions) else ReadOptions()
+    writing = options if isinstance(options, WriteOptions) else WriteOptions()
 
     def load(item: Item, find: Find) -> Iterator[Loaded]:
+        from ...engine.codes import from_bytes
+        from ...pictures.decoding import has_more_frames, open_frames
+        from ...pictures.images import open_picture
+
         data = item.read()
-        source = hashlib.sha256(data).hexdigest()
+        input_sha = hashlib.sha256(data).hexdigest()
+        whole = Loaded(item, item.label, item.place, input_sha)
         if data[8:9] == b"{" or item.is_codes:
-            return _codes(item, data, source, model, find)
-        return _pictures(item, data, source, model, options, find)
+            codes = from_bytes(data, item.label)
+            try:
+                model.check(codes)
+            except InputError as error:
+                raise InputError(f"{item.label}: {error}") from error
+            for row in range(len(codes)):
+                part, one = _part(whole, row) if len(codes) > 1 else whole, codes[row : row + 1]
+                state = find(part.place, input_sha)
+                yield replace(part, state=state, picture_sha=one.picture_shas[0], codes=one)
+            return
+        whole = replace(whole, state=find(item.place, input_sha))
+        if whole.state.done:
+            yield whole
+            return
+        first = open_picture(data, item.label)
+        if not has_more_frames(first):
+            yield framed(whole, first)
+        elif reading.frames == "first":
+            note = f"{item.label}: the first of its frames alone; --frames all takes each"
+            yield replace(framed(whole, first), note=note)
+        else:
+            for number, image in enumerate(open_frames(data, item.label)):
+                part = _part(whole, number)
+                yield framed(replace(part, state=find(part.place, input_sha)), image)
+
+    def framed(one: Loaded, image: Image.Image) -> Loaded:
+        from ...pictures.decoding import upright_size
+        from ...pictures.images import alpha_of, digest, prepare, to_float
+        from ...pictures.metadata import exif_of
+
+        size, fit = model.config.image_size, reading.fit
+        pixels = prepare(image, size, model.config.channels, fit)
+        return replace(
+            one,
+            picture_sha=digest(pixels),
+            picture=to_float(pixels)[None],
+            size=upright_size(image),
+            alpha=alpha_of(image, size, fit) if writing.keep_alpha else None,
+            exif=exif_of(image) if writing.keep_exif else None,
+        )
 
     return load
 
 
-def _pictures(
-    item: Item, data: bytes, source: str, model: Model, options: BatchOptions, find: Find
-) -> Iterator[Loaded]:
-    from ...pictures.images import has_more_frames, open_frames, open_picture
-
-    state = find(item.place, source)
-    if state.done:
-        yield Loaded(item, item.label, item.place, source, state=state)
-        return
-    first = open_picture(data, item.label)
-    if not has_more_frames(first):
-        yield _picture(item, "", first, source, model, options, state)
-    elif options.frames == "first":
-        note = f"{item.label}: the first of its frames alone; --frames all takes each"
-        yield replace(_picture(item, "", first, source, model, options, state), note=note)
-    else:
-        for number, frame in enumerate(open_frames(data, item.label)):
-            suffix = f"-{number:04d}"
-            state = find(item.place.with_name(item.place.name + suffix), source)
-            yield _picture(item, suffix, frame, source, model, options, state)
-
-
-def _picture(
-    item: Item,
-    suffix: str,
-    image: Image.Image,
-    source: str,
-    model: Model,
-    options: BatchOptions,
-    state: State,
-) -> Loaded:
-    """A decoded picture in the model's frame; `suffix` tells its frames apart."""
-    from ...pictures.images import alpha_of, digest, prepare, to_float, upright_size
-    from ...pictures.metadata import exif_of
-
-    config = model.config
-    pixels = prepare(image, config.image_size, config.channels, options.fit)
-    return Loaded(
-        item,
-        item.label + suffix,
-        item.place.with_name(item.place.name + suffix),
-        source,
-        digest(pixels),
-        state,
-        to_float(pixels)[None],
-        upright_size(image),
-        alpha=alpha_of(image, config.image_size, options.fit) if options.keep_alpha else None,
-        exif=exif_of(image) if options.keep_exif else None,
-    )
-
-
-def _codes(item: Item, data: bytes, source: str, model: Model, find: Find) -> Iterator[Loaded]:
-    from ...engine.codes import read_codes
-
-    codes = read_codes(io.BytesIO(data), item.label)
-    try:
-        model.check(codes)
-    except InputError as error:
-        raise InputError(f"{item.label}: {error}") from error
-    for row in range(len(codes)):
-        one = codes[row : row + 1]
-        suffix = f"-{row:04d}" if len(codes) > 1 else ""
-        place = item.place.with_name(item.place.name + suffix)
-        state = find(place, source)
-        yield Loaded(item, item.label + suffix, place, source, one.digests[0], state, codes=one)
+def _part(whole: Loaded, number: int) -> Loaded:
+    """A frame or row of an input, its number behind the name."""
+    suffix = f"-{number:04d}"
+    place = whole.place.with_name(whole.place.name + suffix)
+    return replace(whole, label=whole.label + suffix, place=place)
 
 
 def loaded_ahead(
     items: Iterable[Item], load: Load, find: Find, ahead: int
 ) -> Iterator[tuple[Item, list[Loaded] | InputError]]:
-    """What `load` makes of each item, or its InputError, in order. Up to `ahead` items are read and
-    decoded by other threads while the network computes."""
+    """Yield what `load` makes of each item, or its InputError, in order. Up to `ahead` items are
+    read and decoded by other threads while the network computes."""
 
     def loaded(item: Item) -> list[Loaded] | InputError:
         try:
@@ -153,10 +151,9 @@ def loaded_ahead(
         except InputError as error:
             return error
 
-    pool = ThreadPoolExecutor(READERS)
+    waiting: deque[tuple[Item, Future[list[Loaded] | InputError]]] = deque()
+    pool, broken = ThreadPoolExecutor(READERS), None
     try:
-        waiting: deque[tuple[Item, Future[list[Loaded] | InputError]]] = deque()
-        broken = None
         try:
             for item in items:
                 waiting.append((item, pool.submit(loaded, item)))

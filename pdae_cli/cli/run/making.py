@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import __version__
-from ...errors import ModelError
-from .batch import Runner
+from ...errors import InputError
+from .batches import Run
 from .loading import Loaded
+from .manifest import told
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -18,130 +18,97 @@ if TYPE_CHECKING:
     from ...engine.codes import Codes
 
 
-def codes_of(runner: Runner, batch: list[Loaded], noise: bool = True) -> Codes:
-    """The codes of a batch: as read, or encoded now."""
-    import torch
-
+def codes_of(run: Run, batch: Sequence[Loaded], noise: bool = True) -> Codes:
+    """Return the codes of a batch: as read, or encoded now."""
     from ...engine.codes import stack
 
-    if batch[0].codes is not None:
-        codes = stack([one.codes for one in batch if one.codes is not None])
-        _tell_of_changes(runner, codes)
-        return codes
-    pictures = torch.cat([one.picture for one in batch if one.picture is not None])
-    codes = runner.model.encode(pictures, runner.options.sampling(), noise=noise)
-    if noise and runner.options.dtype != "float32":
-        _tell_of_precision(runner, codes[:1], pictures[:1])
-    for row, source in enumerate(batch):
+    if batch[0].codes is None:
+        x_0, sampling = pictures_of(batch), run.options.sampling()
+        return encoded(run, batch, run.model.encode(x_0, sampling, noise=noise))
+    codes = stack([one.codes for one in batch if one.codes is not None])
+    text = "; ".join(
+        f"{name} {codes.sampling.get(name)}, not {value}"
+        for name, value in run.options.changes().items()
+        if codes.sampling.get(name) != value and name != "corrections"
+    )
+    if text and run.command != "encode" and run.first_time(text):
+        run.out.warn(f"these codes were made with {text}: the picture won't be quite the same")
+    return codes
+
+
+def encoded(run: Run, batch: Sequence[Loaded], codes: Codes) -> Codes:
+    """Return a batch's new codes with its names; say what isn't exact about them."""
+    from ...evaluation.metrics import equal_share, mse
+
+    dtype, noise = run.options.dtype, codes.x_T is not None
+    if noise and dtype != "float32" and run.first_time(dtype):
+        picture, back = pictures_of(batch[:1]), run.model.decode(codes[:1])
+        run.out.say(
+            f"{dtype}: of a first picture {equal_share(picture, back).item():.1%} of "
+            f"8-bit values come back exactly (MSE {mse(picture, back).item():.1e})"
+        )
+    for row, one in enumerate(batch):
         if not all(codes.converged[row : row + 1]):  # empty without corrections
-            runner.out.warn(
-                f"{source.label}: correcting its codes doesn't converge, so they aren't exact; "
+            run.out.warn(
+                f"{one.label}: correcting its codes doesn't converge, so they aren't exact; "
                 "more --inference-steps help"
             )
     return dataclasses.replace(codes, sources=tuple(one.label for one in batch))
 
 
-def _tell_of_precision(runner: Runner, codes: Codes, picture: Tensor) -> None:
-    """Say, once, how much of a picture a low precision gives back."""
-    from ...evaluation.metrics import equal_share, mse
+def pictures_of(batch: Sequence[Loaded]) -> Tensor:
+    """Return the pictures (N, C, H, W) of a batch. Raises InputError for codes."""
+    import torch
 
-    dtype = runner.options.dtype
-    if runner.first_time(dtype):
-        back = runner.model.decode(codes)
-        runner.out.say(
-            f"{dtype}: of a first picture {equal_share(picture, back).item():.1%} of "
-            f"8-bit values come back exactly (MSE {mse(picture, back).item():.1e})"
-        )
+    if any(one.picture is None for one in batch):
+        raise InputError("takes pictures; `pdae decode` takes codes")
+    return torch.cat([one.picture for one in batch if one.picture is not None])
 
 
-def _tell_of_changes(runner: Runner, codes: Codes) -> None:
-    """Say, once for each difference, that codes aren't decoded as they were encoded."""
-    told = [
-        f"{name} {codes.sampling.get(name)}, not {value}"
-        for name, value in runner.options.changes().items()
-        if codes.sampling.get(name) != value and name != "corrections"
-    ]
-    text = "; ".join(told)
-    if text and runner.command != "encode" and runner.first_time(text):
-        runner.out.warn(f"these codes were made with {text}: the picture won't be quite the same")
-
-
-def attribute(runner: Runner, name: str) -> str:
-    """The model's own name of an attribute. Raises UsageError, ModelError."""
-    known = runner.model.attributes
-    if known is None:
-        raise ModelError(
-            f"model {runner.model.name} has no attributes; `pdae attributes fit` makes some"
-        )
-    return known.names[known.index(name)]
-
-
-def generators(runner: Runner, batch: list[Loaded]) -> list[Generator]:
-    """Each picture's own random numbers: of the seed and its content, nothing else."""
+def generators(run: Run, batch: Sequence[Loaded]) -> list[Generator]:
+    """Return each picture's own random numbers: of the seed and its content, nothing else."""
     from ...diffusion.noise import generator
 
-    return [generator(runner.options.seed, one.digest) for one in batch]
+    return [generator(run.options.seed, one.picture_sha) for one in batch]
 
 
 def picture_file(
-    runner: Runner,
+    run: Run,
     one: Loaded,
     picture: Tensor,
     facts: dict[str, Any],
     sources: Sequence[Loaded] | None = None,
 ) -> bytes:
-    """A float picture (C, H, W) as a file that says how it was made; `sources`: of what, where that
-    isn't `one` itself."""
-    from ...pictures.images import to_pixels, with_alpha
+    """Return a picture (C, H, W) as a file that says how it was made: a float one with the input's
+    alpha, or a uint8 one as it is; `sources`: of what, where that isn't `one` itself."""
+    from ...pictures.images import encode_picture, to_pixels, with_alpha
 
-    pixels = to_pixels(picture)
-    if one.alpha is not None:  # as often as pictures stand side by side
-        beside = pixels.shape[2] // one.alpha.shape[2]
+    pixels = to_pixels(picture) if picture.is_floating_point() else picture
+    if picture.is_floating_point() and one.alpha is not None:
+        beside = pixels.shape[2] // one.alpha.shape[2]  # pictures side by side
         pixels = with_alpha(pixels, one.alpha.repeat(1, 1, beside))
-    return pixels_file(runner, one, pixels, facts, sources)
-
-
-def pixels_file(
-    runner: Runner,
-    one: Loaded,
-    pixels: Tensor,
-    facts: dict[str, Any],
-    sources: Sequence[Loaded] | None = None,
-) -> bytes:
-    """A uint8 picture (C, H, W), with alpha or without, as such a file."""
-    from ...pictures.images import encode_picture
-
-    assert runner.destination is not None
     if one.codes is not None:
-        facts = {"codes": one.codes.fingerprint(0), **facts}
-    facts = {"place": one.place.as_posix(), **facts}
-    made_of = [one] if sources is None else sources
-    return encode_picture(
-        pixels, runner.destination.suffix, recipe(runner, made_of, facts), one.exif
+        facts = {"codes": one.codes.row_sha(0), **facts}
+    what = recipe(
+        run, [one] if sources is None else sources, {"place": one.place.as_posix(), **facts}
     )
+    return encode_picture(pixels, run.destination.suffix, what, one.exif)
 
 
-def recipe(
-    runner: Runner, sources: Sequence[Loaded], facts: dict[str, Any]
-) -> dict[str, Any] | None:
-    """What a written picture says of itself: enough to make it again from the same input. None
+def recipe(run: Run, sources: Sequence[Loaded], facts: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what a written file says of itself: enough to make it again from the same input. None
     where the user wants it to say nothing."""
-    if runner.options.no_metadata:
+    options = run.job.options
+    if options.get("no_metadata"):
         return None
     return {
         "version": __version__,
-        "command": runner.command,
-        "options": runner.job.options,
-        "model": runner.model.name,
-        "digest": runner.model.digest,
-        "seed": runner.options.seed,
-        "sources": [{"name": _told(one), "sha256": one.source} for one in sources],
+        "command": run.command,
+        "options": options,
+        "model": run.model.name,
+        "digest": run.model.weights_sha,
+        **({"seed": options["seed"]} if "seed" in options else {}),
+        "sources": [{"name": told(one.item.name), "sha256": one.input_sha} for one in sources],
         "note": "made or edited by a generative model",
         **facts,
     }
-
-
-def _told(source: Loaded) -> str:
-    """A source's name without what an absolute path says of its owner."""
-    path = Path(source.item.name)
-    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()

@@ -3,10 +3,8 @@
 `OUT/.pdae/manifest.jsonl` has a line for each output: the SHA-256 of the file, of its input, and of
 the job (command, model, options). A file is done when its own digest stands in a line of this job
 and this input; that it exists says nothing. The line is written before the file takes its name, so
-that a killed process leaves a line too many, never a file that nobody knows.
-
-Processes that share a folder claim each output by a lock on one byte of `OUT/.pdae/claims`, which
-the system drops with the process.
+that a killed process leaves a line too many, never a file that nobody knows. Processes that share
+a folder have disjoint inputs and a manifest each; two runs of one job write the same bytes twice.
 """
 
 from __future__ import annotations
@@ -16,20 +14,22 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import sha256, unwritable
-from .locks import lock, unlock
+from ...errors import InputError
+from ...files import read_limited, sha256, unwritable
+from .inputs import CODES, MAX_CODES, Item
 
 FOLDER = ".pdae"
 LINE = 1 << 20  # bytes of a line; longer ones are damage
 OWN = ("inputs", "a", "b", "output", "files_from", "null", "recursive", "stream")
 AROUND = ("model", "device", "batch_size", "compile", "json", "quiet", "overwrite",
-          "skip_existing", "num_processes", "share", "count", "first",
+          "skip_existing", "share", "num_processes", "count", "first",
           "show", "sheet", "report")  # fmt: skip
+PATHS = ("mask", "like", "unlike", "landmarks", "classifier")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Job:
         theirs = other.get("options", {})
         if other.get("model") != self.model:
             return "another model"
+        ours = json.loads(json.dumps(self.options, default=str))
         changed = [
             f"--{name.replace('_', '-')} was {_shown(theirs.get(name))}, is {_shown(value)}"
-            for name, value in json.loads(json.dumps(self.options, default=str)).items()
+            for name, value in ours.items()
             if theirs.get(name) != value
         ]
         return "; ".join(changed) or "other options"
@@ -73,8 +74,16 @@ def _shown(value: Any) -> str:
 
 
 def options_that_matter(parameters: dict[str, Any]) -> dict[str, Any]:
-    """A command's parameters but those that say where, how fast and how loudly."""
-    return {name: value for name, value in parameters.items() if name not in OWN + AROUND}
+    """A command's parameters but those that say where, how fast and how loudly; of files without
+    what an absolute path says of its owner."""
+    kept = {name: value for name, value in parameters.items() if name not in OWN + AROUND}
+    return kept | {name: told(str(kept[name])) for name in PATHS if kept.get(name)}
+
+
+def told(name: str) -> str:
+    """A file's name without what an absolute path, or one that leaves its folder, says."""
+    path = Path(name)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,37 @@ class State:
     record: dict[str, Any] | None = None  # what was said when it was done
 
 
+def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
+    """Return what is to be done about the one file that a job makes of all items: its own recipe
+    says what it was made of."""
+    from ...engine.codes import read_recipe as recipe_of_codes
+    from ...pictures.images import open_picture
+    from ...pictures.metadata import read_recipe
+
+    if not path.exists():
+        return State()
+    try:
+        if path.suffix.lower() == CODES:
+            recipe = recipe_of_codes(read_limited(path, MAX_CODES))
+        else:
+            recipe = read_recipe(open_picture(path, str(path)))
+    except InputError:
+        recipe = None
+    if recipe is None or recipe.get("command") != job.command:
+        return State(foreign=True)
+    theirs = Job(job.command, str(recipe.get("digest")), recipe.get("options") or {})
+    if theirs.digest != job.digest:
+        return State(reason=job.difference(vars(theirs)))
+    if "-" in [item.name for item in items]:
+        return State(reason="standard input can be read only once")
+    try:
+        now = [hashlib.sha256(item.read()).hexdigest() for item in items]
+    except InputError as error:
+        return State(reason=str(error))
+    made_of = [source.get("sha256") for source in recipe.get("sources", [])]
+    return State(done=True) if made_of == now else State(reason="its input changed")
+
+
 class Manifest:
     """The outputs of one folder, as all processes that write there record them."""
 
@@ -96,39 +136,15 @@ class Manifest:
         self._own = folder / FOLDER / f"manifest{part}.jsonl"
         self._entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._jobs: dict[str, dict[str, Any]] = {}
-        self._read: dict[Path, int] = {}
         try:
             self._own.parent.mkdir(parents=True, exist_ok=True)
-            self._claims = (folder / FOLDER / "claims").open("a+b")
+            for path in sorted(self._own.parent.glob("manifest*.jsonl")):
+                for line in path.read_bytes().splitlines():
+                    self._learn(line)
         except OSError as error:
             raise unwritable(folder, error) from error
-        try:
-            self.refresh()
-            if job.digest not in self._jobs:
-                self._append([{"job": job.digest, **vars(job)}])
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Let go of all claims."""
-        self._claims.close()
-
-    # --- What is known ----------------------------------------------------------------------
-
-    def refresh(self) -> None:
-        """Read what was appended since the last time, by any process."""
-        for path in sorted((self.folder / FOLDER).glob("manifest*.jsonl")):
-            begin = self._read.get(path, 0)
-            if path.stat().st_size == begin:
-                continue
-            with path.open("rb") as file:
-                file.seek(begin)
-                data = file.read()
-            whole = data.rfind(b"\n") + 1  # the rest is being written, or was torn
-            self._read[path] = begin + whole
-            for line in data[:whole].splitlines():
-                self._learn(line)
+        if job.digest not in self._jobs:
+            self._append([{"job": job.digest, **vars(job)}])
 
     def _learn(self, line: bytes) -> None:
         try:
@@ -164,8 +180,6 @@ class Manifest:
     def _key(self, output: Path) -> str:
         return output.relative_to(self.folder).as_posix()
 
-    # --- What is made ----------------------------------------------------------------------------
-
     def add(self, made: Iterable[tuple[Path, str, bytes, dict[str, Any]]]) -> None:
         """Record outputs that are about to be written: path, input's SHA-256, content, record."""
         self._append(
@@ -183,27 +197,14 @@ class Manifest:
 
     def _append(self, entries: list[dict[str, Any]]) -> None:
         """In one write, so that processes don't mix lines; each begins anew after a torn one."""
-        text = "".join(f"\n{json.dumps(entry, default=str)}\n" for entry in entries)
+        data = "".join(f"\n{json.dumps(entry, default=str)}\n" for entry in entries).encode()
         try:
             handle = os.open(self._own, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                if os.write(handle, text.encode()) < len(text.encode()):
+                if os.write(handle, data) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(handle)
             finally:
                 os.close(handle)
         except OSError as error:
             raise unwritable(self._own, error) from error
-
-    # --- Whose work it is ----------------------------------------------------------------------
-
-    def claim(self, output: Path) -> bool:
-        """Take an output for this process; False while another has it."""
-        return lock(self._claims, self._place(output))
-
-    def release(self, output: Path) -> None:
-        """Give an output free."""
-        unlock(self._claims, self._place(output))
-
-    def _place(self, output: Path) -> int:
-        return int.from_bytes(hashlib.sha256(os.fsencode(self._key(output))).digest()[:6], "big")

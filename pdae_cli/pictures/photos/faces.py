@@ -52,8 +52,7 @@ class Face:
         scale = pixels / (room * self.side)
         alpha = scale * cmath.exp(-1j * math.radians(self.tilt))
         beta = pixels / 2 * (1 + 1j) - alpha * complex(*self.middle)
-        matrix = (alpha.real, -alpha.imag, beta.real, alpha.imag, alpha.real, beta.imag)
-        return Frame(matrix, pixels)
+        return Frame.similarity(alpha, beta, pixels)
 
 
 class FaceFinder:
@@ -66,16 +65,15 @@ class FaceFinder:
         try:
             import cv2
             from cv2.data import haarcascades
-        except ImportError as error:
+
+            detector = cv2.CascadeClassifier
+        except (ImportError, AttributeError) as error:
             raise UsageError(
-                "finding faces needs OpenCV: pip install 'pdae-cli[align]', or give --landmarks"
+                "finding faces needs OpenCV and the cascades that it brings before version 5: "
+                "pip install 'pdae-cli[align]', or give --landmarks"
             ) from error
-        if not hasattr(cv2, "CascadeClassifier"):
-            raise UsageError(
-                f"OpenCV {cv2.__version__} brings no cascades: pip install 'pdae-cli[align]'"
-            )
         self._cascades = {
-            name: cv2.CascadeClassifier(str(Path(haarcascades) / f"haarcascade_{name}.xml"))
+            name: detector(str(Path(haarcascades) / f"haarcascade_{name}.xml"))
             for name in (FACES, *EYES)
         }
 
@@ -86,13 +84,10 @@ class FaceFinder:
         Raises InputError where no face is found.
         """
         whole = Face((photo.width / 2, photo.height / 2), math.hypot(*photo.size), 0.0)
-        seen = [
-            face
-            for turn in TURNS
-            for face in self._faces(
-                photo, replace(whole, tilt=turn).view(SEARCHED), turn, 1.1, 4, SMALLEST
-            )
-        ]
+        seen: list[Face] = []
+        for turn in TURNS:
+            view = replace(whole, tilt=turn).view(SEARCHED)
+            seen += self._faces(photo, view, turn, 1.1, 4, SMALLEST)
         blind = None
         for face in sorted(seen, key=lambda face: -face.side):
             if confirmed := self._looked_at(photo, face):
@@ -128,16 +123,12 @@ class FaceFinder:
         """A face's eyes: the mean of where its box and the eyes' cascades have them."""
         view = face.view(CLOSE)
         boxed = [(x * CLOSE, y * CLOSE) for x, y in EYES_IN_BOX]
-        seen, source = self._eyes(take(photo, view)), WITH_EYES
-        if seen is None:
-            seen, source = boxed, WITHOUT_EYES
-        left, right = (
-            view.back(((x1 + x2) / 2, (y1 + y2) / 2))
-            for (x1, y1), (x2, y2) in zip(boxed, seen, strict=True)
-        )
-        return Landmarks(left, right, source=source)
+        seen = self._eyes(take(photo, view), boxed)
+        pairs = zip(boxed, seen or boxed, strict=True)
+        left, right = (view.back(((x1 + x2) / 2, (y1 + y2) / 2)) for (x1, y1), (x2, y2) in pairs)
+        return Landmarks(left, right, source=WITH_EYES if seen else WITHOUT_EYES)
 
-    def _eyes(self, face: Image.Image) -> list[Point] | None:
+    def _eyes(self, face: Image.Image, expected: list[Point]) -> list[Point] | None:
         """Both eyes in a face's square, if cascades see both: the median of what they see."""
         top = face.crop((0, 0, CLOSE, round(0.62 * CLOSE)))
         centres = [
@@ -145,14 +136,10 @@ class FaceFinder:
             for name in EYES
             for x, y, side in self._detect(name, top, 1.05, 3, CLOSE // 10, round(0.44 * CLOSE))
         ]
-        eyes = []
-        for x, y in EYES_IN_BOX:
-            expected = (x * CLOSE, y * CLOSE)
-            near = [one for one in centres if math.dist(one, expected) < REACH * CLOSE]
-            if not near:
-                return None
-            eyes.append((median(x for x, _ in near), median(y for _, y in near)))
-        return eyes
+        near = [[one for one in centres if math.dist(one, eye) < REACH * CLOSE] for eye in expected]
+        if not all(near):
+            return None
+        return [(median(x for x, _ in one), median(y for _, y in one)) for one in near]
 
     def _detect(
         self, name: str, picture: Image.Image, step: float, votes: int, least: int, most: int

@@ -8,7 +8,7 @@ of 8 bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import InputError, UsageError
+from ..images import to_image, to_tensor
 
 Point = tuple[float, float]
+Matrix = tuple[float, float, float, float, float, float]  # a, b, c, d, e, f
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
+TURNED = Image.Transform.AFFINE
 MAX_SIZE = 8192
 OUTSIDE = ("black", "repeat")
 FADE = 1 / 8  # of the frame's side: how far an edit fades where the frame ends inside the photo
@@ -35,7 +38,7 @@ class Frame:
     `repeat`, the nearest pixel. Raises InputError for a map that can't be inverted.
     """
 
-    matrix: tuple[float, float, float, float, float, float]  # a, b, c, d, e, f
+    matrix: Matrix
     size: int
     outside: str = "black"
 
@@ -61,12 +64,16 @@ class Frame:
         return cls((x, 0.0, -left * x, 0.0, y, -top * y), size)
 
     @classmethod
-    def between(cls, points: Sequence[Point], targets: Sequence[Point], size: int) -> Frame:
-        """The similarity (turn, scale, shift) that brings points of a photo nearest to their
-        targets, which are shares of the square's side, in the sense of least squares.
+    def similarity(cls, alpha: complex, beta: complex, size: int, outside: str = "black") -> Frame:
+        """The map z → alpha z + beta on the complex plane: a turn, a scale and a shift."""
+        matrix = (alpha.real, -alpha.imag, beta.real, alpha.imag, alpha.real, beta.imag)
+        return cls(matrix, size, outside)
 
-        This is Umeyama's fit (1991) without reflection: on the complex plane z → alpha z + beta.
-        Raises InputError where all points are one.
+    @classmethod
+    def between(cls, points: Sequence[Point], targets: Sequence[Point], size: int) -> Frame:
+        """The similarity that brings points of a photo nearest to their targets, which are shares
+        of the square's side, in the sense of least squares: Umeyama's fit (1991) without
+        reflection. Raises InputError where all points are one.
         """
         ps, qs = [complex(*p) for p in points], [size * complex(*q) for q in targets]
         p_mean, q_mean = sum(ps) / len(ps), sum(qs) / len(qs)
@@ -75,19 +82,7 @@ class Frame:
             raise InputError("the landmarks are all at one place")
         pairs = zip(ps, qs, strict=True)
         alpha = sum((p - p_mean).conjugate() * (q - q_mean) for p, q in pairs) / spread
-        beta = q_mean - alpha * p_mean
-        matrix = (alpha.real, -alpha.imag, beta.real, alpha.imag, alpha.real, beta.imag)
-        return cls(matrix, size, "repeat")
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Frame:
-        """The inverse of `to_json`. Raises InputError for anything else."""
-        try:
-            matrix, size, outside = data["matrix"], data["size"], data["outside"]
-            a, b, c, d, e, f = (float(one) for one in matrix)
-            return cls((a, b, c, d, e, f), int(size), str(outside))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"not a frame: {data!r:.80}") from error
+        return cls.similarity(alpha, q_mean - alpha * p_mean, size, "repeat")
 
     def to_json(self) -> dict[str, Any]:
         """What a recipe carries."""
@@ -105,16 +100,13 @@ class Frame:
 
     def at(self, point: Point) -> Point:
         """A point of the photo in the square."""
-        (a, b, c, d, e, f), (x, y) = self.matrix, point
-        return a * x + b * y + c, d * x + e * y + f
+        return _mapped(self.matrix, point)
 
     def back(self, point: Point) -> Point:
         """A point of the square in the photo."""
-        a, b, c, d, e, f = self.inverse()
-        x, y = point
-        return a * x + b * y + c, d * x + e * y + f
+        return _mapped(self.inverse(), point)
 
-    def inverse(self) -> tuple[float, float, float, float, float, float]:
+    def inverse(self) -> Matrix:
         """The matrix from the square to the photo."""
         (a, b, c, d, e, f), by = self.matrix, self._determinant
         return e / by, -b / by, (b * f - c * e) / by, -d / by, a / by, (c * d - a * f) / by
@@ -138,19 +130,19 @@ class Frame:
 
 
 def take(photo: Image.Image, frame: Frame) -> Image.Image:
-    """The frame's square of an RGB photo, with frequencies above its pixels' filtered out."""
-    corners = frame.corners()
+    """The frame's square of an L or RGB photo, with frequencies above its pixels' filtered out."""
+    size, corners = (frame.size, frame.size), frame.corners()
     left, top, right, bottom = _bounds(corners)
     inside = left >= 0 and top >= 0 and right <= photo.width and bottom <= photo.height
     if inside and frame.matrix[1] == 0 == frame.matrix[3]:
-        box = (*corners[0], *corners[2])
-        return photo.resize((frame.size, frame.size), Image.Resampling.LANCZOS, box)
-    photo, frame = _reduced(*_near(photo, frame))
-    left, top, right, bottom = _bounds(frame.corners(), margin=2)
-    part = _cut(photo, (left, top, right, bottom), frame.outside)
-    fine = frame.seen(1, 1, left, top).resized(OVERSAMPLED * frame.size)
-    square = _warped(part, fine.inverse(), (fine.size, fine.size))
-    return square.resize((frame.size, frame.size), Image.Resampling.LANCZOS)
+        return photo.resize(size, Image.Resampling.LANCZOS, (*corners[0], *corners[2]))
+    photo, frame = _reduced(photo, frame)
+    box = _bounds(frame.corners(), margin=2)
+    fine = frame.seen(1, 1, *box[:2]).resized(OVERSAMPLED * frame.size)
+    shape, cubic = (fine.size, fine.size), Image.Resampling.BICUBIC
+    part = _cut(photo, box, frame.outside)
+    square = part.transform(shape, TURNED, fine.inverse(), cubic, fillcolor=0)
+    return square.resize(size, Image.Resampling.LANCZOS)
 
 
 def paste_back(photo: Image.Image, before: Tensor, after: Tensor, frame: Frame) -> Image.Image:
@@ -161,52 +153,44 @@ def paste_back(photo: Image.Image, before: Tensor, after: Tensor, frame: Frame) 
     the frame ends inside the photo. Pixels outside the frame and unedited ones are as they were.
     """
     difference = (after - before).float().cpu() * 127.5 * _fading(photo, frame)
-    box = _within(_bounds(frame.corners()), photo)
-    if box[0] >= box[2] or box[1] >= box[3]:
-        return photo.copy()
-    shape = (box[2] - box[0], box[3] - box[1])
-    placed = frame.seen(1, 1, *box[:2])
-    bands = list(photo.split())
-    for number, band in enumerate(bands[:3]):
-        channel = difference[number % len(difference)]
-        change = _spread(_float_image(channel), placed, shape)
-        old = torch.frombuffer(bytearray(band.crop(box).tobytes()), dtype=torch.uint8)
-        new = (old + torch.frombuffer(bytearray(change.tobytes()), dtype=torch.float32)).round()
-        pixels = new.clamp(0, 255).to(torch.uint8).numpy().tobytes()
-        band.paste(Image.frombytes("L", shape, pixels), box)
-    return Image.merge(photo.mode, bands)
+    box, result = _within(_bounds(frame.corners()), photo), photo.copy()
+    if box is not None:
+        part = to_tensor(photo.crop(box))
+        for number, band in enumerate(part[:3]):
+            change = _spread(difference[number % len(difference)], frame.seen(1, 1, *box[:2]), band)
+            band.copy_((band + change).round().clamp(0, 255))
+        result.paste(to_image(part), box)
+    return result
+
+
+def _mapped(matrix: Matrix, point: Point) -> Point:
+    (a, b, c, d, e, f), (x, y) = matrix, point
+    return a * x + b * y + c, d * x + e * y + f
 
 
 def _bounds(points: list[Point], margin: int = 0) -> Box:
     """The whole pixels that points span; rounding errors of a millionth don't count."""
     xs, ys = zip(*points, strict=True)
-    near = 1e-6
-    return (
-        math.floor(min(xs) + near) - margin,
-        math.floor(min(ys) + near) - margin,
-        math.ceil(max(xs) - near) + margin,
-        math.ceil(max(ys) - near) + margin,
-    )
+    left, top = (math.floor(min(one) + 1e-6) - margin for one in (xs, ys))
+    right, bottom = (math.ceil(max(one) - 1e-6) + margin for one in (xs, ys))
+    return left, top, right, bottom
 
 
-def _within(box: Box, photo: Image.Image) -> Box:
-    left, top, right, bottom = box
-    return max(left, 0), max(top, 0), min(right, photo.width), min(bottom, photo.height)
-
-
-def _near(photo: Image.Image, frame: Frame) -> tuple[Image.Image, Frame]:
-    """The part of a photo that counts for a frame: with what a reduction filters it with."""
-    margin = math.ceil(4 / min(1.0, OVERSAMPLED * frame.scale))
-    box = _within(_bounds(frame.corners(), margin), photo)
-    if box[0] >= box[2] or box[1] >= box[3]:
-        return photo, frame  # beside the photo
-    return photo.crop(box), frame.seen(1, 1, *box[:2])
+def _within(box: Box, photo: Image.Image) -> Box | None:
+    """The part of a box that lies in the photo; None for none."""
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[2], photo.width), min(box[3], photo.height)
+    return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 def _reduced(photo: Image.Image, frame: Frame) -> tuple[Image.Image, Frame]:
-    """The photo about as fine as its square is sampled, so that warping it needs no filter."""
-    share = OVERSAMPLED * frame.scale
-    if share >= 1:
+    """The part of a photo that counts for a frame, about as fine as its square is sampled, so that
+    warping it needs no filter."""
+    share = min(1.0, OVERSAMPLED * frame.scale)
+    box = _within(_bounds(frame.corners(), math.ceil(4 / share)), photo)  # 4: of the reduction
+    if box is not None:
+        photo, frame = photo.crop(box), frame.seen(1, 1, *box[:2])
+    if share == 1:
         return photo, frame
     wide, high = (max(1, round(length * share)) for length in photo.size)
     small = photo.resize((wide, high), Image.Resampling.LANCZOS, reducing_gap=3)
@@ -217,50 +201,37 @@ def _cut(photo: Image.Image, box: Box, outside: str) -> Image.Image:
     """Crop also beyond the border."""
     if outside == "black":
         return photo.crop(box)  # Pillow's own filling
-    left, top, right, bottom = box
-    rows = torch.arange(top, bottom).clamp(0, photo.height - 1)
-    columns = torch.arange(left, right).clamp(0, photo.width - 1)
-    pixels = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8)
-    part = pixels.reshape(photo.height, photo.width, -1)[rows[:, None], columns]
-    return Image.frombytes(photo.mode, (len(columns), len(rows)), part.numpy().tobytes())
+    rows = torch.arange(box[1], box[3]).clamp(0, photo.height - 1)
+    columns = torch.arange(box[0], box[2]).clamp(0, photo.width - 1)
+    return to_image(to_tensor(photo)[:, rows[:, None], columns])
 
 
-def _warped(
-    image: Image.Image,
-    coefficients: tuple[float, ...],
-    shape: tuple[int, int],
-    sampling: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Image.Image:
-    """A picture of `shape`; the coefficients lead from its coordinates to the given one's."""
-    return image.transform(shape, Image.Transform.AFFINE, coefficients, sampling, fillcolor=0)
-
-
-def _spread(square: Image.Image, frame: Frame, shape: tuple[int, int]) -> Image.Image:
-    """A square laid back onto a photo of `shape`; 0 elsewhere."""
+def _spread(values: Tensor, frame: Frame, onto: Tensor) -> Tensor:
+    """A square of floats (size, size) laid back onto a part of a photo (H, W); 0 elsewhere."""
     fine = frame.resized(min(MAX_SIZE, max(1, round(frame.size / frame.scale))))
+    square = Image.frombytes("F", (frame.size, frame.size), values.contiguous().numpy().tobytes())
     square = square.resize((fine.size, fine.size), Image.Resampling.BICUBIC)
-    return _warped(square, fine.matrix, shape, Image.Resampling.BILINEAR)
-
-
-def _float_image(values: Tensor) -> Image.Image:
-    height, width = values.shape
-    return Image.frombytes("F", (width, height), values.contiguous().numpy().tobytes())
+    (height, width), linear = onto.shape, Image.Resampling.BILINEAR
+    laid = square.transform((width, height), TURNED, fine.matrix, linear, fillcolor=0)
+    return torch.frombuffer(bytearray(laid.tobytes()), dtype=torch.float32).view(onto.shape)
 
 
 def _fading(photo: Image.Image, frame: Frame) -> Tensor:
     """(size, size) weights: 1, falling to 0 at the sides that don't lie on the photo's border."""
     depth = (torch.arange(frame.size) / max(1.0, FADE * frame.size)).clamp(max=1)
-    rise = depth.square() * (3 - 2 * depth)  # smoothstep
-    full = torch.ones(frame.size)
+    rise, full = depth.square() * (3 - 2 * depth), torch.ones(frame.size)  # smoothstep
     corners = frame.corners()
-    sides = [_inner(photo, corners[k], corners[(k + 1) % 4]) for k in range(4)]
-    top, right, bottom, left = (rise if inner else full for inner in sides)
+    top, right, bottom, left = (
+        rise if _inner(photo, one, other) else full
+        for one, other in zip(corners, corners[1:] + corners[:1], strict=True)
+    )
     return (top * bottom.flip(0))[:, None] * (left * right.flip(0))[None, :]
 
 
 def _inner(photo: Image.Image, one: Point, other: Point) -> bool:
     """Whether a side of a frame runs inside the photo: not on one of its borders, nor beyond."""
-    (x1, y1), (x2, y2) = one, other
     near = 0.5  # pixels of the photo
-    beyond = max(x1, x2) <= near or min(x1, x2) >= photo.width - near
-    return not (beyond or max(y1, y2) <= near or min(y1, y2) >= photo.height - near)
+    return not any(
+        max(x, y) <= near or min(x, y) >= length - near
+        for x, y, length in zip(one, other, photo.size, strict=True)
+    )

@@ -49,11 +49,9 @@ class Landmarks:
 
 
 def read_landmarks(path: Path) -> dict[str, Landmarks]:
-    """A landmarks file: {"FILE": {"left_eye": [x, y], "right_eye": [x, y], "mouth": [x, y]}, …}.
-
-    The mouth may be missing, or its corners be given, `left_mouth` and `right_mouth`; a `nose` is
-    allowed and not used, as in CelebA's own alignment. Raises InputError with one line.
-    """
+    """Read {"FILE": {"left_eye": [x, y], "right_eye": [x, y], "mouth": [x, y]}, …}: the mouth, or
+    its corners `left_mouth` and `right_mouth`, may be there; a `nose` isn't used, as in CelebA's
+    own alignment. Raises InputError with one line."""
     try:
         data = json.loads(read_limited(path, MAX_BYTES), parse_constant=float)
     except (ValueError, RecursionError) as error:
@@ -72,29 +70,24 @@ def _landmarks(data: Any, where: str) -> Landmarks:
     corners = [points[name] for name in ("left_mouth", "right_mouth") if name in points]
     if len(corners) == 1 or (corners and "mouth" in points):
         raise InputError(f"{where}: give mouth, or both left_mouth and right_mouth")
-    mouth = points.get("mouth")
     if corners:
         (x1, y1), (x2, y2) = corners
-        mouth = ((x1 + x2) / 2, (y1 + y2) / 2)
-    return Landmarks(points["left_eye"], points["right_eye"], mouth)
+        points["mouth"] = ((x1 + x2) / 2, (y1 + y2) / 2)
+    return Landmarks(points["left_eye"], points["right_eye"], points.get("mouth"))
 
 
 def _point(value: Any, where: str) -> Point:
-    numbers = value if isinstance(value, list) and len(value) == 2 else []
-    fine = [type(one) in (int, float) and abs(one) <= 1e6 for one in numbers]  # NaN isn't
-    if not fine or not all(fine):
+    numbers: list[Any] = value if isinstance(value, list) and len(value) == 2 else [None, None]
+    if not all(type(one) in (int, float) and abs(one) <= 1e6 for one in numbers):  # NaN isn't
         raise InputError(f"{where} isn't a point [x, y] in pixels")
     return float(numbers[0]), float(numbers[1])
 
 
 def named(landmarks: Mapping[str, Landmarks], label: str) -> Landmarks:
     """The entry of the file of this label: its path as given, or as much of its end as is listed.
-
-    Raises InputError where there is none.
-    """
+    Raises InputError where there is none."""
     parts = label.replace("\\", "/").split("/")
-    ends = ("/".join(parts[first:]) for first in range(len(parts)))
-    for end in [label, *ends]:
+    for end in [label, *("/".join(parts[first:]) for first in range(len(parts)))]:
         if end in landmarks:
             return landmarks[end]
     raise InputError(f"{label}: has no entry in the landmarks file")

@@ -1,0 +1,233 @@
+"""What the experiments of `pdae evaluate` share: their options, and a model with data in its frame,
+on which each is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..errors import InputError, UsageError
+from .data import open_data
+from .options import PICTURES, ModelOptions, SeedOptions, option
+from .output import Output
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..engine.model import Model
+    from ..evaluation.figures import Finding
+    from ..evaluation.judge import Judge
+    from ..training.data import Labels, Pictures
+
+OUTPUTS = ("table.csv", "plot.svg", "sheet.png")  # of an experiment's folder
+USUAL = {  # pictures that experiments measure on
+    "gap": 64, "reconstruction": 16, "stages": 16, "attributes": 2000, "samples": 2000,
+    "semantics": 6,
+}  # fmt: skip
+QUICK = {
+    "gap": 8, "reconstruction": 4, "stages": 4, "attributes": 600, "samples": 500, "semantics": 4
+}  # fmt: skip
+JUDGE_EPOCHS = 2  # of a judge that is trained for one run
+JUDGE_SEED = 1  # a judge's own: another --seed changes what is judged, and not who judges
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(SeedOptions, ModelOptions):
+    """For experiments over a data set."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for table.csv, plot.svg and sheet.png."),
+    ] = None
+    overwrite: bool = option(False, None, "Replace existing files.", "--overwrite")
+    pictures: int | None = option(
+        None, PICTURES, "Pictures to measure on, at most. By default "
+        + ", ".join(f"{count} for {name}" for name, count in USUAL.items()) + ".", min=1,
+    )  # fmt: skip
+    whole: bool = option(
+        False, PICTURES, "Draw them from all of DATA, not from what is held out alone.", "--whole"
+    )
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=PICTURES,
+            help="CSV of labels, by default labels.csv inside DATA; pictures whose `split` there "
+            "isn't train are held out.",
+        ),
+    ] = None
+    fit: Literal["crop", "pad", "stretch"] = option(
+        "crop", PICTURES, "Pictures that aren't square."
+    )
+
+    def __post_init__(self) -> None:
+        if self.output is not None:
+            self.free(*(self.output / name for name in OUTPUTS))
+
+    def free(self, *paths: Path) -> None:
+        """Raise InputError for a file that exists and isn't to be replaced, or whose folder can't
+        be written: before the work, not after it."""
+        for path in paths:
+            if path.exists() and not self.overwrite:
+                raise InputError(f"{path} exists; pass --overwrite")
+            above = next(one for one in path.absolute().parents if one.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK):
+                raise InputError(f"can't write {path}: {above} is no folder that may be written")
+
+    def material(
+        self, data: Path, sizes: Mapping[str, int] = USUAL, model: Model | None = None
+    ) -> Material:
+        """Bring the data into the frame of the model, by default the chosen one."""
+        from ..evaluation.figures import needs_matplotlib
+        from ..training.data import find_labels, split
+
+        if self.output is not None:
+            needs_matplotlib()
+        model = model or self.load()
+        config, labels = model.config, find_labels(data, self.labels)
+        pictures = open_data(data, config.image_size, config.channels, self.fit, self.quiet)
+        train, held_out = (pictures, pictures) if self.whole else split(pictures, labels)
+        return Material(self, model, data, train, held_out, labels, sizes)
+
+
+@dataclass(frozen=True)
+class Material:
+    """A model with pictures in its frame, to learn from and to measure on, and its experiments."""
+
+    options: EvaluateOptions
+    model: Model
+    data: Path
+    train: Pictures
+    held_out: Pictures
+    labels: Labels | None
+    sizes: Mapping[str, int]  # pictures that each experiment measures on, unless --pictures says
+
+    def _run(self, measure: Callable[..., Finding], *args: Any, **how: Any) -> Finding:
+        """Run an experiment, with a bar on stderr of how far it is while someone watches."""
+        with ExitStack() as bars:
+
+            def track(parts: Sequence[Any]) -> Iterator[Any]:
+                bar = bars.enter_context(self.out.progress(measure.__name__, len(parts)))
+                self.model.evaluated = bar.evaluated
+                for part in parts:
+                    yield part
+                    bar.advance(1)
+
+            return measure(*args, **how, seed=self.options.seed, track=track)
+
+    def gap(self) -> Finding:
+        from ..evaluation.gap import gap
+
+        return self._run(gap, self.model, self.measured("gap"))
+
+    def reconstruction(self, judge: Judge | None, **how: Any) -> Finding:
+        from ..evaluation.reconstruction import reconstruction
+
+        x_0 = self.measured("reconstruction")
+        return self._run(reconstruction, self.model, x_0, judge=judge, **how)
+
+    def stages(self, edges: Sequence[int] | None = None) -> Finding:
+        from ..evaluation.stages import stages
+
+        return self._run(stages, self.model, self.measured("stages"), edges=edges)
+
+    def attributes(self, train: int, beside: Sequence[str] = ()) -> Finding:
+        """Probe z, the z of the models `beside`, pixels and PCA: learn from `train` pictures."""
+        from ..evaluation.probes import attributes, encoded, pixels_and_components, standardised
+
+        labels = needed(self.labels, self.data)
+        self._needs_parts("probes")
+        others = [replace(self.options, model=name).load() for name in beside]
+        held_out = self._size("attributes")
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for one in (self, *(self.options.material(self.data, model=model) for model in others)):
+            x = one.some(one.train, train), one.some(one.held_out, held_out)
+            z = encoded(one.model, x[0]), encoded(one.model, x[1])
+            title = f"z of {one.model.name}"
+            title += f", model {len(found) + 1}" if title in found else ""
+            found[title] = standardised(*z)
+            if one is self:
+                baselines = pixels_and_components(*x, z[0].shape[1])
+        truth = [
+            labels.matrix([part.names[row] for row in self.rows(part, count)])
+            for part, count in ((self.train, train), (self.held_out, held_out))
+        ]
+        return self._run(attributes, labels.attributes, found | baselines, *truth)
+
+    def samples(self, judge: Callable[[], Judge], **how: Any) -> Finding:
+        from ..evaluation.samples import kinds_of, samples
+
+        self._needs_parts("samples")
+        kinds_of(self.model)  # refuses a model that makes none before a judge is trained
+        real = self.measured("samples")
+        return self._run(samples, self.model, judge(), real, **how)
+
+    def semantics(self, noises: int = 6) -> Finding:
+        from ..evaluation.semantics import semantics
+
+        return self._run(semantics, self.model, self.measured("semantics"), noises=noises)
+
+    @property
+    def out(self) -> Output:
+        return Output(self.options.json, self.options.quiet)
+
+    def _needs_parts(self, what: str) -> None:
+        if self.options.whole:
+            raise UsageError(f"{what} are measured on held-out pictures; leave --whole out")
+
+    def _size(self, experiment: str) -> int:
+        return self.options.pictures or self.sizes[experiment]
+
+    def measured(self, experiment: str) -> Tensor:
+        """Draw the pictures that an experiment measures on: float32 (N, C, H, W)."""
+        return self.some(self.held_out, self._size(experiment))
+
+    def some(self, pictures: Pictures, count: int) -> Tensor:
+        """Draw at most `count` of the pictures: float32 (N, C, H, W)."""
+        from ..pictures.images import to_float
+
+        return to_float(pictures.stack(self.rows(pictures, count)))
+
+    def rows(self, pictures: Pictures, count: int, seed: int | None = None) -> list[int]:
+        """Draw at most `count` numbers of the pictures, by this seed or --seed."""
+        import torch
+
+        from ..diffusion.noise import generator
+
+        chosen = generator(self.options.seed if seed is None else seed, "evaluated")
+        return torch.randperm(len(pictures), generator=chosen)[:count].tolist()
+
+    def judge(
+        self, path: Path | None, epochs: int = JUDGE_EPOCHS, most: int | None = None
+    ) -> Judge:
+        """Read the judge in a file, or train one now, on at most so many training pictures.
+
+        Raises ModelError for a file that is none, UsageError for a judge of other pictures, and
+        where there is nothing to train one on.
+        """
+        from ..evaluation.judge import read_judge
+        from ..training.judge import train_judge
+
+        if path is not None:
+            found = read_judge(path)[0]
+            found.check(self.train.channels, self.train.size)
+            return found
+        labels = needed(self.labels, self.data, ", or a judge's file as --judge")
+        pictures = self.train
+        if most is not None:
+            rows = self.rows(pictures, most, JUDGE_SEED)
+            pictures = pictures.subset([pictures.names[row] for row in rows])
+        how: dict[str, Any] = {"report": self.out.say, "device": self.model.device}
+        return train_judge(pictures, self.held_out, labels, epochs, JUDGE_SEED, **how)[0]
+
+
+def needed(labels: Labels | None, data: Path, instead: str = "") -> Labels:
+    """The labels. Raises UsageError where there are none."""
+    if labels is None:
+        raise UsageError(f"{data} has no labels.csv; pass --labels CSV{instead}")
+    return labels

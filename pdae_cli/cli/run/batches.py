@@ -1,0 +1,329 @@
+"""A command's way through its inputs: batches in, results and records out.
+
+    with Run(model, options, "decode", destination, nfe) as run:
+        for batch in run.batches(items):
+            with batch:
+                run.keep(batch, [Made(…) for …])
+
+An input that fails is reported and costs itself alone: a batch whose body raises InputError comes
+again, one by one. In an output folder a manifest knows what is done; a file's own recipe does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ...errors import InputError, UsageError
+from ..options import SharedOptions
+from ..output import Output
+from .destination import Destination
+from .inputs import Item
+from .launch import any_of_us
+from .loading import Load, Loaded, loaded_ahead, pictures_and_codes
+from .manifest import Job, Manifest, State, options_that_matter, state_of_file
+from .viewing import Viewer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...engine.model import Model
+
+STATUSES = ("done", "unchanged", "skipped", "failed")
+
+
+@dataclass
+class Made:
+    """What became of one input: a file's content (None: nothing to write) and its record."""
+
+    data: bytes | None
+    record: dict[str, Any]
+    text: str = ""  # the record for people
+    picture: Tensor | None = None  # uint8 (C, H, W): the result alone, where no file holds it so
+
+
+class Batch(list[Loaded]):
+    """Inputs of one kind. As a context it keeps an InputError for `Run.batches`."""
+
+    error: InputError | None = None
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, InputError):
+            self.error = error
+        return self.error is not None
+
+
+class Run:
+    """One command's run. Entered, it shows progress; left, it says how it went, and raises
+    typer.Exit(3) if an input failed, here or in another process of a launcher."""
+
+    def __init__(
+        self,
+        model: Model,
+        options: SharedOptions,
+        command: str,
+        destination: Destination,
+        nfe: int = 0,  # network evaluations a picture, for the progress
+    ) -> None:
+        """Raises UsageError where the options don't go together."""
+        if destination.stdout and options.json:
+            raise UsageError("--json and -o - both want standard output; write to a file")
+        self.model, self.command = model, command
+        self.options: Any = options  # composed, for each command its own, in cli.options
+        self.destination, self.nfe = destination, nfe
+        self.share, self.shares = options.shares()
+        self.out = Output(options.json, options.quiet or destination.stdout)
+        self.job = Job(command, model.weights_sha, options_that_matter(options.given))
+        self.viewer = Viewer(options, command, self.out, destination)
+        if self.shares > 1 and (not (destination.folder or destination.nothing) or self.viewer.all):
+            raise UsageError("a share of the inputs needs a folder as -o, no --sheet or --report")
+        self.counts: Counter[str] = Counter()  # of inputs, by status
+        self.causes: Counter[str] = Counter()  # of failures
+        self.manifest: Manifest | None = None
+        self.whole = False  # whether one file is made of all inputs
+        self.kept: list[tuple[Loaded, Made]] = []  # for that
+        self._seen: set[Path] = set()  # outputs that this run has decided on
+        self._told: set[str] = set()
+
+    def __enter__(self) -> Run:
+        self._progress = self.out.progress(self.command, None, self.nfe)
+        self.bar = self._progress.__enter__()
+        self.model.evaluated = self.bar.evaluated
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+        if isinstance(error, KeyboardInterrupt):
+            hint = "; the same command goes on where it stopped" if self.manifest else ""
+            self.out.say(f"interrupted{hint}")
+        if error is not None:
+            return
+        if self.counts.keys() - {"done"}:
+            parts = [f"{self.counts[one]} {one}" for one in STATUSES if self.counts[one]]
+            self.out.say(", ".join(parts))
+        if self.counts["failed"] > len(self.causes):
+            for cause, count in self.causes.most_common(20):
+                self.out.say(f"{count} times: {cause}" if count > 1 else f"once: {cause}")
+        self.viewer.finish(self.model, self.job)
+        if any_of_us(self.counts["failed"] > 0):
+            raise typer.Exit(InputError.exit_code)
+
+    # --- The way through -------------------------------------------------------------------------
+
+    def batches(
+        self,
+        items: Iterable[Item],
+        load: Load | None = None,
+        whole: bool = False,
+        made_of: list[Item] | None = None,
+    ) -> Iterator[Batch]:
+        """Yield what is still to be done, in batches of one kind. With `whole` all of it makes one
+        file, which the command hands to `write`; `made_of` these, where not of the items.
+
+        Raises UsageError where results would have no file, or the same.
+        """
+        load = self.viewer.load = load or pictures_and_codes(self.model, self.options)
+        self.whole = whole
+        if isinstance(items, list):
+            self._check_room(items)
+            items = items[self.share :: self.shares]
+            self.bar.expect(len(items))
+        sources = items if made_of is None else made_of
+        if self.destination.file and isinstance(sources, list) and not self._file_wanted(sources):
+            return
+        if self.destination.folder:
+            part = f"-{self.share}" if self.shares > 1 else ""
+            self.manifest = Manifest(Path(self.destination.target), self.job, part)
+        for batch in self._wanted_batches(items, load):
+            yield batch
+            if batch.error is not None and len(batch) == 1:
+                self.fail(batch[0].label, batch.error)
+            elif batch.error is not None:  # only the cause of it fails
+                for one in batch:
+                    alone = Batch([one])
+                    yield alone
+                    if alone.error is not None:
+                        self.fail(one.label, alone.error)
+            self.bar.advance(len(batch))
+
+    def _wanted_batches(self, items: Iterable[Item], load: Load) -> Iterator[Batch]:
+        """Batch what is in the items; report those that can't be read."""
+        size, batch = self.options.batch_size, Batch()
+        try:
+            for item, loaded in loaded_ahead(items, load, self._find, 2 * size):
+                if isinstance(loaded, InputError):
+                    self.fail(item.label, loaded)
+                    loaded = []
+                for note in {one.note for one in loaded if one.note}:
+                    self.out.say(note)
+                wanted = [one for one in loaded if self._wanted(one)]
+                if not wanted:
+                    self.bar.advance(1)
+                for one in wanted:
+                    if batch and (len(batch) >= size or _kind(batch[0]) != _kind(one)):
+                        yield batch
+                        batch = Batch()
+                    batch.append(one)
+        except InputError as error:  # of a stream, which ends here
+            self.fail("-", error)
+        if batch:
+            yield batch
+
+    def _check_room(self, items: list[Item]) -> None:
+        several = len(items) > 1 and not self.whole
+        if several and self.destination.file:
+            raise UsageError(f"{len(items)} inputs need a folder: -o {self.destination.target}/")
+        if several and self.destination.stdout and not self.destination.stream:
+            raise UsageError(f"{len(items)} inputs need a folder: -o out/")
+        taken: dict[Path, str] = {}
+        for item in items if self.destination.folder else ():
+            path = self.destination.path(item.place)
+            if path in taken:
+                raise UsageError(
+                    f"{taken[path]} and {item.label} would both become {path}; rename one, or pass "
+                    "-r to mirror folders"
+                )
+            taken[path] = item.label
+
+    # --- What is done already --------------------------------------------------------------------
+
+    def _find(self, place: Path, input_sha: str) -> State:
+        """Return what there is of the output for a place."""
+        if self.manifest is None or self.options.given.get("overwrite"):
+            return State()  # nothing that is there counts
+        return self.manifest.state(self.destination.path(place), input_sha)
+
+    def _wanted(self, one: Loaded) -> bool:
+        """Whether its output is still to be made; else report why not."""
+        if not self.destination.folder:
+            return True
+        path = self.destination.path(one.place)
+        if path in self._seen:
+            return False
+        self._seen.add(path)
+        return self._may_write(path, one.label, one.state, one)
+
+    def _file_wanted(self, items: list[Item]) -> bool:
+        """Whether the one file is still to be made; where we named it, under which name."""
+        label = items[0].label if len(items) == 1 else self.destination.target
+        for path in self.destination.candidates():
+            state = state_of_file(path, self.job, items)
+            if self.destination.named and not state.done and path.exists():
+                continue
+            self.destination = self.destination.at(path)
+            if state.done and not self.options.overwrite and self.destination.named:
+                print(path)
+            return self._may_write(path, label, state)
+        return True
+
+    def _may_write(self, path: Path, label: str, state: State, one: Loaded | None = None) -> bool:
+        facts = {"input": label, "output": str(path)}
+        if self.options.overwrite:
+            return True
+        if state.done:
+            facts |= {"status": "unchanged"}
+            record = facts | (state.record or {}) | facts
+            self.counts["unchanged"] += 1
+            self.out.result(record, "")
+            self.viewer.see(record, "", one, path)
+        elif self.options.skip_existing and path.exists():
+            record = facts | {"status": "skipped"}
+            self.counts["skipped"] += 1
+            self.out.result(record, f"{label} skipped: {path} exists")
+            self.viewer.see(record)
+        elif state.foreign:
+            self.fail(label, InputError(f"{path} exists; pass --overwrite or --skip-existing"))
+        else:
+            if state.reason:
+                self.out.say(f"{label} is made again: {state.reason}")
+            return True
+        return False
+
+    # --- Results ---------------------------------------------------------------------------------
+
+    def keep(self, batch: Batch, made: Sequence[Made]) -> None:
+        """Write a batch's results and report them; the manifest learns of them first."""
+        pairs = list(zip(batch, made, strict=True))
+        if self.whole:
+            self.kept += pairs
+            return
+        if self.manifest is not None:
+            self.manifest.add(
+                (self.destination.path(one.place), one.input_sha, what.data, what.record)
+                for one, what in pairs
+                if what.data is not None
+            )
+        for one, what in pairs:
+            try:
+                if what.data is not None:
+                    self.destination.write(one.place, what.data)
+            except InputError as error:
+                self.fail(one.label, error)
+            else:
+                self._report(one, what)
+
+    def write(self, data: bytes, record: Made | None = None) -> None:
+        """Write the one file of all that was kept, and report each of it, or this `record`."""
+        try:
+            self.destination.write(Path(), data)
+        except InputError as error:
+            self.fail(self.destination.target, error)
+            return
+        for one, what in self.kept if record is None else [(self.kept[0][0], record)]:
+            self._report(one, what)
+
+    def _report(self, one: Loaded, what: Made) -> None:
+        """Say one input's record, once its result is kept."""
+        self.counts["done"] += 1
+        output = None if self.destination.nothing else self.destination.target
+        if self.destination.folder:
+            output = str(self.destination.path(one.place))
+        record = {"status": "done", "input": one.label, "output": output, **what.record}
+        text = f"{one.label} → {output}{what.text}" if output else f"{one.label}{what.text}"
+        if self.destination.named:  # standard output has the name and nothing else
+            if self.first_time(str(output)):
+                print(output)
+            self.out.say(text)
+        else:
+            self.out.result(record, text)
+        self.viewer.see(record, what.text, one, what.data if what.picture is None else what.picture)
+
+    def fail(self, label: str, error: Exception) -> None:
+        """Report one failed input."""
+        message = str(error)
+        self.counts["failed"] += 1
+        self.causes[message.removeprefix(f"{label}: ")] += 1
+        if label not in message:
+            message = f"{label}: {message}"
+        record = {"input": label, "status": "failed", "error": message}
+        if self.options.json:
+            self.out.result(record, "")
+        self.out.error(message)
+        self.viewer.see(record)
+
+    def first_time(self, text: str) -> bool:
+        """Whether this is to be said: once a run."""
+        new = text not in self._told
+        self._told.add(text)
+        return new
+
+
+def _kind(loaded: Loaded) -> tuple[bool, bool, str]:
+    codes = loaded.codes
+    if codes is None:
+        return (False, False, "")
+    return (True, codes.x_T is not None, json.dumps(codes.sampling, sort_keys=True))

@@ -1,0 +1,193 @@
+"""Untrusted picture files to Pillow pictures, and those upright, in 8 bits and sRGB.
+
+Without torch, but for pictures of more than 8 bits: what a file says of itself is read at once.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageCms
+
+from ..errors import InputError
+from ..files import read_limited
+from .metadata import exif_tag
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # nothing else is decoded
+READABLE = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+MAX_PIXELS = 64_000_000  # of a picture, or of all frames of an animation
+MAX_FRAMES = 10_000
+MAX_BYTES = 1 << 30  # of a file
+LIMIT = f"the limit of {MAX_PIXELS // 10**6} million; make the picture smaller first"
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # 16-bit files open in one of these
+T = Image.Transpose
+TURNS = {  # EXIF orientation → what makes it upright
+    2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE,
+    6: T.ROTATE_270, 7: T.TRANSVERSE, 8: T.ROTATE_90,
+}  # fmt: skip
+
+
+def open_picture(source: Path | bytes, name: str) -> Image.Image:
+    """Decode an untrusted file: only FORMATS, at most MAX_PIXELS, the first frame.
+
+    Raises InputError with one line that names the file, also for what `normalised` can't convert.
+    """
+    with _naming(name):
+        image = _opened(source, name)
+        image.load()
+        _try_mode(image)
+    return image
+
+
+def open_frames(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """Decode every frame of an animation or page of a TIFF, one by one, each as it is shown: laid
+    over the frames before. A still picture is its own one frame.
+
+    Raises InputError as `open_picture`, and for more than MAX_PIXELS or MAX_FRAMES in all.
+    """
+    with _naming(name):
+        image = _opened(source, name)
+        # An APNG's default picture is for programs that don't know animations.
+        default = int(getattr(image, "default_image", False))
+        numbers = count(default) if has_more_frames(image) else range(1)
+    pixels = 0
+    for number in numbers:
+        with _naming(name):
+            try:
+                image.seek(number)
+            except EOFError:
+                if number < getattr(image, "n_frames", 1):
+                    raise
+                return
+            pixels += image.width * image.height
+            if number >= MAX_FRAMES or pixels > MAX_PIXELS:
+                raise InputError(
+                    f"{name}: its frames are more than {MAX_FRAMES:,} or have more than "
+                    f"{MAX_PIXELS // 10**6} million pixels in all; make it shorter or smaller"
+                )
+            frame = image.copy()
+            _try_mode(frame)
+        yield frame
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """Tell whether `open_picture` left frames of an animation, or pages of a TIFF, behind.
+
+    What cameras add to a JPEG (MPO: previews, the other eye's view) doesn't count.
+    """
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def _opened(source: Path | bytes, name: str) -> Image.Image:
+    """Read and check the header, decode nothing."""
+    data = read_limited(source, MAX_BYTES) if isinstance(source, Path) else source
+    if not data:
+        raise InputError(f"{name}: an empty file, not a picture")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MiB")
+    image = Image.open(io.BytesIO(data), formats=FORMATS)  # an MPO as the JPEG it begins with
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(f"{name}: {image.width}x{image.height} pixels are more than {LIMIT}")
+    has_more_frames(image)  # GIFs look ahead for this and remember; later it would undo load()
+    return image
+
+
+def _try_mode(image: Image.Image) -> None:
+    """Raise whatever Pillow does where it can't convert what it decoded, by one pixel of it."""
+    if image.mode not in DEEP_MODES:
+        pixel = image.crop((0, 0, 1, 1))
+        pixel.palette = image.palette  # there may be none, where `crop` makes one up
+        _to_plain_mode(pixel)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn what Pillow raises on a file into an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: claims more pixels than {LIMIT}") from error
+    except Image.UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise InputError(f"{name}: not a picture that can be read ({known})") from error
+    except Exception as error:  # decoders raise nearly everything on broken files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: can't be read as a picture: {reason}") from error
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a decoded picture when it is upright."""
+    turned = exif_tag(image, ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
+def normalised(image: Image.Image) -> Image.Image:
+    """Make a decoded picture upright, of 8 bits and sRGB: a new one of mode L, LA, RGB or RGBA.
+
+    16-bit values are scaled, not clipped, 32-bit integers are taken as 16-bit ones and floats as
+    0 … 1. Of its metadata nothing is left.
+    """
+    turn = TURNS.get(exif_tag(image, ExifTags.Base.Orientation))
+    profile = image.info.get("icc_profile")
+    plain = _to_eight_bits(image) if image.mode in DEEP_MODES else image
+    plain = _to_srgb(plain, profile) if profile else _to_plain_mode(plain)
+    if turn is not None:
+        plain = plain.transpose(turn)
+    plain.info = {}
+    return plain
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Mode L, LA, RGB or RGBA without its alpha."""
+    if "A" not in image.mode:
+        return image
+    ground = Image.new(image.mode.removesuffix("A"), image.size, "white")
+    ground.paste(image, mask=image)
+    return ground
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """DEEP_MODES → L, some rows at a time: a large picture's floats would take much memory."""
+    import torch
+
+    result = Image.new("L", image.size)
+    rows = max(1, (1 << 20) // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("F")
+        values = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.float32)
+        values = values.nan_to_num() * 255 if image.mode == "F" else values / 257
+        pixels = values.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
+        result.paste(Image.frombytes("L", strip.size, pixels), (0, top))
+    return result
+
+
+def _to_plain_mode(image: Image.Image) -> Image.Image:
+    """Any 8-bit mode → L, LA, RGB or RGBA, as a new picture."""
+    if image.mode in ("LA", "La"):
+        return image.convert("LA")
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Any 8-bit mode in the colours of a profile → L, LA, RGB or RGBA, as a new picture."""
+    plain = _to_plain_mode(image)
+    alpha = plain.getchannel("A") if "A" in plain.mode else None
+    colours = image if image.mode == "CMYK" else plain.convert(plain.mode.removesuffix("A"))
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = ImageCms.createProfile("sRGB")
+        result = ImageCms.profileToProfile(colours, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return plain  # a broken profile, or one of other channels, is none
+    assert result is not None  # it is when it isn't in place
+    if alpha is not None:
+        result.putalpha(alpha)
+    return result

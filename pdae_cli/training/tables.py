@@ -1,0 +1,133 @@
+"""Pictures in tables, by Hugging Face's `datasets`: Parquet, WebDataset's tar shards, folders with
+metadata, data sets of the Hub. They are converted once into Arrow files, which are mapped into
+memory and read by row number: a stream has an order of its own, and a step's batch must be a
+function of (seed, step, row)."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, UsageError
+from ..files import read_limited
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+KINDS = {".parquet": "parquet", ".tar": "webdataset"}
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+HUB = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?")
+SPAN = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
+PICTURE = ("image", "png", "jpg", "jpeg", "webp")  # columns that hold one, whatever their type
+MOST = 100_000  # files that a pattern may name
+MAX_FILE = 256 << 20  # bytes of a picture
+
+
+class Table:
+    """A data set's pictures and labels, by row number."""
+
+    def __init__(self, data: Path, rows: Dataset) -> None:
+        """Find the column of pictures. Raises UsageError where there is none."""
+        from datasets import Image
+
+        typed = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+        found = typed or [name for name in PICTURE if name in rows.features]
+        if not found:
+            raise UsageError(f"{data}: no column holds pictures; it has {', '.join(rows.features)}")
+        self.rows, self.column = rows, found[0]
+        self._files = rows.select_columns(self.column)
+        if typed:
+            self._files = self._files.cast_column(self.column, Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, row: int) -> bytes:
+        """Return a picture's file. Raises InputError for a row without one."""
+        cell = self._files[row][self.column]
+        if isinstance(cell, dict) and cell["bytes"] is None and cell["path"]:
+            return read_limited(Path(cell["path"]), MAX_FILE)  # of a folder
+        data = cell["bytes"] if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes):
+            raise InputError(f"row {row}: no picture")
+        return data
+
+    def columns(self) -> dict[str, list[str]]:
+        """Return the labels as a CSV says them: columns of bool and of 1, 0, -1 (or nothing:
+        unknown), classes by their names, and the texts `split` and `source`."""
+        from datasets import ClassLabel
+
+        found: dict[str, list[str]] = {}
+        for name, feature in self.rows.features.items():
+            kind = str(getattr(feature, "dtype", ""))  # a struct has none
+            if isinstance(feature, ClassLabel):
+                numbers = self.rows[name][:]
+                found[name] = ["" if n is None or n < 0 else feature.names[n] for n in numbers]
+            elif kind == "bool" or kind.startswith(("int", "uint")):
+                values = [-1 if one is None else int(one) for one in self.rows[name][:]]
+                if set(values) <= {1, 0, -1}:
+                    found[name] = [str(one) for one in values]
+            elif name in ("split", "source") and kind == "string":
+                found[name] = [one or "" for one in self.rows[name][:]]
+        return found
+
+
+def source_of(data: Path) -> dict[str, Any] | None:
+    """Say how `datasets` is to load what a user named, and which split; None for folders and zips.
+    Raises UsageError for a pattern of too many files."""
+    if data.is_dir():
+        described = any((data / name).is_file() for name in METADATA)
+        return {"path": "imagefolder", "data_dir": str(data)} if described else None
+    # A path has left one slash of a URL's two.
+    text = re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", data.as_posix())
+    if kind := KINDS.get(PurePosixPath(text).suffix):
+        return {"path": kind, "data_files": braces(text)}
+    hub = HUB.fullmatch(text)
+    return None if hub is None or data.exists() else hub.groupdict()
+
+
+@lru_cache(maxsize=2)  # pictures and labels are asked for one after the other
+def open_table(data: Path) -> Table | None:
+    """Load what a user named, if it is a table (see `source_of`). Raises UsageError where there is
+    no such split, or no `datasets`; InputError for what that can't load."""
+    source = source_of(data)
+    if source is None:
+        return None
+    split, revision = source.pop("split", None), source.get("revision")
+    try:
+        import datasets
+    except ImportError as error:
+        missing = "is no folder or zip here; to read data sets" if "revision" in source else "needs"
+        raise UsageError(f"{data} {missing}: pip install 'pdae-cli[data]'") from error
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is raised as well
+    try:
+        found = datasets.load_dataset(**source, keep_in_memory=False)
+    except Exception as error:  # of many libraries, which have no exception in common
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"{data}: can't be loaded as a data set: {reason}") from error
+    split = split or ("train" if "train" in found else next(iter(found)))
+    if split not in found:
+        raise UsageError(f"{data}: no split {split}; it has {', '.join(found)}")
+    if revision and datasets.config.HF_HUB_OFFLINE:  # where any revision does for it
+        cached = Path(found[split].cache_files[0]["filename"])
+        if revision not in cached.parts:
+            raise InputError(f"{data}: offline, and the cache holds another revision than this")
+    return Table(data, found[split])
+
+
+def braces(pattern: str) -> list[str]:
+    """Return all texts that {000..009} (with the first number's zeros) and {a,b} stand for."""
+    texts = [""]
+    for number, part in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
+        choices = part.split(",") if number % 2 else [part]
+        if number % 2 and (span := SPAN.fullmatch(part)):
+            first, last = int(span[1]), int(span[2])
+            numbers = range(first, min(last, first + MOST) + 1)
+            choices = [f"{one:0{len(span[1])}d}" for one in numbers]
+        if not 0 < len(texts) * len(choices) <= MOST:
+            raise UsageError(f"{pattern} names no file, or more than {MOST}")
+        texts = [text + one for text in texts for one in choices]
+    return texts

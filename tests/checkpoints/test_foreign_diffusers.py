@@ -1,0 +1,232 @@
+"""diffusers' pipelines, with diffusers itself as the reference; and back by `export`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command, randomise, tiny_model, unet_config
+from foreign_models import ADM_STYLE, DDPM_STYLE, converted, pipeline, states
+from safetensors.torch import load_file, save_file
+
+from pdae_cli.checkpoints import read_model
+from pdae_cli.checkpoints.diffusers import write_diffusers
+from pdae_cli.diffusion.trajectory import Sampling
+from pdae_cli.engine.config import ModelConfig, ScheduleConfig
+from pdae_cli.engine.model import Model
+from pdae_cli.errors import ModelError, UsageError
+from pdae_cli.networks.unet import UNet
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of other people's packages
+    from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMPipeline, DDPMScheduler
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "ddpm": DDPM_STYLE,
+    "adm": ADM_STYLE,
+    "symmetric padding": DDPM_STYLE | {"downsample_padding": 1},
+    "heads of 8": DDPM_STYLE | {"attention_head_dim": 8, "layers_per_block": 2},
+    "frequencies": DDPM_STYLE | {"flip_sin_to_cos": True, "freq_shift": 0},
+    "uneven widths": DDPM_STYLE | {"block_out_channels": (16, 24, 40)},
+    "no attention but the middle": DDPM_STYLE
+    | {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3},
+    "gray": DDPM_STYLE | {"in_channels": 1, "out_channels": 1},
+    "learned variance": ADM_STYLE | {"out_channels": 6},
+    "wide time embedding": DDPM_STYLE | {"time_embedding_dim": 96},
+    "attention everywhere": ADM_STYLE
+    | {"down_block_types": ("AttnDownBlock2D",) * 2, "up_block_types": ("AttnUpBlock2D",) * 2},
+}
+
+
+class TestDiffusers:
+    @pytest.mark.parametrize("name", SHAPES)
+    def test_outputs_are_those_of_diffusers_and_export_is_the_inverse(
+        self, name: str, tmp_path: Path
+    ) -> None:
+        """Converted and exported again, a pipeline has its tensors back to the bit."""
+        theirs = pipeline(tmp_path / "there", SHAPES[name])
+        model = converted(tmp_path / "there")
+        x, t = states(model), torch.tensor([3, 801])
+        with torch.no_grad():
+            assert torch.allclose(model.dpm(x, t), theirs(x, t).sample, atol=2e-5)
+        write_diffusers(model, tmp_path / "back")
+        weights = "unet/diffusion_pytorch_model.safetensors"
+        before, after = (load_file(tmp_path / one / weights) for one in ("there", "back"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+    @pytest.mark.parametrize(
+        "scheduler",
+        [
+            {},
+            {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012},
+            {"beta_schedule": "squaredcos_cap_v2"},
+            {"num_train_timesteps": 400, "beta_end": 0.05},
+        ],
+    )
+    def test_schedule(self, scheduler: dict[str, Any], tmp_path: Path) -> None:
+        pipeline(tmp_path, DDPM_STYLE, **scheduler)
+        model = converted(tmp_path)
+        expected = DDPMScheduler(**scheduler).alphas_cumprod.double()
+        assert torch.allclose(model.schedule.alpha_bar, expected, rtol=2e-4, atol=1e-9)
+
+    @pytest.mark.parametrize(
+        ("kind", "clip"),
+        [("epsilon", False), ("epsilon", True), ("v_prediction", False), ("sample", False)],
+    )
+    def test_parity_follows_their_schedulers_both_ways(
+        self, kind: str, clip: bool, tmp_path: Path
+    ) -> None:
+        """Decoding whatever the network predicts; of eps, encoding and clipping too."""
+        theirs = pipeline(tmp_path, ADM_STYLE, prediction_type=kind, clip_sample=clip)
+        model = converted(tmp_path)
+        assert model.config.clip_sample is clip
+        settings = Sampling(parity="diffusers", inference_steps=10)
+        trajectory, predict = model.trajectory(settings), model.guided(settings)
+        schedulers = [DDIMScheduler] + [DDIMInverseScheduler] * (kind == "epsilon")
+        for scheduler in schedulers:
+            program = scheduler(prediction_type=kind, clip_sample=clip)
+            program.set_timesteps(10)
+            expected = x = states(model) * (0.5 if kind == "epsilon" else 1)
+            with torch.no_grad():
+                for t in program.timesteps:
+                    expected = program.step(theirs(expected, t).sample, t, expected).prev_sample
+            if scheduler is DDIMInverseScheduler:
+                ours = trajectory.to_noise(predict, x).x_T
+            else:
+                ours = trajectory.to_picture(predict, x, [])
+            assert torch.allclose(ours, expected, atol=2e-3 * expected.abs().max().item())
+
+    @pytest.mark.parametrize(
+        ("where", "field", "value"),
+        [
+            ("unet", "center_input_sample", True),
+            ("unet", "time_embedding_type", "fourier"),
+            ("unet", "act_fn", "gelu"),
+            ("unet", "mid_block_scale_factor", 2.0),
+            ("unet", "add_attention", False),
+            ("unet", "num_class_embeds", 10),
+            ("unet", "down_block_types", ["DownBlock2D", "SkipDownBlock2D", "DownBlock2D"]),
+            ("unet", "up_block_types", ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"]),
+            ("unet", "_class_name", "UNet2DConditionModel"),
+            ("unet", "sample_size", None),
+            ("unet", "norm_num_groups", 7),
+            ("scheduler", "prediction_type", "flow"),
+            ("scheduler", "beta_schedule", "sigmoid"),
+            ("scheduler", "trained_betas", [0.1]),
+            ("scheduler", "rescale_betas_zero_snr", True),
+            ("scheduler", "thresholding", True),
+        ],
+    )
+    def test_what_isnt_supported_is_refused_by_name(
+        self, where: str, field: str, value: Any, tmp_path: Path
+    ) -> None:
+        pipeline(tmp_path, DDPM_STYLE)
+        name = "config.json" if where == "unet" else "scheduler_config.json"
+        path = tmp_path / where / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+        named = {"norm_num_groups": "groups", "up_block_types": "attention"}.get(field, field)
+        with pytest.raises(ModelError, match=named if field != "_class_name" else "Condition"):
+            converted(tmp_path)
+
+    def test_an_old_layout_with_old_names_in_a_bin(self, tmp_path: Path) -> None:
+        """Everything at the root, attention as query, key, value, proj_attn, a partial config."""
+        theirs = pipeline(tmp_path / "new", DDPM_STYLE)
+        old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        tensors = {}
+        for name, value in theirs.state_dict().items():
+            for new_name, old_name in old.items():
+                name = name.replace(f".{new_name}.", f".{old_name}.")
+            tensors[name] = value
+        folder = tmp_path / "old"
+        folder.mkdir()
+        torch.save(tensors, folder / "diffusion_pytorch_model.bin")
+        shutil.copy(tmp_path / "new/unet/config.json", folder)
+        shutil.copy(tmp_path / "new/scheduler/scheduler_config.json", folder)
+        model = converted(folder)
+        x, t = states(model), torch.tensor([3, 801])
+        with torch.no_grad():
+            assert torch.allclose(model.dpm(x, t), theirs(x, t).sample, atol=2e-5)
+
+    def test_a_part_that_is_missing_or_too_many_is_named(self, tmp_path: Path) -> None:
+        pipeline(tmp_path, DDPM_STYLE)
+        weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(weights)
+        lost = tensors.pop("mid_block.attentions.0.to_k.weight")
+        save_file(tensors, weights)
+        with pytest.raises(ModelError, match=r"lacks the tensor mid_block.*0\.to_k\.weight"):
+            converted(tmp_path)
+        save_file(tensors | {"mid_block.attentions.0.to_k.weight": lost[:4].clone()}, weights)
+        with pytest.raises(ModelError, match=r"to_q.* has shape"):
+            converted(tmp_path)
+        whole = tensors | {"mid_block.attentions.0.to_k.weight": lost}
+        save_file(whole | {"another.weight": torch.ones(1)}, weights)
+        with pytest.raises(ModelError, match=r"doesn't account for: another\.weight"):
+            converted(tmp_path)
+        weights.unlink()
+        with pytest.raises(ModelError, match="found no weights; looked for"):
+            converted(tmp_path)
+
+
+class TestExport:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"time_conditioning": "additive", "resampling": "convolution"},
+            {"resampling": "convolution_right", "sine_first": True, "frequency_shift": 1},
+            {"learn_sigma": True, "multipliers": (1, 2, 2), "blocks": 2, "attention": (16, 8)},
+            {"head_channels": None, "heads": 1},
+        ],
+        ids=str,
+    )
+    def test_diffusers_runs_it_with_the_same_output(
+        self, changes: dict[str, Any], tmp_path: Path
+    ) -> None:
+        torch.manual_seed(1)
+        cfg = unet_config(**changes)
+        unet = UNet(cfg)
+        randomise(unet)
+        variance = "learned" if cfg.learn_sigma else "large"
+        config = ModelConfig(ScheduleConfig(betas="cosine"), cfg, "v", variance=variance)
+        model = Model(config, unet)
+        write_diffusers(model, tmp_path)
+        program = DDPMPipeline.from_pretrained(str(tmp_path))
+        x, t = states(model), torch.tensor([10, 900])
+        with torch.no_grad():
+            assert torch.allclose(program.unet(x, t).sample, unet(x, t), atol=2e-5)
+        assert program.scheduler.config.prediction_type == "v_prediction"
+        expected = program.scheduler.alphas_cumprod.double()
+        assert torch.allclose(model.schedule.alpha_bar, expected, rtol=1e-3, atol=1e-7)
+        images = program(batch_size=1, num_inference_steps=2, output_type="np").images
+        assert images.shape == (1, 32, 32, 3)
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"patch": 2, "attention": (8,)}, "patch 2"),
+            ({"head_channels": None, "heads": 2}, "2 heads"),
+            ({"multipliers": (2, 2)}, "time embedding"),
+        ],
+    )
+    def test_what_diffusers_has_no_place_for(
+        self, changes: dict[str, Any], reason: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UsageError, match=reason):
+            write_diffusers(tiny_model(**changes), tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    def test_command(self, pdae: Command, tiny_folder: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        result = pdae("export", "--to", "diffusers", "-o", out)
+        assert result.code == 0 and "DDPMPipeline" in result.text
+        assert converted(out).config.unet == read_model(tiny_folder, "tiny").config.unet
+        assert pdae("export", "--to", "diffusers", "-o", out).code == 2
+        assert pdae("export", "--to", "jax", "-o", tmp_path / "other").code == 2

@@ -1,0 +1,106 @@
+"""Model folders, and a classifier's: what is written comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomise, tiny_model
+from safetensors.torch import load_file
+
+from pdae_cli.checkpoints import (
+    bundled_models,
+    load,
+    read_classifier,
+    read_model,
+    write_classifier,
+    write_model,
+)
+from pdae_cli.checkpoints.native import write_attributes, write_latent_dpm
+from pdae_cli.engine.guidance import Classifier
+from pdae_cli.engine.model import Model
+from pdae_cli.errors import ModelError
+from pdae_cli.networks.classifier import Classes
+from pdae_cli.training.classifier import new_classifier
+
+
+class TestModels:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        model = tiny_model()
+        write_model(tmp_path, model)
+        back = read_model(tmp_path, "back")
+        assert back.config == model.config
+        for ours, theirs in zip(model.networks(), back.networks(), strict=False):
+            weights = theirs.state_dict()
+            assert all(torch.equal(value, weights[k]) for k, value in ours.state_dict().items())
+        x, t, z = torch.randn(1, 3, 32, 32), torch.tensor([7]), torch.randn(1, 6)
+        for ours, theirs in zip(model.predict(x, t, z), back.predict(x, t, z), strict=True):
+            assert ours is not None and theirs is not None
+            # Not to the last bit: convolutions may depend on how memory is aligned.
+            assert torch.allclose(ours, theirs, atol=1e-5)
+
+    def test_sixteen_bits_are_rounded_once(self, tmp_path: Path) -> None:
+        model = tiny_model()
+        write_model(tmp_path, model, torch.float16)
+        for name, value in load_file(tmp_path / "model.safetensors").items():
+            assert value.dtype == torch.float16, name
+        once = read_model(tmp_path, "once")
+        write_model(tmp_path, once, torch.float16)
+        twice = read_model(tmp_path, "twice")
+        assert once.weights_sha == twice.weights_sha
+
+    def test_unknown_names_say_what_there_is(self) -> None:
+        with pytest.raises(ModelError, match="neither a folder nor bundled"):
+            load("faces6")
+
+
+def test_optional_parts_come_back(tmp_path: Path) -> None:
+    model = tiny_model()
+    assert model.attributes is not None and model.latent_dpm is not None
+    write_model(tmp_path, model)
+    assert read_model(tmp_path, "bare").attributes is None
+    write_attributes(tmp_path, model.attributes)
+    write_latent_dpm(tmp_path, model.latent_dpm, {"images": 3})
+    back = read_model(tmp_path, "whole")
+    assert back.attributes is not None and back.attributes.names == model.attributes.names
+    assert back.latent_dpm is not None and back.latent_dpm.cfg == model.latent_dpm.cfg
+
+
+def test_bundled_models_are_found_beside_the_package() -> None:
+    for name, folder in bundled_models().items():
+        assert folder.name == name and (folder / "config.json").is_file()
+
+
+KINDS = Classes(("dark", "bright"), exclusive=True)
+
+
+def tiny_classifier(model: Model) -> Classifier:
+    """With random weights."""
+    classifier = new_classifier(model, KINDS, 8, seed=0)
+    randomise(classifier.network, 0.1)
+    return classifier
+
+
+class TestClassifier:
+    def test_it_comes_back(self, model: Model, tmp_path: Path) -> None:
+        classifier = tiny_classifier(model)
+        write_classifier(tmp_path, classifier, {}, torch.float32)
+        again = read_classifier(tmp_path)
+        assert again.config == classifier.config and len(again.weights_sha) == 64
+        x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 900])
+        with torch.no_grad():
+            assert torch.equal(again.network(x, t), classifier.network(x, t))
+
+    def test_damage_is_found(self, model: Model, tmp_path: Path) -> None:
+        write_classifier(tmp_path, tiny_classifier(model), {}, torch.float32)
+        path = tmp_path / "classifier.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 1
+        path.write_bytes(bytes(data))
+        with pytest.raises(ModelError, match=r"classifier\.safetensors can't be read"):
+            read_classifier(tmp_path)
+
+    def test_a_folder_without(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match="is no classifier"):
+            read_classifier(tmp_path)

@@ -1,0 +1,261 @@
+"""pdae codes: codes files joined, split, summed, compared and exported, without a model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_runs import records
+from conftest import Command
+from random_codes import codes_of, rows
+
+from pdae_cli.cli.codes import file_names, term
+from pdae_cli.engine.codes import Codes, from_bytes, to_bytes
+from pdae_cli.errors import UsageError
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """a and b of one picture, many of three, other of another model, in a folder."""
+    folder = tmp_path / "codes"
+    folder.mkdir()
+    made = {
+        "a": codes_of(1, seed=1),
+        "b": codes_of(1, seed=2),
+        "many": codes_of(3),
+        "other": codes_of(1, seed=3, model="other", weights_sha="e" * 64),
+    }
+    folder.mkdir()
+    paths = {name: folder / f"{name}.safetensors" for name in made}
+    for name, path in paths.items():
+        path.write_bytes(to_bytes(made[name]))
+    return paths
+
+
+def read(path: Path) -> Codes:
+    return from_bytes(path.read_bytes(), str(path))
+
+
+class TestMergeAndSplit:
+    def test_merging_undoes_splitting(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        split, back = tmp_path / "split", tmp_path / "back.safetensors"
+        assert pdae("codes", "split", files["many"], "-o", split).code == 0
+        paths = [split / f"0-{row}.safetensors" for row in range(3)]
+        assert sorted(split.iterdir()) == paths
+        for path, one in zip(paths, rows(codes_of(3)), strict=True):
+            assert path.read_bytes() == to_bytes(one)
+        assert pdae("codes", "merge", split, "-o", back).code == 0
+        assert back.read_bytes() == to_bytes(codes_of(3))
+
+    def test_files_folders_lists_and_streams(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        files["other"].unlink()
+        (files["a"].parent / "picture.png").write_bytes(b"not codes, and not asked for")
+        out, names = tmp_path / "all.safetensors", tmp_path / "names.txt"
+        assert pdae("codes", "merge", files["a"].parent, "-o", out).code == 0
+        assert read(out).sources == ("1-0.png", "2-0.png", "0-0.png", "0-1.png", "0-2.png")
+        names.write_text(f"{files['b']}\n")
+        data = files["a"].read_bytes()
+        result = pdae("codes", "merge", "-", "--files-from", names, "-o", "-", stdin=data)
+        piped = from_bytes(result.out, "piped")
+        assert piped.sources == ("1-0.png", "2-0.png") and result.code == 0
+
+    def test_other_models_are_refused_with_names_and_digests(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        for command in ("merge", "average", "mix", "export"):
+            out = tmp_path / f"{command}.{'csv' if command == 'export' else 'safetensors'}"
+            result = pdae("codes", command, files["a"], files["other"], "-o", out)
+            assert result.code == 3 and not out.exists()
+            for part in (files["a"], files["other"], "tiny, weights dddddddddddd", "eeeeeeeeeeee"):
+                assert str(part) in result.err
+        assert pdae("codes", "nearest", files["a"], files["other"]).code == 3
+
+    def test_existing_files_stay(self, pdae: Command, files: dict[str, Path]) -> None:
+        before = files["b"].read_bytes()
+        for command in ("merge", "mix", "average"):
+            result = pdae("codes", command, files["a"], "-o", files["b"])
+            assert result.code == 3 and "--overwrite" in result.err
+        (files["a"].parent / "0-2.safetensors").write_bytes(to_bytes(codes_of(1)))
+        result = pdae("codes", "split", files["many"], "-o", files["a"].parent)
+        assert result.code == 3 and not (files["a"].parent / "0-0.safetensors").exists()
+        assert files["b"].read_bytes() == before
+        assert pdae("codes", "merge", files["a"], "-o", files["b"], "--overwrite").code == 0
+        assert read(files["b"]).sources == ("1-0.png",)
+
+
+class TestFileNames:
+    def test_a_pictures_own_name(self) -> None:
+        assert file_names(["in/a.png", "b.JPG", "c.d.webp", "C:\\x\\e"]) == ["a", "b", "c.d", "e"]
+        assert file_names(["a.png + 0.3 b.png"]) == ["a.png + 0.3 b"]
+
+    @pytest.mark.parametrize("clash", [["a.png", "x/a.jpg"], ["a", "A"], ["a", ""], ["..", "a"]])
+    def test_numbers_where_names_clash_or_are_none(self, clash: list[str]) -> None:
+        assert file_names(clash) == ["1", "2"]
+        assert file_names([*clash, *"bcdefghi"])[::9] == ["01", "10"]
+
+    @pytest.mark.parametrize(
+        "name", ["../../etc/x", "/abs/x", "a\x1b[31m\n", "..", "-rf", "x" * 999, "a/\0"]
+    )
+    def test_no_name_leads_elsewhere(self, name: str) -> None:
+        (made,) = file_names([name])
+        assert made.isprintable() and len(made) <= 100
+        assert not set("/\\\0") & set(made) and made.strip(".") and not made.startswith("-")
+
+
+class TestSums:
+    def test_weights(self, pdae: Command, files: dict[str, Path], tmp_path: Path) -> None:
+        out = tmp_path / "m.safetensors"
+        terms = (f"{files['many']}=0.5", f"{files['a']}=0.75", f"{files['b']}=-0.25")
+        result = pdae("codes", "mix", *terms, "-o", out, "--json")
+        (record,) = records(result.text)
+        assert record["weights"] == [0.5, 0.75, -0.25] and record["pictures"] == 3
+        expected = 0.5 * codes_of(3).z + 0.75 * codes_of(1, 1).z - 0.25 * codes_of(1, 2).z
+        assert torch.allclose(read(out).z, expected, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("noise", "std"), [("sphere", 1), ("plain", 0.5**0.5), ("first", 1), ("none", None)]
+    )
+    def test_noise(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path, noise: str, std: float | None
+    ) -> None:
+        out = tmp_path / "out.safetensors"
+        halves = (f"{files['a']}=0.5", f"{files['b']}=0.5")
+        assert pdae("codes", "mix", *halves, "--noise", noise, "-o", out).code == 0
+        x_T = read(out).x_T
+        assert (None if x_T is None else x_T.std().item()) == pytest.approx(std, abs=0.05)
+        assert pdae("codes", "mix", files["a"], "--noise", "loud", "-o", out).code == 2
+
+    def test_a_pipe_of_directions(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        """with - without | face + 0.3 of it: what manipulation is."""
+        way = pdae("codes", "mix", files["a"], f"{files['b']}=-1", "-o", "-")
+        direction = tmp_path / "way.safetensors"
+        direction.write_bytes(way.out)
+        face = files["many"].read_bytes()
+        edited = pdae("codes", "mix", "-", f"{direction}=0.3", "-o", "-", stdin=face)
+        codes, original = from_bytes(edited.out, "edited"), codes_of(3)
+        assert torch.equal(codes.tensors()["x_T"], original.tensors()["x_T"])
+        assert codes.picture_shas == original.picture_shas
+
+    def test_averages(self, pdae: Command, files: dict[str, Path], tmp_path: Path) -> None:
+        out = tmp_path / "mean.safetensors"
+        result = pdae("codes", "average", files["a"], files["many"], "-o", out)
+        assert result.code == 0 and "of 4 pictures" in result.text
+        expected = torch.cat([codes_of(1, 1).z, codes_of(3).z]).mean(0, keepdim=True)
+        assert torch.allclose(read(out).z, expected, atol=1e-6)
+
+    def test_codes_in_sub_folders_are_counted_or_taken(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        folder, out = files["a"].parent, tmp_path / "mean.safetensors"
+        files["other"].unlink()
+        for name, kept in (("deep/b", "b"), ("deep/er/many", "many")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            files[kept].rename(folder / f"{name}.safetensors")
+        alone = pdae("codes", "average", folder, "-o", out)
+        assert "of 1 pictures" in alone.text and "2 codes files in sub-folders" in alone.err
+        whole = pdae("codes", "average", "-r", folder, "-o", out, "--overwrite")
+        assert "of 5 pictures" in whole.text and not whole.err
+        for command, target in (("split", "s"), ("merge", "m.safetensors"), ("export", "e.csv")):
+            result = pdae("codes", command, folder, "-r", "-o", tmp_path / target)
+            assert result.code == 0 and not result.err
+
+    def test_terms(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert term("a.safetensors") == ("a.safetensors", 1.0)
+        assert term("a=b.safetensors=-2.5e-1") == ("a=b.safetensors", -0.25)
+        Path("c=1").touch()
+        assert term("c=1") == ("c=1", 1.0)
+        for wrong in ("", "x", "nan", "inf"):
+            with pytest.raises(UsageError, match=f"'a=b={wrong}'"):
+                term(f"a=b={wrong}")
+        assert pdae("codes", "mix", files["a"].parent, "-o", "-").code == 2  # a folder
+
+
+class TestNearest:
+    def test_itself_first(self, pdae: Command, files: dict[str, Path]) -> None:
+        library = (files["a"], files["b"], files["many"])
+        for metric in ("cosine", "euclidean"):
+            how = ("-k", 2, "--json", "--metric", metric)
+            result = pdae("codes", "nearest", files["many"], *library, *how)
+            found = records(result.text)
+            assert len(found) == 6 and result.code == 0
+            for row, record in enumerate(found[::2]):
+                assert record["rank"] == 1 and record["distance"] == 0
+                assert record["input"] == record["source"] == f"0-{row}.png"
+                assert (record["file"], record["row"]) == (str(files["many"]), row)
+        text = pdae("codes", "nearest", files["a"], *library, "-k", 1).text
+        assert text == "1-0.png  0.0000  1-0.png\n"
+
+    def test_usage(self, pdae: Command, files: dict[str, Path]) -> None:
+        folder = files["a"].parent
+        for args in ((folder, files["a"]), (files["a"], folder, "--metric", "x"), (files["a"],)):
+            assert pdae("codes", "nearest", *args).code == 2
+
+
+class TestExport:
+    def test_each_format(self, pdae: Command, files: dict[str, Path], tmp_path: Path) -> None:
+        codes = codes_of(3)
+        for suffix in ("csv", "npy", "npz"):
+            assert pdae("codes", "export", files["many"], "-o", tmp_path / f"c.{suffix}").code == 0
+        lines = list(csv.reader((tmp_path / "c.csv").read_text().splitlines()))
+        assert len(lines) == 4 and lines[1][0] == "0-0.png"
+        assert np.array_equal(np.load(tmp_path / "c.npy"), codes.z.numpy())
+        with np.load(tmp_path / "c.npz") as archive:
+            assert np.array_equal(archive["x_T"], codes.tensors()["x_T"].numpy())
+
+    def test_what_is_of_z_alone_doesnt_ask_how_x_T_was_made(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        other = codes_of(1, seed=2, x_T=None, sampling={"inference_steps": 9})
+        files["b"].write_bytes(to_bytes(other))
+        assert pdae("codes", "nearest", files["a"], files["b"]).code == 0
+        for suffix, code in (("csv", 0), ("npy", 0), ("npz", 3)):
+            out = tmp_path / f"c.{suffix}"
+            assert pdae("codes", "export", files["a"], files["b"], "-o", out).code == code
+
+    def test_stdout(self, pdae: Command, files: dict[str, Path]) -> None:
+        assert pdae("codes", "export", files["a"]).text.startswith("source,z0,")
+        numbers = pdae("codes", "export", "-", "--format", "npy", stdin=files["a"].read_bytes())
+        assert np.load(io.BytesIO(numbers.out)).shape == (1, 6)
+        for wrong in (("--json",), ("--format", "xls"), ("-o", "a.xls")):
+            assert pdae("codes", "export", files["a"], *wrong).code == 2
+
+
+class TestFailures:
+    def test_damaged_files_are_one_line(self, pdae: Command, files: dict[str, Path]) -> None:
+        files["b"].write_bytes(files["b"].read_bytes()[:-5])
+        for command in ("merge", "split", "average", "mix", "export"):
+            result = pdae("codes", command, files["a"], files["b"], "-o", files["a"].parent / "x/")
+            assert result.code in (2, 3) and result.err.count("\n") == 1 and not result.out
+
+    def test_nothing_there(self, pdae: Command, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(b"")
+        assert pdae("codes", "merge", tmp_path).code == 2
+        assert pdae("codes", "merge", tmp_path / "no.safetensors", "-o", "-").code == 3
+        assert pdae("codes", "merge").code == 2
+
+
+def test_no_command_loads_a_model(files: dict[str, Path], tmp_path: Path) -> None:
+    """They import torch and what reads files, and not the engine or accelerate."""
+    command = ["pdae", "codes", "mix", str(files["a"]), "-o", str(tmp_path / "m.safetensors")]
+    script = (
+        f"import sys; from pdae_cli.cli import main; sys.argv = {command}\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
+        "print(sorted({'torch', 'accelerate', 'PIL', 'pdae_cli.engine.model'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "['torch']", result.stderr

@@ -1,0 +1,102 @@
+"""`pdae evaluate all --quick` from end to end: a tiny model, a zip of pictures, one page."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from cli_runs import records
+from conftest import Command, tiny_model
+from html_pages import Page
+from labelled import labelled
+from PIL import Image
+
+from pdae_cli.checkpoints import write_attributes, write_latent_dpm, write_model
+
+EXPERIMENTS = ["gap", "reconstruction", "stages", "attributes", "samples", "semantics"]
+LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model of 16-pixel pictures with random weights."""
+    folder, model = tmp_path_factory.mktemp("small") / "small", tiny_model(image_size=16)
+    write_model(folder, model)
+    assert model.attributes is not None and model.latent_dpm is not None
+    write_attributes(folder, model.attributes)
+    write_latent_dpm(folder, model.latent_dpm, {})
+    return folder
+
+
+def zipped(folder: Path, count: int, labels: bool) -> Path:
+    """A zip of generated pictures, a third of them held out."""
+    path = folder / "faces.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in labelled(folder / "faces", count, train=2 * count // 3, size=16).iterdir():
+            if labels or file.suffix == ".png":
+                archive.write(file, file.name)
+    return path
+
+
+def headings(page: Page) -> list[str]:
+    return [text for tag, text in page.texts if tag == "h2"]
+
+
+def test_with_labels_every_experiment_is_on_the_page(
+    pdae: Command, small: Path, tmp_path: Path
+) -> None:
+    out, data = tmp_path / "page.html", zipped(tmp_path, 48, labels=True)
+    result = pdae("evaluate", "all", "--quick", data, "-o", out, "--json", model=small)
+    assert result.code == 0, result.err
+    rows = records(result.text)
+    assert list(dict.fromkeys(row["experiment"] for row in rows)) == EXPERIMENTS
+    judged = {row["features"] for row in rows if "features" in row}
+    assert len(judged) == 1, "reconstruction and samples are measured by one judge"
+    assert {row["pictures"] for row in rows if row["experiment"] == "gap"} == {8}
+    assert "left out" not in result.err
+    again = pdae("evaluate", "all", data, "-o", out, model=small)
+    assert again.code == 3 and "--overwrite" in again.err
+
+    text = out.read_text()
+    page = Page(text)
+    assert headings(page) == EXPERIMENTS
+    assert "http:" not in text and "https:" not in text
+    addresses = {str(one[key]) for _, one in page.tags for key in LOADING & set(one)}
+    assert {one for one in addresses if not one.startswith("data:image/")} == {
+        f"#{name}" for name in EXPERIMENTS
+    }
+    svgs, pngs = page.images("svg+xml"), page.images("png")
+    assert len(svgs) == 6 and len(pngs) == 5  # probes show no pictures
+    drawn = (element for svg in svgs for element in ElementTree.fromstring(svg).iter())
+    links = [value for one in drawn for key, value in one.items() if "href" in key]
+    assert all(value.startswith("#") for value in links)
+    for png in pngs:
+        Image.open(io.BytesIO(png)).verify()
+    assert len(page.tables) == 6
+
+
+def test_without_labels_it_says_what_it_leaves_out(
+    pdae: Command, small: Path, tmp_path: Path
+) -> None:
+    out, data = tmp_path / "page.html", zipped(tmp_path, 160, labels=False)
+    result = pdae("evaluate", "all", "--quick", data, "-o", out, model=small)
+    assert result.code == 0, result.err
+    said = [line for line in result.err.splitlines() if "left out" in line]
+    assert [line.split()[1] for line in said] == ["attributes", "samples"]
+    assert "no labels.csv; pass --labels CSV" in said[0]
+    assert "pass --labels CSV, or a judge" in said[1]
+    page = Page(out.read_text())
+    assert headings(page) == EXPERIMENTS and len(page.tables) == 4
+    assert out.read_text().count("Left out: ") == 4  # above and in the section
+    assert "LPIPS is left out" in result.text  # without labels there is no judge
+
+
+def test_a_judge_that_is_none_ends_it_before_all_work(
+    pdae: Command, small: Path, tmp_path: Path
+) -> None:
+    out, data = tmp_path / "page.html", zipped(tmp_path, 12, labels=True)
+    result = pdae("evaluate", "all", data, "-o", out, "--judge", data, model=small)
+    assert result.code == 4 and len(result.err.splitlines()) == 1 and not out.exists()

@@ -1,0 +1,144 @@
+"""Each failure that a user can cause: one line, the right exit code, the others still done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from cli_runs import files_in
+from conftest import Command, picture
+from drawn import png_claiming
+
+from pdae_cli.engine.codes import from_bytes
+
+FAST = ("--inference-steps", "3")
+
+
+class TestFailures:
+    """One line each, the right exit code, the others still done, nothing half-written."""
+
+    @pytest.mark.parametrize(
+        ("name", "data", "message"),
+        [
+            ("missing.png", None, "no such file"),
+            ("text.png", b"not a picture at all", "not a picture"),
+            ("huge.png", png_claiming(50_000, 50_000), "limit of 64 million"),
+            ("none.png", png_claiming(0, 0), "not a picture"),
+            ("cut.png", png_claiming(64, 64), "can't be read"),
+            ("x.safetensors", b"{}", "not a codes file"),
+        ],
+    )
+    def test_a_bad_input_among_good_ones(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path, name: str, data: bytes | None,
+        message: str,
+    ) -> None:  # fmt: skip
+        bad = tmp_path / name
+        if data is not None:
+            bad.write_bytes(data)
+        out = tmp_path / "out"
+        result = pdae("reconstruct", pictures[0], bad, pictures[1], "-o", out, *FAST)
+        assert result.code == 3
+        assert files_in(out) == ["a.png", "b.png"]
+        lines = result.err.splitlines()
+        assert len(lines) == 2 and lines[1] == "2 done, 1 failed"
+        assert lines[0].startswith(f"error: {bad}") and message in lines[0]
+
+    def test_unwritable_output(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        for target in (tmp_path / "file" / "x.png", tmp_path / "file" / "sub/"):
+            result = pdae("reconstruct", pictures[0], "-o", target, *FAST)
+            assert result.code == 3 and "can't write" in result.err
+        z = tmp_path / "file" / "z.safetensors"
+        result = pdae("encode", pictures[0], "-o", z, *FAST)
+        assert result.code == 3 and "can't write" in result.err
+
+    @pytest.mark.parametrize(
+        ("args", "code", "message"),
+        [
+            (["encode"], 2, "no input"),
+            (["encode", "-", "-"], 2, "only once"),
+            (["encode", "A", "-o", "z.png"], 2, "can't write .png here"),
+            (["decode", "A", "-o", "z.xyz"], 2, "can't write .xyz here"),
+            (["reconstruct", "A", "A", "-o", "x.png"], 2, "need a folder"),
+            (["reconstruct", "A", "-o", "-", "--json"], 2, "standard output"),
+            (["reconstruct", "A", "--fit", "magic"], 2, "stretch"),
+            (["reconstruct", "A", "--solver", "euler"], 2, "dpmpp"),
+            (["reconstruct", "A", "--dtype", "int3"], 2, "float32"),
+            (["reconstruct", "A", "--device", "abacus"], 2, "can't be used"),
+            (["reconstruct", "A", "--overwrite", "--skip-existing"], 2, "exclude"),
+            (["reconstruct", "A", "--inference-steps", "0"], 2, "inference-steps"),
+            (["interpolate", "A", "A", "-o", "x.png", "--mode", "magic"], 2, "trajectory"),
+            (["manipulate", "A", "--attr", "smiling=1", "--paste-back", "-o", "z.safetensors"], 2,
+             "--paste-back makes pictures"),
+            (["manipulate", "A", "--attr", "smiling=1", "--mask", "m.png", "-o", "z.safetensors"],
+             2, "--mask makes pictures"),
+            (["info", "no-such-model"], 4, "neither a folder nor bundled"),
+        ],
+    )  # fmt: skip
+    def test_wrong_usage(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path, args: list[str], code: int,
+        message: str, monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        result = pdae(*[str(pictures[0]) if arg == "A" else arg for arg in args])
+        assert result.code == code and result.out == b"" and message in result.err
+        assert "Traceback" not in result.err
+
+    def test_names_cant_steer_the_terminal(self, pdae: Command, tmp_path: Path) -> None:
+        result = pdae("reconstruct", tmp_path / "\x1b[31mred\x07.png")
+        assert result.code == 3 and "\x1b" not in result.err and "\x07" not in result.err
+
+    def test_unexpected_errors_are_a_line_and_exit_1(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from pdae_cli.engine.model import Model
+
+        def broken(self: Model, x: object) -> object:
+            raise RuntimeError("the sky fell")
+
+        monkeypatch.setattr(Model, "encode_z", broken)
+        result = pdae("reconstruct", pictures[0])
+        assert result.code == 1 and "the sky fell" in result.err and "PDAE_DEBUG" in result.err
+        monkeypatch.setenv("PDAE_DEBUG", "1")
+        with pytest.raises(RuntimeError):
+            pdae("reconstruct", pictures[0])
+
+
+class TestInputs:
+    def test_files_from_a_list(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
+        names = "\n".join(map(str, pictures)).encode()
+        result = pdae(
+            "encode", "--files-from", "-", "-o", tmp_path / "z", "--no-noise", stdin=names
+        )
+        assert result.code == 0 and len(files_in(tmp_path / "z")) == 3
+        (tmp_path / "list.txt").write_bytes(names)
+        args = ("--files-from", tmp_path / "list.txt", "-o", tmp_path / "y", "--no-noise")
+        assert pdae("encode", *args).code == 0
+
+    def test_folders_come_in_natural_order(self, pdae: Command, tmp_path: Path) -> None:
+        folder = tmp_path / "in"
+        folder.mkdir()
+        for name in ("p10.png", "p9.png", "P1.png"):
+            picture().save(folder / name)
+        pdae("encode", folder, "-o", tmp_path / "z.safetensors", "--no-noise")
+        codes = from_bytes((tmp_path / "z.safetensors").read_bytes(), "z")
+        assert [Path(source).name for source in codes.sources] == ["P1.png", "p9.png", "p10.png"]
+
+    def test_an_empty_folder_says_so(self, pdae: Command, tmp_path: Path) -> None:
+        (tmp_path / "in" / "sub").mkdir(parents=True)
+        picture().save(tmp_path / "in" / "sub" / "a.png")
+        result = pdae("encode", tmp_path / "in", "-o", tmp_path / "z")
+        assert result.code == 2 and "1 lies deeper, -r looks there" in result.err
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+    def test_special_files_are_refused(self, pdae: Command, tmp_path: Path) -> None:
+        fifo, folder = tmp_path / "fifo.png", tmp_path / "folder.png"
+        os.mkfifo(fifo)
+        folder.mkdir()
+        assert pdae("reconstruct", fifo).code == 3
+        assert pdae("reconstruct", folder).code == 2
+
+    def test_quiet_says_nothing(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
+        result = pdae("encode", pictures[0], "-o", tmp_path / "z", "-q", "--no-noise")
+        assert (result.code, result.out, result.err) == (0, b"", "")

@@ -1,0 +1,108 @@
+"""What needs no model and must not wait for torch: help, completion, what is wrong at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import commands_page
+import pytest
+from conftest import BUNDLED, Command
+
+
+def without_torch(code: str) -> str:
+    """What a program prints that may import neither torch nor numpy."""
+    code += "\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"], ["--version"], ["encode", "--help"], ["help", "train", "dpm"], ["nothing"],
+        ["encode", "a.png", "--solver", "euler"], ["encode", "a.png", "--num-processes", "2"],
+        ["encode", "a.png", "--share", "3/2"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_and_wrong_choices_dont_import_torch(args: list[str]) -> None:
+    without_torch(
+        f"from pdae_cli.cli import main\nsys.argv = ['pdae', *{args!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass"
+    )
+
+
+def test_completion_doesnt_import_torch() -> None:
+    if not BUNDLED.is_dir():
+        pytest.skip("no bundled model here")
+    told = without_torch(
+        "from types import SimpleNamespace\nfrom pdae_cli.cli.complete import attributes, models\n"
+        "faces = SimpleNamespace(params={'model': 'faces64'})\n"
+        "print(models('fac'), attributes(faces, 'smil'))"
+    )
+    assert told.split() == ["['faces64']", "['Smiling']"]
+
+
+def test_completion_knows_models_here(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from pdae_cli.cli.complete import attributes, models
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine").symlink_to(tiny_folder)
+    assert models("mi") == ["mine"]
+    here: Any = SimpleNamespace(params={"model": "mine"})
+    assert attributes(here, "B") == ["Blond_Hair"]
+    for content in (b"", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]"):
+        Path("broken").mkdir(exist_ok=True)
+        Path("broken/attributes.safetensors").write_bytes(content)
+        assert attributes(SimpleNamespace(params={"model": "broken"}), "") == []  # type: ignore[arg-type]
+
+
+def test_version(pdae: Command) -> None:
+    result = pdae("--version")
+    assert result.code == 0 and result.text.startswith("pdae 0.") and result.err == ""
+
+
+@pytest.mark.parametrize("asked", ["help", "--help", "-h"])
+def test_help_names_all_commands_and_exit_codes(pdae: Command, asked: str) -> None:
+    text = pdae(asked).text
+    words = {name.split()[1] for name, _ in commands_page.everything() if name != "pdae"}
+    assert words <= set(text.split()) and "Exit codes" in text and "130" in text
+
+
+def test_help_of_a_command(pdae: Command) -> None:
+    short, rare = pdae("help", "encode").text, pdae("help", "encode", "--all").text
+    assert "--solver" in short and "--spacing" not in short
+    assert "--spacing" in rare and "--share" in rare and len(rare) > len(short)
+    assert "--share" not in pdae("encode", "-h").text
+    assert "Train" in pdae("help", "train").text and "--images" in pdae("help", "train", "dpm").text
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("encod",), "encod"),
+        (("help", "nothing"), "no command 'nothing' in pdae; known: align, "),
+        (("help", "train", "nothing"), "no command 'nothing' in pdae train"),
+        (("encode", "a.png", "--num-processes", 4),
+         "accelerate launch --multi_gpu --num_processes 4 -m pdae_cli"),
+    ],
+)  # fmt: skip
+def test_wrong_usage(pdae: Command, args: tuple[object, ...], said: str) -> None:
+    result = pdae(*args)
+    assert result.code == 2 and result.out == b"" and said in result.err
+
+
+def test_json_has_no_infinities() -> None:
+    from pdae_cli.cli.output import plain
+
+    record = {"a": [float("inf"), 1.5], "b": float("nan")}
+    assert json.dumps(plain(record)) == '{"a": [null, 1.5], "b": null}'

@@ -1,0 +1,90 @@
+"""pdae info: what a name is, without the Hub and torch where neither is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Command, picture
+from drawn import saved
+
+from pdae_cli.evaluation.judge import Judge, write_judge
+from pdae_cli.pictures.images import encode_picture, prepare
+
+
+def test_a_pictures_metadata_are_read_without_torch(tmp_path: Path) -> None:
+    path = tmp_path / "it.png"
+    path.write_bytes(encode_picture(prepare(picture(), 16), ".png", {"command": "decode"}))
+    script = (
+        "import sys; from pdae_cli.cli import main; sys.argv = ['pdae', 'info', sys.argv[1]]\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert result.returncode == 0 and "command: decode" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("none.png", 3, "no such file"),
+        ("folder/none.JPG", 3, "no such file"),
+        ("none.safetensors", 3, "no such file"),
+        ("folder/in/none", 4, "neither a folder nor bundled"),
+        ("none", 4, "neither a folder nor bundled"),
+    ],
+)
+def test_what_exists_nowhere_is_never_sent_to_the_hub(
+    name: str, code: int, words: str, pdae: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    monkeypatch.setattr("huggingface_hub.HfApi", None)
+    result = pdae("info", name)
+    assert result.code == code and words in result.err and result.err.count("\n") == 1
+
+
+def test_a_judge_says_what_it_is(pdae: Command, tmp_path: Path) -> None:
+    path = tmp_path / "judge.safetensors"
+    write_judge(path, Judge(["Smiling", "Male"], size=32), {"Smiling": 0.9, "Male": None})
+    told = json.loads(pdae("info", path, "--json").text)
+    assert told["kind"] == "judge" and told["attributes"] == ["Smiling", "Male"]
+    assert told["size"] == [32, 32] and told["held-out AUROC"] == {"Smiling": 0.9, "Male": None}
+    assert "kind: judge" in pdae("info", path).text.splitlines()
+    path.write_bytes(path.read_bytes()[:-3])
+    damaged = pdae("info", path)
+    assert damaged.code in (3, 4) and str(path) in damaged.err and damaged.err.count("\n") == 1
+
+
+def test_a_picture_says_how_it_was_made_and_steers_no_terminal(
+    pdae: Command, tmp_path: Path
+) -> None:
+    path, name = tmp_path / "it.png", "<&>\"']]> \n\t\x1b[31m\0 é \u202e \ud800.png"
+    recipe = {"command": "manipulate", "sources": [{"name": name}], "model": "x\nkind: model"}
+    path.write_bytes(encode_picture(prepare(picture(), 16), ".png", recipe))
+    record = json.loads(pdae("info", path, "--json").text)
+    assert record["recipe"]["sources"] == recipe["sources"] and record["size"] == [16, 16]
+    assert record["digital_source_type"].endswith("compositeWithTrainedAlgorithmicMedia")
+    text = pdae("info", path).text
+    assert {"format: PNG", "mode: RGB", "  command: manipulate"} <= set(text.splitlines())
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert [line for line in text.splitlines() if line.startswith("kind")] == ["kind: picture"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("name", ["x.png", "x.safetensors"])
+def test_a_fifo_isnt_waited_for(pdae: Command, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    result = pdae("info", tmp_path / name)
+    assert result.code == 3 and "not a regular file" in result.err
+
+
+def test_any_other_file_is_read_as_a_picture(pdae: Command, tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(saved(picture()))
+    other = pdae("info", tmp_path / "picture")
+    assert other.code == 0 and "recipe: none" in other.text
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert pdae("info", tmp_path / "notes.txt").code == 3

@@ -1,0 +1,151 @@
+"""Several processes at one folder: launchers, job arrays, interruptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_runs import ended, folder_of, outputs, records, running
+from conftest import Command
+
+FAST = ("--inference-steps", "3")
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m"),
+}
+
+
+class TestShares:
+    @pytest.mark.parametrize("launcher", LAUNCHERS)
+    def test_launched_processes_share_a_folder_out(
+        self, launcher: str, tiny_folder: Path, tmp_path: Path
+    ) -> None:
+        """Each input is done once, with the bytes of one process; one that fails stops no other."""
+        source, one, two = folder_of(tmp_path / "in", 5), tmp_path / "one", tmp_path / "two"
+        (source / "bad.png").write_bytes(b"")
+        command = ("encode", str(source), "--json", "--no-noise", "-o")
+        alone = ended(running(tiny_folder, *command, one))
+        done = subprocess.run(
+            [sys.executable, "-m", *LAUNCHERS[launcher], "pdae_cli", *command, str(two)],
+            env=os.environ | {"PDAE_MODEL": str(tiny_folder), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert alone[0] == 3 and done.returncode != 0
+        assert "exitcode: 3" in done.stderr.replace(" ", "").replace("exitcode:", "exitcode: ")
+        assert outputs(two) == outputs(one) and len(outputs(two)) == 5
+        said = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        assert len(records("\n".join(said))) == len(records(alone[1])) == 6
+        parts = {path.name for path in (two / ".pdae").glob("manifest*")}
+        assert parts == {"manifest-0.jsonl", "manifest-1.jsonl"}
+
+    @pytest.mark.parametrize("numbers", [range(1, 5), range(4)], ids=["from 1", "from 0"])
+    def test_job_arrays_count_as_schedulers_do(
+        self, pdae: Command, tmp_path: Path, numbers: range
+    ) -> None:
+        source, out = folder_of(tmp_path / "in", 6), tmp_path / "o"
+        done = []
+        for number in numbers:
+            share = ("--share", f"{number}/4", "--json", "--no-noise")
+            result = pdae("encode", source, "-o", out, *share)
+            assert result.code == 0
+            done += [one["input"] for one in records(result.text)]
+        assert sorted(map(str, done)) == sorted(str(path) for path in source.glob("*.png"))
+
+    @pytest.mark.parametrize("share", ["3/2", "a/b", "1", "1/", "1/0"])
+    def test_what_is_no_share(self, pdae: Command, tmp_path: Path, share: str) -> None:
+        source = folder_of(tmp_path / "in", 2)
+        result = pdae("encode", source, "-o", tmp_path / "o", "--share", share)
+        assert result.code == 2 and "share" in result.err and result.err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        "extra", [("-o", "-"), ("-o", "z.safetensors"), ("-o", "o/", "--report", "r.html")]
+    )
+    def test_shares_need_a_folder(
+        self, pdae: Command, tmp_path: Path, extra: tuple[str, ...]
+    ) -> None:
+        source = folder_of(tmp_path / "in", 2)
+        result = pdae("encode", source, "--share", "1/2", *extra)
+        assert result.code == 2 and "needs a folder" in result.err
+
+    @pytest.mark.parametrize(
+        "left", [{"WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "1"},
+                 {"WORLD_SIZE": ""}],
+        ids=str,
+    )  # fmt: skip
+    def test_what_a_launcher_left_in_the_environment_is_nothing(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: dict[str, str]
+    ) -> None:
+        source = folder_of(tmp_path / "in", 3)
+        for name, value in left.items():
+            monkeypatch.setenv(name, value)
+        result = pdae("encode", source, "-o", tmp_path / "o", "--no-noise")
+        assert result.code == 0 and len(outputs(tmp_path / "o")) == 3
+
+    def test_two_at_once_write_the_same_bytes(self, tiny_folder: Path, tmp_path: Path) -> None:
+        source, out = folder_of(tmp_path / "in", 6), tmp_path / "o"
+        command = ("encode", source, "--json", "--batch-size", 1, *FAST, "-o")
+        both = [running(tiny_folder, *command, out) for _ in range(2)]
+        assert [ended(process)[0] for process in both] == [0, 0]
+        assert ended(running(tiny_folder, *command, tmp_path / "alone"))[0] == 0
+        assert outputs(out) == outputs(tmp_path / "alone")
+
+
+class TestInterruptions:
+    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+    def test_interrupted_runs_say_how_to_go_on(
+        self, tiny_folder: Path, tmp_path: Path, sent: signal.Signals
+    ) -> None:
+        source, out = folder_of(tmp_path / "in", 30), tmp_path / "o"
+        command = ("encode", source, "-o", out, "--batch-size", 1, "--inference-steps", 100)
+        process = running(tiny_folder, *command)
+        while not list(out.glob("*.safetensors")):
+            time.sleep(0.05)
+        process.send_signal(sent)
+        code, _, err = ended(process)
+        assert code == 130 and "the same command goes on where it stopped" in err
+        assert 0 < len(outputs(out)) < 30
+        assert not [name for name in outputs(out) if name.endswith(".tmp")]
+
+    def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import errno
+
+        source = folder_of(tmp_path / "in", 4)
+        command = ("encode", source, "--no-noise", "--batch-size", 1, "-o")
+        assert pdae(*command, tmp_path / "whole").code == 0
+        writes = 0
+        real_write, real_bytes = os.write, Path.write_bytes
+
+        def full() -> bool:
+            nonlocal writes
+            writes += 1
+            return writes == limit
+
+        def write(handle: int, data: bytes) -> int:
+            if len(data) > 60 and full():
+                real_write(handle, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real_write(handle, data)
+
+        def write_bytes(path: Path, data: bytes) -> int:
+            if full():
+                real_bytes(path, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real_bytes(path, data)
+
+        for limit in range(1, 10):
+            out, writes = tmp_path / str(limit), 0
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", write)
+                patch.setattr(Path, "write_bytes", write_bytes)
+                result = pdae(*command, out)
+            assert result.code == 3 and "No space left" in result.err and "again" in result.err
+            assert not [name for name in outputs(out) if name.endswith(".tmp")]
+            assert pdae(*command, out).code == 0
+            assert outputs(out) == outputs(tmp_path / "whole")

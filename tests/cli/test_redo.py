@@ -1,0 +1,171 @@
+"""Pictures say how they were made, and can be made again from that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import pixels_of
+from conftest import Command, picture, tiny_model
+from PIL import ExifTags, Image
+
+from pdae_cli.checkpoints import write_model
+from pdae_cli.cli.redo import _model
+from pdae_cli.errors import ModelError
+from pdae_cli.pictures.images import encode_picture, to_pixels
+from pdae_cli.pictures.metadata import read_recipe
+
+FAST = ("--inference-steps", "3")
+
+
+def recipe_of(path: Path) -> dict[str, object]:
+    with Image.open(path) as image:
+        recipe = read_recipe(image)
+    assert recipe is not None
+    return recipe
+
+
+class TestRedo:
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("reconstruct", "a.png", "--compare", "-o", "out.png"),
+            ("reconstruct", "a.png", "--random-noise", "--seed", 4, "-o", "out/"),
+            ("reconstruct", "a.png", "b.jpg", "-o", "out/", "--fit", "pad"),
+            ("manipulate", "a.png", "--attr", "smiling", "--scale", "-0.3,0.5", "-o", "out.png"),
+            ("manipulate", "a.png", "--attr", "smiling=0.3", "--attr=blond hair=-1", "-o", "out/"),
+            ("interpolate", "a.png", "b.jpg", "--steps", 4, "-o", "out.gif"),
+            ("interpolate", "a.png", "b.jpg", "--steps", 3, "--mode", "trajectory", "-o", "out/"),
+            ("sample", "-n", 3, "--seed", 7, "-o", "out.webp"),
+            ("sample", "-n", 3, "--seed", 7, "-o", "out/", "--format", "jpg"),
+        ],
+    )
+    def test_the_same_picture_again(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch,
+        command: tuple[object, ...],
+    ) -> None:  # fmt: skip
+        monkeypatch.chdir(pictures[0].parent)
+        assert pdae(*command, *FAST).code == 0
+        made = sorted(path for path in Path("out").glob("[!.]*")) or [*Path().glob("out.*")]
+        for path in made:
+            result = pdae("redo", path, "-o", f"again{path.suffix}", "--json")
+            assert result.code == 0, result.err
+            assert json.loads(result.text)["same"] is True
+            assert pixels_of(f"again{path.suffix}") == pixels_of(path)
+
+    def test_codes_too(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(pictures[0].parent)
+        assert pdae("encode", "a.png", "b.jpg", "-o", "z.safetensors", *FAST).code == 0
+        assert pdae("decode", "z.safetensors", "-o", "out/").code == 0
+        result = pdae("redo", "out/z-0001.png")
+        assert result.code == 0 and "the same picture again" in result.text
+
+    def test_the_input_is_found_by_its_digest(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out.png"
+        assert pdae("reconstruct", pictures[0], "-o", out, *FAST).code == 0
+        assert str(pictures[0].parent) not in json.dumps(recipe_of(out))  # nobody's folders
+        missing = pdae("redo", out)
+        assert missing.code == 3 and "--input" in missing.err
+        elsewhere = tmp_path / "elsewhere" / "deep" / "other name.png"
+        elsewhere.parent.mkdir(parents=True)
+        shutil.copy(pictures[0], elsewhere)
+        assert pdae("redo", out, "--input", tmp_path / "elsewhere").code == 0
+        picture(7).save(elsewhere)
+        assert pdae("redo", out, "--input", elsewhere).code == 3
+
+    def test_another_model_is_named(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out.png"
+        assert pdae("reconstruct", pictures[0], "-o", out, *FAST).code == 0
+        other = tmp_path / "other"
+        write_model(other, tiny_model(seed=5))
+        result = pdae("redo", out, "--input", pictures[0], "-m", other)
+        assert result.code == 4 and "was made with weights" in result.err
+
+    @pytest.mark.parametrize(
+        "recipe, message",
+        [
+            (None, "no recipe"),
+            ({"command": "reconstruct"}, "another version"),
+            ({"command": "train", "options": {}, "model": "m", "digest": "d", "sources": []},
+             "can't be done again"),
+            ({"command": "sample", "options": {}, "model": "evil/hub", "digest": "d",
+              "sources": []}, "digest"),
+            ({"command": "sample", "options": {"output": "/tmp/x", "solver": "--output=/tmp/x"},
+              "model": "m", "digest": "d", "sources": []}, "solver"),
+        ],
+    )  # fmt: skip
+    def test_strangers_recipes(
+        self, pdae: Command, tmp_path: Path, recipe: dict[str, object] | None, message: str
+    ) -> None:
+        path = tmp_path / "x.png"
+        path.write_bytes(encode_picture(to_pixels(torch.zeros(3, 8, 8)), ".png", recipe))
+        result = pdae("redo", path)
+        assert result.code in (2, 3, 4) and len(result.err.splitlines()) <= 2
+        assert message in result.err or "digest" in message
+
+    def test_a_strangers_model_isnt_fetched(self) -> None:
+        with pytest.raises(ModelError, match="--model"):
+            _model({"model": "evil/hub"}, None)
+
+
+class TestMetadata:
+    def test_no_metadata(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
+        for suffix in ("png", "jpg", "webp"):
+            out = tmp_path / f"out.{suffix}"
+            command = ("reconstruct", pictures[0], "-o", out, "--no-metadata", *FAST)
+            assert pdae(*command).code == 0
+            assert b"pdae" not in out.read_bytes()
+
+    def test_exif_is_copied_only_when_asked(self, pdae: Command, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Model] = "Camera 3000"
+        exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 8.0, 15.0)
+        source = tmp_path / "photo.jpg"
+        picture().save(source, exif=exif)
+        plain, kept = tmp_path / "plain.jpg", tmp_path / "kept.jpg"
+        assert pdae("reconstruct", source, "-o", plain, *FAST).code == 0
+        assert pdae("reconstruct", source, "-o", kept, "--keep-exif", *FAST).code == 0
+        assert b"Camera 3000" not in plain.read_bytes() and b"Camera 3000" in kept.read_bytes()
+        with Image.open(plain) as image:
+            assert not image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+
+
+class TestAlphaAndFrames:
+    def test_transparency_comes_back_when_asked(self, pdae: Command, tmp_path: Path) -> None:
+        image = picture(size=(32, 32), mode="RGBA")
+        image.putalpha(Image.linear_gradient("L").resize((32, 32)))
+        image.save(tmp_path / "a.png")
+        out = tmp_path / "out.png"
+        command = ("reconstruct", tmp_path / "a.png", "-o", out, "--overwrite", *FAST)
+        assert pdae(*command).code == 0
+        with Image.open(out) as made:
+            assert made.mode == "RGB"
+        assert pdae(*command, "--keep-alpha", "--compare").code == 0
+        with Image.open(out) as made:
+            assert made.size == (64, 32) and made.mode == "RGBA"
+            for left in (0, 32):
+                part = made.crop((left, 0, left + 32, 32)).getchannel("A")
+                assert part.tobytes() == image.getchannel("A").tobytes()
+
+    def test_animations(self, pdae: Command, tmp_path: Path) -> None:
+        frames = [picture(number, (32, 32)) for number in range(3)]
+        source = tmp_path / "a.gif"
+        frames[0].save(source, save_all=True, append_images=frames[1:])
+        command = ("encode", source, "--no-noise", "-o")
+        first = pdae(*command, tmp_path / "first")
+        assert first.code == 0 and "--frames all" in first.err
+        assert [p.name for p in (tmp_path / "first").glob("*.s*")] == ["a.safetensors"]
+        every = pdae(*command, tmp_path / "all", "--frames", "all")
+        assert every.code == 0 and every.err == ""
+        names = sorted(p.name for p in (tmp_path / "all").glob("*.s*"))
+        assert names == [f"a-{number:04d}.safetensors" for number in range(3)]
+        assert "3 unchanged" in pdae(*command, tmp_path / "all", "--frames", "all").err

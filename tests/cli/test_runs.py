@@ -1,0 +1,272 @@
+"""Runs over folders: what is done once isn't done again, and several processes share the work."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from cli_runs import folder_of, outputs, pixels_of, records
+from conftest import Command, picture
+
+from pdae_cli.cli.run.inputs import split_pngs
+from pdae_cli.cli.run.manifest import Job, Manifest, State
+
+FAST = ("--inference-steps", "3")
+JOB = Job("encode", "m" * 64, {"seed": 0})
+
+
+class TestManifest:
+    """What is done is what a line says and the file's own content confirms."""
+
+    def test_an_output_is_done_when_its_line_and_its_content_agree(self, tmp_path: Path) -> None:
+        manifest = Manifest(tmp_path, JOB)
+        out = tmp_path / "a.png"
+        assert manifest.state(out, "s") == State()
+        out.write_bytes(b"somebody's")
+        assert manifest.state(out, "s").foreign
+        out.unlink()
+        manifest.add([(out, "s", b"content", {"seed": 0})])
+        manifest = Manifest(tmp_path, JOB)
+        assert manifest.state(out, "s").reason == "it is missing"
+        out.write_bytes(b"content")
+        assert manifest.state(out, "s").done and manifest.state(out, "s").record == {"seed": 0}
+        assert manifest.state(out, "t").reason == "its input changed"
+        out.write_bytes(b"conte")
+        assert manifest.state(out, "s").reason == "it isn't what was written"
+
+    def test_other_jobs(self, tmp_path: Path) -> None:
+        with_line = Manifest(tmp_path, JOB)
+        out = tmp_path / "a.png"
+        with_line.add([(out, "s", b"content", {})])
+        out.write_bytes(b"content")
+        for job, reason, foreign in [
+            (Job("encode", "m" * 64, {"seed": 1}), "--seed was 0, is 1", False),
+            (Job("encode", "n" * 64, {"seed": 0}), "another model", False),
+            (Job("decode", "m" * 64, {"seed": 0}), "", True),
+        ]:
+            manifest = Manifest(tmp_path, job)
+            state = manifest.state(out, "s")
+            assert (state.done, state.reason, state.foreign) == (False, reason, foreign)
+
+    def test_options_that_werent_given_dont_count(self) -> None:
+        more = Job("encode", "m" * 64, {"seed": 0, "new": None, "other": False, "more": []})
+        assert more.digest == JOB.digest != Job("encode", "m" * 64, {"seed": 1}).digest
+
+    def test_every_line_may_be_torn(self, tmp_path: Path) -> None:
+        out = tmp_path / "a.png"
+        first = Manifest(tmp_path, JOB)
+        first.add([(out, "s", b"content", {})])
+        out.write_bytes(b"content")
+        path = tmp_path / ".pdae" / "manifest.jsonl"
+        whole = path.read_bytes()
+        for length in range(len(whole)):
+            path.write_bytes(whole[:length])
+            after = Manifest(tmp_path, JOB)  # goes on in the same file
+            after.add([(tmp_path / "b.png", "s", b"other", {})])
+            after = Manifest(tmp_path, JOB)
+            assert not after.state(out, "s").done or length >= len(whole) - 1
+            (tmp_path / "b.png").write_bytes(b"other")
+            assert after.state(tmp_path / "b.png", "s").done
+            (tmp_path / "b.png").unlink()
+
+    @pytest.mark.parametrize(
+        "line", [b"[]", b"1", b'{"output": 1}', b'{"output": "a.png", "sha256": []}', b"\xff{",
+                 b'{"job": {}}', b"[" * 5000],
+    )  # fmt: skip
+    def test_damage_is_as_good_as_nothing(self, tmp_path: Path, line: bytes) -> None:
+        (tmp_path / ".pdae").mkdir()
+        (tmp_path / ".pdae" / "manifest.jsonl").write_bytes(line + b"\n")
+        (tmp_path / "a.png").write_bytes(b"")
+        manifest = Manifest(tmp_path, JOB)
+        assert not manifest.state(tmp_path / "a.png", "s").done
+
+
+class TestAgain:
+    """The same command does only what is missing or changed, and says why."""
+
+    def test_what_is_done_stays(self, pdae: Command, tmp_path: Path) -> None:
+        source, out = folder_of(tmp_path / "in", 3), tmp_path / "out"
+        command = ("reconstruct", source, "-o", out, *FAST)
+        first = pdae(*command, "--json")
+        assert first.code == 0
+        before = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+        again = pdae(*command, "--json")
+        assert again.code == 0 and [r["status"] for r in records(again.text)] == ["unchanged"] * 3
+        assert [r["mse"] for r in records(again.text)] == [r["mse"] for r in records(first.text)]
+        assert {path: path.stat().st_mtime_ns for path in out.glob("*.png")} == before
+        assert pdae(*command).err == "3 unchanged\n"
+        assert [r["status"] for r in records(pdae(*command, "--json", "--overwrite").text)] == [
+            "done"
+        ] * 3
+
+    def test_what_is_missing_or_changed_is_made_again(self, pdae: Command, tmp_path: Path) -> None:
+        source, out = folder_of(tmp_path / "in", 5), tmp_path / "out"
+        command = ("encode", source, "-o", out, "--no-noise")
+        assert pdae(*command).code == 0
+        whole = outputs(out)
+        (out / "0.safetensors").unlink()
+        (out / "1.safetensors").write_bytes(whole["1.safetensors"][:100])
+        (out / "2.safetensors").write_bytes(b"")
+        picture(99).save(source / "3.png")
+        result = pdae(*command)
+        assert result.code == 0
+        said = result.err.splitlines()
+        for line, (number, reason) in zip(said, enumerate(
+            ["it is missing", "it isn't what was written", "it isn't what was written",
+             "its input changed"]
+        ), strict=False):  # fmt: skip
+            assert line == f"{source / f'{number}.png'} is made again: {reason}"
+        assert said[-1] == "4 done, 1 unchanged"
+        now = outputs(out)
+        changed = {name for name in whole if now[name] != whole[name]}
+        assert changed == {"3.safetensors"}
+
+    def test_other_options_or_another_model_make_it_again(
+        self, pdae: Command, tmp_path: Path, tiny_folder: Path
+    ) -> None:
+        source, out = folder_of(tmp_path / "in", 1), tmp_path / "out"
+        assert pdae("reconstruct", source, "-o", out, *FAST).code == 0
+        result = pdae("reconstruct", source, "-o", out, *FAST, "--seed", 3)
+        assert result.code == 0 and "made again: --seed was 0, is 3" in result.err
+        assert "1 unchanged" in pdae("reconstruct", source, "-o", out, *FAST, "--seed", 3,
+                                     "--batch-size", 7, "--device", "cpu").err  # fmt: skip
+
+    def test_other_commands_and_other_peoples_files_are_left_alone(
+        self, pdae: Command, tmp_path: Path
+    ) -> None:
+        source, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
+        assert pdae("reconstruct", source, "-o", out, *FAST).code == 0
+        before = outputs(out)
+        edit = ("manipulate", source, "-o", out, "--attr", "smiling=0.3", *FAST)
+        refused = pdae(*edit)
+        assert refused.code == 3 and "--overwrite or --skip-existing" in refused.err
+        assert pdae(*edit, "--skip-existing").code == 0 and outputs(out) == before
+        assert pdae(*edit, "--overwrite").code == 0
+        assert all(outputs(out)[name] != before[name] for name in before)
+
+    def test_failures_are_tried_again(self, pdae: Command, tmp_path: Path) -> None:
+        source, out = folder_of(tmp_path / "in", 1), tmp_path / "out"
+        for name in ("x.png", "y.png"):
+            (source / name).write_bytes(b"not a picture")
+        first = pdae("encode", source, "-o", out, "--no-noise")
+        assert first.code == 3 and "1 done, 2 failed" in first.err
+        assert "2 times: not a picture" in first.err  # by cause
+        picture(5).save(source / "x.png")
+        second = pdae("encode", source, "-o", out, "--no-noise")
+        assert second.code == 3 and "1 done, 1 unchanged, 1 failed" in second.err
+
+    def test_samples_and_frames_too(self, pdae: Command, tmp_path: Path) -> None:
+        out = tmp_path / "s"
+        assert pdae("sample", "-n", 2, "-o", out, *FAST).code == 0
+        more = pdae("sample", "-n", 4, "-o", out, *FAST)
+        assert more.code == 0 and "2 done, 2 unchanged" in more.err
+        assert sorted(outputs(out)) == [f"{number:05d}.png" for number in range(4)]
+        folder = folder_of(tmp_path / "in", 2)
+        ends = [folder / "0.png", folder / "1.png"]
+        way = ("interpolate", *ends, "-o", tmp_path / "way", "--steps", 5, *FAST)
+        assert pdae(*way).code == 0
+        before = outputs(tmp_path / "way")
+        (tmp_path / "way" / "0002.png").unlink()
+        assert "1 done, 4 unchanged" in pdae(*way).err and outputs(tmp_path / "way") == before
+
+    def test_inputs_are_never_changed(self, pdae: Command, tmp_path: Path) -> None:
+        source = folder_of(tmp_path / "in", 2)
+        before = outputs(source)
+        inside = pdae("reconstruct", source, "-o", source / "sub", *FAST)
+        assert inside.code == 0
+        same = pdae("reconstruct", source, "-o", source, *FAST)
+        assert same.code == 3 and "exists" in same.err
+        assert {k: v for k, v in outputs(source).items() if "/" not in k} == before
+
+
+class TestNames:
+    def test_zips_mirror_their_folders(self, pdae: Command, tmp_path: Path) -> None:
+        path = tmp_path / "p.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("a.png", "sub/a.png", "../../evil.png", "/abs.png", "notes.txt"):
+                picture().save(tmp_path / "x.png")
+                archive.write(tmp_path / "x.png", name)
+        assert pdae("encode", path, "-o", tmp_path / "o", "--no-noise").code == 0
+        assert sorted(outputs(tmp_path / "o")) == [
+            "a.safetensors", "abs.safetensors", "evil.safetensors", "sub/a.safetensors",
+        ]  # fmt: skip
+        assert not list(tmp_path.parent.glob("evil*"))
+
+    def test_damaged_zips(self, pdae: Command, tmp_path: Path) -> None:
+        path = tmp_path / "p.zip"
+        path.write_bytes(b"PK not a zip")
+        assert pdae("encode", path, "-o", tmp_path / "o").code == 2
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.png", os.urandom(400))
+            picture().save(tmp_path / "x.png")
+            archive.write(tmp_path / "x.png", "b.png")
+        data = bytearray(path.read_bytes())
+        data[60] ^= 255  # within a.png's content
+        path.write_bytes(bytes(data))
+        result = pdae("encode", path, "-o", tmp_path / "o", "--no-noise")
+        assert result.code == 3 and "the zip is damaged" in result.err
+        assert list(outputs(tmp_path / "o")) == ["b.safetensors"]
+
+    def test_named_files_mirror_their_paths_with_r(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("x", "y"):
+            folder_of(tmp_path / name, 1)
+        names = "x/0.png\0y/0.png\0"
+        flat = pdae("encode", "--files-from", "-", "-0", "-o", "o", stdin=names.encode())
+        assert flat.code == 2 and "would both become" in flat.err and not Path("o").exists()
+        command = ("encode", "--files-from", "list", "-0", "-r", "-o", "o", "--no-noise")
+        Path("list").write_text(names)
+        assert pdae(*command).code == 0
+        assert sorted(outputs(Path("o"))) == ["x/0.safetensors", "y/0.safetensors"]
+
+    def test_patterns_that_the_shell_left_alone(self, pdae: Command, tmp_path: Path) -> None:
+        source = folder_of(tmp_path / "in", 11)
+        z = tmp_path / "z.safetensors"
+        result = pdae("encode", source / "*.png", "-o", z, "--no-noise", "--json")
+        names = [Path(str(r["input"])).name for r in records(result.text)]
+        assert names == [f"{number}.png" for number in range(11)]  # 10 after 9
+
+    def test_loops_of_links_end(self, pdae: Command, tmp_path: Path) -> None:
+        source = folder_of(tmp_path / "in", 1)
+        (source / "loop").symlink_to(source)
+        assert pdae("encode", "-r", source, "-o", tmp_path / "o", "--no-noise").code == 0
+        assert list(outputs(tmp_path / "o")) == ["0.safetensors"]
+
+
+class TestStreams:
+    def stream(self, tmp_path: Path, count: int) -> bytes:
+        source = folder_of(tmp_path / "stream", count)
+        return b"".join((source / f"{number}.png").read_bytes() for number in range(count))
+
+    def test_pngs_in_pngs_out(self, pdae: Command, tmp_path: Path) -> None:
+        data, out = self.stream(tmp_path, 3), tmp_path / "out"
+        result = pdae("reconstruct", "-", "-o", "-", "--stream", "png", *FAST, stdin=data)
+        assert result.code == 0
+        frames = [pixels_of(BytesIO(one)) for one in split_pngs(BytesIO(result.out), 1 << 20)]
+        assert pdae("reconstruct", tmp_path / "stream", "-o", out, *FAST).code == 0
+        assert frames == [pixels_of(out / f"{number}.png") for number in range(3)]
+
+    def test_a_stream_to_a_folder(self, pdae: Command, tmp_path: Path) -> None:
+        data, out = self.stream(tmp_path, 2), tmp_path / "o"
+        command = ("encode", "-", "--stream", "png", "-o", out, "--no-noise")
+        assert pdae(*command, stdin=data).code == 0
+        assert sorted(outputs(out)) == ["000000.safetensors", "000001.safetensors"]
+
+    @pytest.mark.parametrize("cut", [1, 7, 20, 60, -1])
+    def test_a_stream_that_breaks_off(self, pdae: Command, tmp_path: Path, cut: int) -> None:
+        data = self.stream(tmp_path, 2)
+        first = len((tmp_path / "stream" / "0.png").read_bytes())
+        broken = data[: first + cut] if cut > 0 else data[:first] + b"something else"
+        command = ("encode", "-", "--stream", "png", "-o", tmp_path / "o", "--no-noise")
+        result = pdae(*command, stdin=broken)
+        assert result.code == 3 and "standard input" in result.err
+        assert list(outputs(tmp_path / "o")) == ["000000.safetensors"]
+
+    def test_wrong_usage(self, pdae: Command) -> None:
+        assert pdae("encode", "a.png", "--stream", "png").code == 2
+        assert pdae("encode", "-", "--stream", "jpg").code == 2

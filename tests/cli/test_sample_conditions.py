@@ -1,0 +1,164 @@
+"""Commands that train on labels and sample by them: labels, classifiers, a few pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_runs import pixels_of
+from conftest import Command, picture, tiny_model
+from PIL import Image
+
+from pdae_cli.checkpoints import write_model
+from pdae_cli.engine import guidance
+
+ARGS = ("--images", 16, "--batch-size", 8, "--z-dim", 6, "--device", "cpu")
+FAST = ("--inference-steps", 2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled")
+    lines = ["file,split,bright,kind"]
+    for number in range(12):
+        bright = number % 2
+        image = Image.blend(
+            Image.new("RGB", (32, 32), (240,) * 3 if bright else (10,) * 3),
+            picture(number, (32, 32)),
+            0.3,
+        )
+        image.save(folder / f"{number}.png")
+        split = "test" if number >= 8 else "train"
+        lines.append(f"{number}.png,{split},{bright},{'dog' if number % 3 else 'cat'}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("columns", "label", "other"), [("bright", "bright", "bright=0"), ("kind", "dog", "cat")]
+)
+def test_a_gradient_estimator_of_labels(
+    pdae: Command, data: Path, tiny_folder: Path, tmp_path: Path, columns: str, label: str,
+    other: str,
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    train = ("train", "autoencoder", data, "-o", run, "--condition", columns, *ARGS)
+    result = pdae(*train, "--dpm", tiny_folder)
+    assert result.code == 0, result.err
+    assert "gap_closed_shuffled" in result.err
+    assert list((run / "training").glob("autoencoder-*.png"))
+    info = json.loads(pdae("info", run, "--json").text)
+    assert label in info["labels"]["classes"]["names"] and info["parameters"]["labels"] > 0
+    row, plain, none = (tmp_path / name for name in ("r.png", "p.png", "q.png"))
+    of = ("sample", "-n", 2, *FAST, "--label", label, "--guidance", "0,1,2.5", "-o", row)
+    assert pdae(*of, model=run).code == 0
+    with Image.open(row) as sheet:
+        assert sheet.size == (2 * 32 + 2, 3 * 32)
+        top = sheet.crop((0, 0, 32, 32)).tobytes()
+    one = ("sample", "-n", 1, *FAST, "-o")
+    assert pdae(*one, plain, "--unconditional", model=run).code == 0
+    assert pixels_of(plain) == top
+    assert pdae(*one, none, "--label", other, model=run).code == 0
+    assert pdae("redo", row, "--model", run).code == 0
+
+
+def test_a_classifier(pdae: Command, data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = pdae(
+        "train", "classifier", data, "-o", run, "--condition", "kind", "--dpm", tiny_folder,
+        "--base-channels", 8, "--images", 16, "--batch-size", 8, "--device", "cpu",
+    )  # fmt: skip
+    assert result.code == 0 and "held_out_loss" in result.err
+    assert list((run / "training").glob("classifier-*.png"))
+    line = ("sample", "-n", 2, *FAST, "-o")
+    of = ("--label", "dog", "--classifier", run, "--classifier-scale")
+    for scale in ("0", "5", "0,5"):
+        made = pdae(*line, tmp_path / f"{scale}.png", *of, scale)
+        assert made.code == 0, made.err
+    assert pdae(*line, tmp_path / "plain.png", "--unconditional").code == 0
+    pixels = [pixels_of(tmp_path / name) for name in ("0.png", "5.png", "plain.png")]
+    assert pixels[0] == pixels[2] != pixels[1]
+    with Image.open(tmp_path / "0,5.png") as both:  # one strength below the other
+        assert both.size == (2 * 32 + 2, 2 * 32)
+        rows = [both.crop((0, top, 2 * 32 + 2, top + 32)).tobytes() for top in (0, 32)]
+    assert rows == pixels[:2]
+    for name in ("5.png", "0,5.png"):
+        assert pdae("redo", tmp_path / name).code == 0
+
+
+def test_labels_that_are_not_there(pdae: Command, data: Path, tmp_path: Path) -> None:
+    command = ("train", "classifier", data, "-o", tmp_path / "x", "--condition", "shape")
+    result = pdae(*command, "--dpm", "faces64")
+    assert result.code == 2 and "no column shape; known: bright, kind" in result.err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("--label", "x"), 4, "takes no labels"),
+        (("--label", "x", "--unconditional"), 2, "exclude each other"),
+        (("--guidance", "1,much"), 2, "isn't a number"),
+        (("--classifier", "x"), 2, "--label"),
+        (("--classifier", "x", "--label", "a", "--like", "y"), 2, "exclude each other"),
+        (("--classifier", "nowhere", "--label", "a"), 4, "is no classifier"),
+        (("--classifier", "x", "--label", "a", "--guidance", 2), 2, "--classifier-scale"),
+        (("--classifier", "x", "--label", "a", "--classifier-scale", "1,x"), 2, "'1,x' isn't"),
+        (("--label", "a", "--classifier-scale", 2), 2, "a --classifier guides"),
+        (("--unlike", "x"), 2, "--like"),
+        (("--like", "x", "--unconditional"), 2, "exclude"),
+        (("--like", "bright/0.png"), 2, "several"),
+        (("--like", "bright/sub/none"), 3, "no such folder"),
+    ],
+)
+def test_failures(
+    pdae: Command, folders: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[object, ...],
+    code: int, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(folders)
+    result = pdae("sample", *args, "-o", "x.png")
+    assert result.code == code and said in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A folder with bright and dark pictures."""
+    for name, colour in (("bright", (250, 240, 250)), ("dark", (10, 0, 10))):
+        (tmp_path / name).mkdir()
+        for seed in range(6):
+            whole = Image.new("RGB", (32, 32), colour)
+            mixed = Image.blend(whole, picture(seed, (32, 32)), 0.2)
+            mixed.save(tmp_path / name / f"{seed}.png")
+    return tmp_path
+
+
+class TestLikeness:
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
+        monkeypatch.setattr(guidance, "UNLABELLED", 32)
+        monkeypatch.chdir(folders)
+
+    def test_a_picture_is_the_same_whatever_others_are_made(self, pdae: Command) -> None:
+        args = ("sample", "--like", "bright", "--unlike", "dark", *FAST)
+        result = pdae(*args, "-n", 3, "-o", "out", "--json")
+        assert result.code == 0, result.err
+        assert "6 pictures, told from" in result.err and "AUROC" in result.err
+        assert pdae(*args, "-n", 1, "--first", 2, "-o", "alone").code == 0
+        assert pixels_of("out/00002.png") == pixels_of("alone/00002.png")
+
+    def test_positives_alone_and_one_sheet(self, pdae: Command) -> None:
+        assert pdae("sample", "--like", "bright", "-n", 2, *FAST, "-o", "x.png").code == 0
+        assert Path("x.png").exists()
+
+    def test_other_pictures_make_the_folder_anew(self, pdae: Command) -> None:
+        args = ("sample", "--like", "bright", "-n", 1, *FAST, "-o", "out")
+        assert pdae(*args).code == 0
+        assert "1 unchanged" in pdae(*args).err
+        Path("bright/0.png").unlink()
+        assert "unchanged" not in pdae(*args).err
+
+    def test_a_model_without_latent_dpm(self, pdae: Command) -> None:
+        write_model(Path("bare"), tiny_model())
+        result = pdae("sample", "--like", "bright", "-o", "x.png", model="bare")
+        assert result.code == 4 and "latent DPM" in result.err

@@ -1,0 +1,159 @@
+"""How trajectories are solved, from the command line: presets, what codes remember, likelihood."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from cli_runs import pixels_of
+from conftest import Command, picture
+
+from pdae_cli.cli.options import SolvingOptions
+from pdae_cli.diffusion.parity import PROGRAMS
+from pdae_cli.diffusion.solvers import SOLVERS, SPACINGS
+from pdae_cli.diffusion.trajectory import PRESETS
+from pdae_cli.engine.codes import from_bytes
+
+FAST = ("--inference-steps", 3)
+
+
+def recorded(path: Path) -> dict[str, object]:
+    return from_bytes(path.read_bytes(), str(path)).sampling
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_sets_of_options(
+    pdae: Command, pictures: list[Path], tmp_path: Path, preset: str
+) -> None:
+    """Codes by a preset equal codes by its options one by one; options beside it win."""
+    by_name, by_hand, beside = (tmp_path / f"{name}.safetensors" for name in "abc")
+    pdae("encode", pictures[0], "-o", by_name, "--preset", preset)
+    options = [
+        part for key, value in PRESETS[preset].items()
+        for part in (f"--{key.replace('_', '-')}", value)
+    ]  # fmt: skip
+    pdae("encode", pictures[0], "-o", by_hand, *options)
+    tensors = [from_bytes(z.read_bytes(), "z").tensors() for z in (by_name, by_hand)]
+    assert all(map(torch.equal, *(one.values() for one in tensors)))
+    assert recorded(by_name) == recorded(by_hand)
+    pdae("encode", pictures[0], "-o", beside, "--preset", preset, *FAST)
+    assert recorded(beside) == recorded(by_name) | {"inference_steps": 3}
+
+
+def test_archival_codes_hold_both_states_and_edits_drop_one(
+    pdae: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    z, moved = tmp_path / "z.safetensors", tmp_path / "moved.safetensors"
+    pdae("encode", pictures[0], "-o", z, "--preset", "archival")
+    codes = from_bytes(z.read_bytes(), "z")
+    assert codes.eps_T is not None and codes.x_T is not None
+    assert codes.eps_T.shape == codes.x_T.shape
+    result = pdae("manipulate", z, "--attr", "smiling=0.1", "-o", moved)
+    assert result.code == 0 and from_bytes(moved.read_bytes(), "moved").eps_T is None
+    assert pdae("decode", moved, "-o", tmp_path / "moved.png").code == 0
+
+
+def test_decode_follows_the_codes_and_warns_when_told_otherwise(
+    pdae: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    z = tmp_path / "z.safetensors"
+    pdae("encode", *pictures, "-o", z, *FAST)
+    assert pdae("decode", z, "-o", tmp_path / "a").err == ""
+    assert pdae("decode", z, "-o", tmp_path / "b", *FAST).err == ""
+    for name in ("z-0000.png", "z-0002.png"):
+        assert pixels_of(tmp_path / "a" / name) == pixels_of(tmp_path / "b" / name)
+    other = pdae("decode", z, "-o", tmp_path / "c", "--inference-steps", 4, "--solver", "ddim")
+    assert other.code == 0 and other.err.count("warning") == 1
+    assert "inference_steps 3, not 4" in other.err and "solver dpmpp, not ddim" in other.err
+
+
+def test_codes_that_dont_converge_are_named(
+    pdae: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    """The random weights of the tiny model answer a change of x_T a hundredfold."""
+    z = tmp_path / "z.safetensors"
+    result = pdae("encode", *pictures[:2], "-o", z, "--preset", "exact")
+    assert result.code == 0 and result.err.count("doesn't converge") == 2
+    assert "a.png" in result.err and "b.jpg" in result.err
+    assert from_bytes(z.read_bytes(), "z").converged == (False, False)
+    assert "doesn't converge" not in pdae("encode", pictures[0], "-o", "-").err
+
+
+def test_low_precision_says_what_comes_back(
+    pdae: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    result = pdae("encode", *pictures, "-o", tmp_path / "z.safetensors", "--dtype", "bfloat16",
+                  "--batch-size", 1, *FAST)  # fmt: skip
+    assert result.code == 0 and result.err.count("bfloat16: of a first picture") == 1
+
+
+@pytest.mark.parametrize("mode", ["latent", "trajectory"])
+def test_interpolation_ends_equal_reconstructions(pdae: Command, tmp_path: Path, mode: str) -> None:
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    for seed, path in enumerate((a, b)):
+        picture(seed, (32, 32)).save(path)
+    pdae("interpolate", a, b, "--steps", 4, "--mode", mode, "-o", tmp_path / "way", *FAST)
+    pdae("reconstruct", a, b, "-o", tmp_path / "back", *FAST)
+    for name, number in (("a", 0), ("b", 3)):
+        end = tmp_path / "way" / f"{number:04d}.png"
+        assert pixels_of(tmp_path / "back" / f"{name}.png") == pixels_of(end)
+
+
+def test_codes_of_different_settings_dont_mix(
+    pdae: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    pdae("encode", pictures[0], "-o", a, *FAST)
+    pdae("encode", pictures[1], "-o", b, "--inference-steps", 4)
+    result = pdae("interpolate", a, b, "-o", tmp_path / "strip.png")
+    assert result.code == 3 and "encode them alike" in result.err
+    assert not (tmp_path / "strip.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--solver", "leapfrog", "--corrections", 1], "leapfrog is exact without"),
+        (["--solver", "ddpm", "--corrections", 1], "ddpm decodes by chance"),
+        (["--parity", "pdae", "--corrections", 1], "leave solver, spacing and corrections out"),
+    ],
+)
+def test_wrong_usage(
+    pdae: Command, pictures: list[Path], options: list[object], message: str
+) -> None:
+    result = pdae("reconstruct", pictures[0], *options)
+    assert result.code == 2 and message in result.err and result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "known"),
+    [("preset", PRESETS), ("spacing", SPACINGS), ("solver", SOLVERS), ("parity", PROGRAMS)],
+)
+def test_choices_are_those_that_there_are(field: str, known: Collection[str]) -> None:
+    """They stand twice, so that a wrong one fails and the shell completes without torch."""
+    choice = get_type_hints(SolvingOptions)[field]
+    assert set(get_args(get_args(choice)[0])) == set(known)
+
+
+def test_inputs_are_read_ahead_and_stay_in_order(
+    pdae: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    """A broken one in between is reported, and the others come in the order given."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG broken")
+    wanted = [pictures[0], broken, pictures[1], pictures[2], pictures[0]]
+    result = pdae("reconstruct", *wanted, "--json", "--batch-size", 2, *FAST)
+    records = [json.loads(line) for line in result.text.splitlines()]
+    done = [Path(one["input"]) for one in records if one["status"] == "done"]
+    assert result.code == 3 and done == [path for path in wanted if path != broken]
+    assert [one["input"] for one in records if one["status"] == "failed"] == [str(broken)]
+
+
+def test_standard_input_is_read_once(pdae: Command, pictures: list[Path]) -> None:
+    data = pictures[0].read_bytes()
+    codes = pdae("encode", "-", pictures[1], "-o", "-", *FAST, stdin=data)
+    assert len(from_bytes(codes.out, "-")) == 2

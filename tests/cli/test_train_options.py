@@ -1,0 +1,112 @@
+"""pdae train's options: wrong ones, and what launchers say by the environment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Command
+from safetensors import safe_open
+from small_runs import TINY, assert_equal, folder_of, state
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("photos"), 12)
+
+
+class TestChoices:
+    @pytest.mark.parametrize(
+        ("stage", "option"),
+        [
+            ("dpm", "--precision"),
+            ("dpm", "--fit"),
+            ("dpm", "--weights-dtype"),
+            ("diffae", "--betas"),
+            ("diffae", "--prediction"),
+            ("autoencoder", "--weighting"),
+        ],
+    )
+    def test_wrong_ones(self, pdae: Command, tmp_path: Path, stage: str, option: str) -> None:
+        result = pdae("train", stage, tmp_path, "-o", tmp_path / "run", option, "int8")
+        assert result.code == 2 and option in result.err and "'int8'" in result.err
+
+    def test_they_fail_before_torch_is_imported(self, tmp_path: Path) -> None:
+        program = (
+            "import sys; sys.modules['torch'] = None; from pdae_cli.cli import main; "
+            "sys.argv = ['pdae', 'train', 'dpm', 'x', '-o', 'y', '--precision', 'int8']; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and "--precision" in done.stderr, done.stderr
+
+
+class TestLaunchers:
+    """What accelerate's launcher, Slurm and MPI say by the environment."""
+
+    @pytest.fixture
+    def train(
+        self, pdae: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Command:
+        def run(*args: object, **variables: str):  # type: ignore[no-untyped-def]
+            with monkeypatch.context() as patch:
+                for name, value in variables.items():
+                    patch.setenv(name, value)
+                more = ("--images", 8, *args)
+                return pdae("train", "dpm", photos, "-o", tmp_path / "run", *TINY, *more)
+
+        return run
+
+    def test_accumulation_is_ours(self, train: Command, tmp_path: Path) -> None:
+        """accelerate would divide losses by the launcher's."""
+        assert train("-q").code == 0
+        alone = state(tmp_path / "run")
+        (tmp_path / "run").rename(tmp_path / "alone")
+        assert train("-q", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4").code == 0
+        assert_equal(alone, state(tmp_path / "run"))
+
+    @pytest.mark.parametrize(
+        ("asked", "given", "kept", "line"),
+        [
+            ("bf16", (), "bf16", False),
+            ("no", (), "no", False),
+            ("bf16", ("--precision", "float32"), "no", True),
+            ("no", ("--precision", "bfloat16"), "bf16", False),
+            ("fp16", ("--precision", "bfloat16"), "bf16", True),
+        ],
+    )
+    def test_precision(
+        self, train: Command, tmp_path: Path, asked: str, given: tuple[str], kept: str, line: bool
+    ) -> None:
+        """The launcher's is followed, and ours goes before it, which is said."""
+        result = train(*given, ACCELERATE_MIXED_PRECISION=asked)
+        assert result.code == 0
+        assert ("goes before the launcher's mixed precision" in result.err) == line
+        with safe_open(tmp_path / "run" / "training" / "dpm.safetensors", "pt") as file:
+            assert f'"precision": "{kept}"' in file.metadata()["options"]
+
+    @pytest.mark.parametrize(
+        ("variables", "words"),
+        [
+            ({"ACCELERATE_MIXED_PRECISION": "fp16"}, ("fp16", "--precision")),
+            ({"ACCELERATE_USE_FSDP": "true"}, ("FSDP",)),
+            ({"ACCELERATE_USE_DEEPSPEED": "true"}, ("DEEPSPEED",)),
+            ({"ACCELERATE_USE_MEGATRON_LM": "true"}, ("MEGATRON_LM",)),
+            ({"SLURM_NTASKS": "8"}, ("SLURM_NTASKS is 8", "torchrun")),
+            ({"OMPI_COMM_WORLD_SIZE": "2"}, ("OMPI_COMM_WORLD_SIZE is 2", "torchrun")),
+        ],
+    )
+    def test_what_is_refused(
+        self, train: Command, tmp_path: Path, variables: dict[str, str], words: tuple[str]
+    ) -> None:
+        result = train(**variables)
+        assert result.code == 2 and result.err.count("\n") == 1
+        assert all(word in result.err for word in words)
+        assert not (tmp_path / "run").exists()
+
+    def test_one_task_is_none_too_many(self, train: Command) -> None:
+        assert train("-q", SLURM_NTASKS="1").code == 0
+        assert train("-q", SLURM_NTASKS="8", RANK="0", WORLD_SIZE="1").code == 0

@@ -1,0 +1,67 @@
+"""What tests of runs share: folders of pictures, their outputs, commands in a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from conftest import picture
+from PIL import Image
+
+
+def folder_of(path: Path, count: int) -> Path:
+    """A folder of pictures."""
+    path.mkdir(parents=True)
+    for number in range(count):
+        picture(number).save(path / f"{number}.png")
+    return path
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Every file of an output folder but the manifest's, by its place."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in files
+        if ".pdae" not in path.parts
+    }
+
+
+def files_in(folder: Path) -> list[str]:
+    """The names of an output folder's files, but what the manifest keeps."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".pdae")
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """A picture's width and height."""
+    with Image.open(path) as image:
+        return image.size
+
+
+def pixels_of(path: Path | str | BytesIO) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def records(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def running(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """The command as a process of its own, on one thread."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    environment = os.environ | {"PDAE_MODEL": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pdae_cli", *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err

@@ -1,0 +1,59 @@
+"""The settings of trajectories, and what codes record of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.diffusion.trajectory import Sampling, Trajectory
+from pdae_cli.engine.model import Model
+from pdae_cli.errors import UsageError
+
+
+@pytest.mark.parametrize("until", [None, 0])
+def test_guided_to_the_end_is_guided_until_0(until: int | None) -> None:
+    """Both decode alike, and codes record one of them, so that they go together."""
+    sampling = Sampling(guide_until=until)
+    assert sampling.guides(0) and sampling.guides_plainly
+    assert sampling.record() == Sampling(guide_until=0).record()
+    assert sampling.record()["guide_until"] == 0
+    assert sampling.same_way(Sampling(corrections=1, guide_until=0))
+    assert not sampling.same_way(Sampling(guide_until=1))
+
+
+def test_codes_record_the_same_either_way(model: Model) -> None:
+    x = torch.zeros(1, 3, 32, 32)
+    recorded = [model.encode(x, inference_steps=2, guide_until=n).sampling for n in (None, 0)]
+    assert recorded[0] == recorded[1] and recorded[0]["guide_until"] == 0
+
+
+def test_samples_leave_the_end_to_eps_theta_unless_told() -> None:
+    model = tiny_model()
+    default, until_300, to_the_end = (
+        model.sample(1, inference_steps=4, spacing="uniform", **told)[0]
+        for told in ({}, {"guide_until": 300}, {"guide_until": 0})
+    )
+    assert torch.equal(default, until_300) and not torch.equal(default, to_the_end)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": "euler"}, "unknown solver 'euler'; known: ddim"),
+        ({"spacing": "even"}, "unknown spacing"),
+        ({"parity": "ours"}, "unknown parity 'ours'; known: pdae, diffae, diffusers"),
+        ({"parity": "pdae", "corrections": 1}, "leave solver, spacing and corrections out"),
+        ({"inference_steps": 0}, "inference steps must be 1 to 1000"),
+        ({"guidance": float("nan")}, "finite"),
+        ({"corrections": 21}, "corrections must be 0 to 20"),
+        ({"solver": "leapfrog", "corrections": 1}, "leapfrog is exact without"),
+        ({"solver": "ddpm", "corrections": 1}, "ddpm decodes by chance"),
+        ({"steps": 3}, "unknown sampling options: steps"),
+        ({"parity": "diffae", "inference_steps": 7}, "choose a divisor"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Trajectory(Schedule(), Sampling().changed(settings), "small", False).timesteps()

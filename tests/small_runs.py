@@ -1,0 +1,111 @@
+"""Small trainings, as tests of several rooms start them: in this process, or as commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import ROOT, picture
+from safetensors.torch import load_file
+
+from pdae_cli.engine.model import Model
+from pdae_cli.training.autoencoder import autoencoder_stage
+from pdae_cli.training.data import Pictures, Task, open_pictures
+from pdae_cli.training.dpm import dpm_stage
+from pdae_cli.training.latent import latent_stage
+from pdae_cli.training.stage import Batch, Stage, TrainOptions, draw_batch
+
+OPTIONS = TrainOptions(
+    images=48, batch_size=8, accumulate=1, lr=1e-3, warmup=2, grad_clip=1.0, ema_images=1000,
+    precision="no", channels_last=False, compile=False, flip=True, seed=5, log_every=1,
+    save_every=100,
+)  # fmt: skip
+TINY = (
+    "--image-size", "32", "--base-channels", "8", "--multipliers", "1,2", "--blocks", "1",
+    "--attention", "16", "--head-channels", "8", "--batch-size", "8", "--log-every", "1",
+    "--warmup", "2", "--device", "cpu",
+)  # fmt: skip
+
+
+def quiet(record: dict[str, object]) -> None:
+    pass
+
+
+def folder_of(folder: Path, count: int = 24) -> Path:
+    """A folder of small pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        picture(number, (32, 32)).save(folder / f"{number}.png")
+    return folder
+
+
+def task_of(photos: Path, folder: Path) -> Task:
+    """Sixteen pictures to train on, eight held out."""
+    pictures = open_pictures(photos, 32)
+    names = pictures.names
+    return Task(pictures.subset(names[:16]), pictures.subset(names[16:]), folder)
+
+
+def stage_of(kind: str, model: Model, task: Task, **more: Any) -> Stage:
+    if kind == "latent":
+        return latent_stage(model, task, 16, 3, 0.1, 0)
+    make = dpm_stage if kind == "dpm" else autoencoder_stage
+    return make(model, task, **more)
+
+
+def drawn(
+    pictures: Pictures,
+    step: int,
+    first: int,
+    count: int,
+    y: torch.Tensor | None = None,
+    options: TrainOptions = OPTIONS,
+) -> Batch:
+    """Rows of a batch of 32-pixel pictures, timesteps drawn evenly."""
+    even = torch.full((1000,), 1e-3, dtype=torch.float64)
+    nothing = torch.nn.Identity()
+    stage = Stage("", nothing, pictures, even, dict, tuple, print, (3, 32, 32), y)  # type: ignore[arg-type]
+    return draw_batch(stage, options, step, first, count)
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """The same tensors to the bit, and not a handful."""
+    assert one.keys() == other.keys() and len(one) > 10
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def command(processes: int, *args: object) -> list[str]:
+    """`pdae ARGS` in so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *(launcher if processes > 1 else []), "-m", "pdae_cli", *map(str, args)]
+
+
+def started(*args: object, processes: int = 1, **variables: str) -> subprocess.Popen[str]:
+    """`pdae ARGS` as processes of a thread each."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | variables
+    return subprocess.Popen(
+        command(processes, *args), cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ended(*args: object, processes: int = 1, **variables: str) -> tuple[int, str]:
+    """Exit code and stderr of `pdae ARGS`."""
+    process = started(*args, processes=processes, **variables)
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "training" / "dpm.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+
+def state(folder: Path, stage: str = "dpm") -> dict[str, torch.Tensor]:
+    return load_file(folder / "training" / f"{stage}.safetensors")

@@ -1,0 +1,149 @@
+"""Objectives and metrics of the stages, against the papers' formulas; what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from small_runs import OPTIONS, folder_of, quiet, stage_of, task_of
+
+from pdae_cli.checkpoints import read_model
+from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.engine.model import Model
+from pdae_cli.training.autoencoder import (
+    LAMBDA,
+    AutoencoderLoss,
+    Weighting,
+    density,
+    gap_closed,
+    gap_residuals,
+)
+from pdae_cli.training.data import Task
+from pdae_cli.training.dpm import DPMLoss
+from pdae_cli.training.loop import Run
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    folder = tmp_path_factory.mktemp("task")
+    return task_of(folder_of(folder / "faces"), folder / "run")
+
+
+def loss_of(model: Model, weighting: Weighting = LAMBDA) -> AutoencoderLoss:
+    assert model.encoder is not None
+    return AutoencoderLoss(model.heads, model.encoder, model.schedule, weighting=weighting)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("dpm", ()), ("autoencoder", ("lambda", 0.1)), ("autoencoder", ("v", 0.1))],
+)
+def test_losses_go_down(kind: str, how: tuple[str, float], task: Task, tmp_path: Path) -> None:
+    records: list[dict[str, object]] = []
+    more = {"weighting": Weighting(*how)} if how else {}
+    stage = stage_of(kind, tiny_model(), replace(task, folder=tmp_path), **more)
+    before = stage.measure()
+    Run(stage, replace(OPTIONS, images=320, lr=3e-3), tmp_path).train(records.append)
+    key = "held_out_loss" if kind == "dpm" else "gap_closed"
+    gained = before[key] - float(str(records[-1][key]))
+    assert gained > 0 if kind == "dpm" else gained < 0
+
+
+def test_the_frozen_part_stays_bit_equal(task: Task, tmp_path: Path) -> None:
+    """Training the autoencoder changes E_phi and G_psi and nothing of eps_theta."""
+    model = tiny_model(dropout=0.2)
+    before = {name: value.clone() for name, value in model.dpm.state_dict().items()}
+    stage = stage_of("autoencoder", model, replace(task, folder=tmp_path))
+    Run(stage, replace(OPTIONS, images=16), tmp_path).train(quiet)
+    written = read_model(tmp_path, "written")
+    for name, value in written.dpm.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    fresh = tiny_model(dropout=0.2)
+    for part in ("gradient_estimator", "encoder"):
+        pairs = zip(vars(written)[part].parameters(), vars(fresh)[part].parameters(), strict=True)
+        assert any(not torch.equal(a, b) for a, b in pairs), part
+
+
+def test_the_frozen_part_has_no_dropout(model: Model) -> None:
+    loss = loss_of(model).train()
+    assert not any(part.training for part in loss.heads.dpm.modules())
+    assert loss.heads.gradient is not None
+    assert loss.heads.gradient.training and loss.encoder.training
+
+
+@pytest.mark.parametrize(("kind", "gamma"), [("lambda", 0.1), ("lambda", 0.5), ("v", 0.1)])
+def test_objective_is_the_papers(kind: str, gamma: float, model: Model) -> None:
+    """E w |eps - eps_theta + (sqrt(alpha) sqrt(1 - alpha_bar)/beta) Sigma G|^2 (eq. 10), each
+    timestep's term divided by how much more often than evenly it is drawn; w is lambda, or what
+    makes it the error of v."""
+    s = model.schedule
+    loss = loss_of(model, Weighting(kind, gamma)).eval()
+    x_0, eps = torch.randn(2, 3, 3, 32, 32).unbind(0)
+    t = torch.tensor([1, 300, 999])
+    with torch.no_grad():
+        ours = loss(x_0, t, eps).item()
+        terms = []
+        for row, step in enumerate(t.tolist()):
+            alpha_bar, beta = s.alpha_bar[step].item(), s.beta[step].item()
+            sigma = beta * (1 - s.alpha_bar[step - 1].item()) / (1 - alpha_bar)
+            x_t = alpha_bar**0.5 * x_0[row] + (1 - alpha_bar) ** 0.5 * eps[row]
+            eps_theta, g = model.predict(x_t[None], t[row, None], model.encoder(x_0[row, None]))
+            assert g is not None
+            factor = (1 - beta) ** 0.5 * (1 - alpha_bar) ** 0.5 / beta * sigma
+            residual = eps[row] - eps_theta[0] + factor * g[0]
+            snr = alpha_bar / (1 - alpha_bar)
+            drawn_more_often = 1000 * density(s, Weighting(kind, gamma))[step].item()
+            weight = 1 / alpha_bar if kind == "v" else snr**gamma / (1 + snr)
+            terms.append(weight / drawn_more_often * residual.square().mean().item())
+    assert ours == pytest.approx(sum(terms) / 3, rel=1e-4)
+
+
+def test_drawing_some_timesteps_more_often_leaves_the_expectation(model: Model) -> None:
+    """Sum over t of density * lambda / (T density) * f(t) is the even mean of lambda * f(t)."""
+    s = model.schedule
+    chance = density(s)
+    assert chance.sum().item() == pytest.approx(1) and (chance >= 0.25 / 1000).all()
+    assert torch.allclose(chance * loss_of(model).weight, s.loss_weight() / 1000)
+
+
+def test_by_the_error_of_v_timesteps_are_even_and_no_weight_is_huge(model: Model) -> None:
+    """The linear schedule's are 1 / alpha_bar throughout; the cosine's last would be 4e8."""
+    loss = loss_of(model, Weighting("v"))
+    assert torch.equal(loss.density, torch.full((1000,), 1e-3, dtype=torch.float64))
+    assert torch.allclose(loss.weight, 1 / model.schedule.alpha_bar)
+    assert Schedule("cosine").loss_weight("v").max().item() == pytest.approx(1e5)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_dpm_objective_is_the_mean_squared_error(prediction: str) -> None:
+    """Of eps; of v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 where that is predicted."""
+    model = tiny_model(prediction=prediction)
+    x_0, eps, t = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), torch.tensor([5, 800])
+    alpha_bar = model.schedule.alpha_bar[t].float()[:, None, None, None]
+    v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+    with torch.no_grad():
+        output = model.dpm(model.schedule.add_noise(x_0, t, eps), t)
+        ours = DPMLoss(model.heads, model.schedule)(x_0, t, eps).item()
+    expected = ((v if prediction == "v" else eps) - output).square().mean().item()
+    assert ours == pytest.approx(expected, rel=1e-3)
+
+
+def test_gap_closed_is_one_minus_the_ratio_of_gaps(model: Model, task: Task) -> None:
+    """Against the posterior means themselves, at one t: 1 - |mu~ - mu - Sigma G|^2/|mu~ - mu|^2."""
+    s = model.schedule
+    x_0, eps = torch.randn(2, 4, 3, 32, 32, generator=generator(1)).unbind(0)
+    t, z = torch.full((4,), 400), torch.randn(4, 6)
+    plain, shifted = gap_residuals(model, x_0, t, eps, z)
+    x_t = s.add_noise(x_0, t, eps)
+    eps_theta, gradient = model.predict(x_t, t, z)
+    assert gradient is not None
+    true, mean = s.posterior_mean(x_0, x_t, t), s.model_mean(x_t, t, eps_theta)
+    gap = (true - mean).square().sum((1, 2, 3))
+    closed = true - mean - s.posterior_variance[400].item() * gradient
+    ratio = closed.square().sum((1, 2, 3)) / gap
+    assert torch.allclose(shifted / plain, ratio, rtol=1e-2)
+    assert set(gap_closed(model, task.held_out)) == {"gap_closed", "gap_closed_shuffled"}
