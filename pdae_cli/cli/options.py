@@ -187,8 +187,11 @@ class SolvingOptions:
 
     def given_settings(self) -> dict[str, Any]:
         """Settings of Sampling by name; None where one wasn't given."""
-        names = [one.name for one in fields(SolvingOptions) if one.name != "preset"]
-        return {name: vars(self)[name] for name in names}
+        return {
+            "inference_steps": self.inference_steps, "solver": self.solver,
+            "guidance": self.guidance, "spacing": self.spacing, "guide_from": self.guide_from,
+            "guide_until": self.guide_until, "parity": self.parity,
+        }  # fmt: skip
 
     def changes(self) -> dict[str, Any]:
         """The settings that were given, by a preset or one by one."""

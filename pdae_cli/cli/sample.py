@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@takes(SampleOptions)
+@takes(SampleOptions, without=("keep_alpha", "keep_exif"))
 def sample(
     options: SampleOptions,
     output: OutputPath = None,

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -188,12 +187,16 @@ def to_csv(codes: Codes) -> bytes:
 
 def to_npy(codes: Codes) -> bytes:
     """Write z as a NumPy array file, (N, D) float32."""
+    import numpy
+
     numpy.save(buffer := io.BytesIO(), codes.z.float().numpy(), allow_pickle=False)
     return buffer.getvalue()
 
 
 def to_npz(codes: Codes) -> bytes:
     """Write z, what there is of x_T and eps_T, and the sources as a NumPy archive."""
+    import numpy
+
     arrays: dict[str, Any] = {name: x.float().numpy() for name, x in codes.tensors().items()}
     sources = numpy.array(codes.sources, dtype=str)
     numpy.savez(buffer := io.BytesIO(), **arrays, sources=sources)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import __version__
 from ...errors import InputError
+from ..options import WriteOptions
 from .batches import Run
 from .loading import Loaded
 from .manifest import told
@@ -98,9 +99,9 @@ def picture_file(
 def recipe(run: Run, sources: Sequence[Loaded], facts: dict[str, Any]) -> dict[str, Any] | None:
     """Return what a written file says of itself: enough to make it again from the same input. None
     where the user wants it to say nothing."""
-    options = run.job.options
-    if options.get("no_metadata"):
+    if isinstance(run.options, WriteOptions) and run.options.no_metadata:
         return None
+    options = run.job.options
     return {
         "version": __version__,
         "command": run.command,
