@@ -180,10 +180,10 @@ def mutated(kind: str, files: dict[str, bytes], key: int) -> bytes:
 
 def read(data: bytes, fit: str, size: int) -> list[Tensor]:
     """What `pdae encode --frames all --keep-alpha --keep-exif` makes of a file, and `info`."""
-    from pdae_cli.pictures import images, metadata
+    from pdae_cli.pictures import decoding, images, metadata
 
-    first = images.open_picture(data, "it")
-    frames = images.open_frames(data, "it") if images.has_more_frames(first) else [first]
+    first = decoding.open_picture(data, "it")
+    frames = decoding.open_frames(data, "it") if decoding.has_more_frames(first) else [first]
     pictures = []
     for frame in frames:
         pixels = images.prepare(frame, size, 3, fit)

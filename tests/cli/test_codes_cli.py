@@ -24,7 +24,6 @@ from pdae_cli.errors import UsageError
 def files(tmp_path: Path) -> dict[str, Path]:
     """a and b of one picture, many of three, other of another model, in a folder."""
     folder = tmp_path / "codes"
-    folder.mkdir()
     made = {
         "a": codes_of(1, seed=1),
         "b": codes_of(1, seed=2),

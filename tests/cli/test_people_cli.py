@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -262,15 +261,6 @@ class TestShow:
         lines = [line for line in text.splitlines() if "▀" in line]
         assert {line.count("▀") for line in lines} == {2 * 32 + 2} and len(lines) == 2 * 16
         assert all("38;2;" in line and "48;2;" in line for line in lines)
-
-    def test_kittys_protocol_in_kitty(
-        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with terminal(monkeypatch, TERM="xterm-kitty") as told:
-            pdae("sample", "-n", "1", *FAST, "-o", tmp_path / "out", "--show")
-            text = told()
-        data = "".join(re.findall(r"\x1b_G[^;\x1b]*;([^\x1b]*)\x1b\\", text))
-        assert torch.equal(read(base64.b64decode(data)), read(tmp_path / "out" / "00000.png"))
 
     def test_no_colours_no_pictures(
         self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

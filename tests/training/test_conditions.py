@@ -17,7 +17,7 @@ from pdae_cli.errors import UsageError
 from pdae_cli.networks.classifier import Classes
 from pdae_cli.training.classifier import ClassifierLoss, classifier_stage, new_classifier
 from pdae_cli.training.conditional import Condition, condition, conditional_stage, with_labels
-from pdae_cli.training.data import Labels, open_pictures, read_labels
+from pdae_cli.training.data import Labels, Task, open_pictures, read_labels
 from pdae_cli.training.loop import Run, TrainOptions, draw_batch
 
 KINDS = Classes(("dark", "bright"), exclusive=True)
@@ -100,7 +100,7 @@ class TestTraining:
         for name, stops in (("whole", [32]), ("broken", [16, 32])):
             for images in stops:
                 model = with_labels(tiny_model(dropout=0.2), labels.classes, 6, seed=0)
-                stage = conditional_stage(model, *parts, labels, tmp_path / name, torch.float32)
+                stage = conditional_stage(model, Task(*parts, tmp_path / name), labels)
                 Run(stage, replace(OPTIONS, images=images), tmp_path / name).train(quiet)
             states.append(load_file(tmp_path / name / "training" / "autoencoder.safetensors"))
         assert any("encoder.vectors" in name for name in states[0])
@@ -108,11 +108,12 @@ class TestTraining:
         for name, tensor in states[0].items():
             assert torch.equal(tensor, states[1][name]), name
 
-    def test_labels_go_with_their_pictures(self, data: Path) -> None:
+    def test_labels_go_with_their_pictures(self, data: Path, tmp_path: Path) -> None:
         labels = condition(read_labels(data / "labels.csv", data), ["bright"])
         pictures = open_pictures(data, 32)
-        y, even = labels.matrix(pictures.names), torch.full((1000,), 1e-3, dtype=torch.float64)
-        batch = draw_batch(pictures, even, (3, 32, 32), OPTIONS, 5, 0, 8, y)
+        model = with_labels(tiny_model(), labels.classes, 6, seed=0)
+        stage = conditional_stage(model, Task(pictures, pictures, tmp_path), labels)
+        batch = draw_batch(stage, OPTIONS, 5, 0, 8)
         assert batch.y is not None
         assert (batch.x_0.mean((1, 2, 3)) > 0).tolist() == (batch.y[:, 0] == 1).tolist()
 
@@ -127,7 +128,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_p
             model = tiny_model()
             classifier = new_classifier(model, KINDS, 8, seed=0)
             folder = tmp_path / name
-            stage = classifier_stage(model, classifier, *parts, labels, folder, torch.float32)
+            stage = classifier_stage(model, classifier, Task(*parts, folder), labels)
             Run(stage, replace(OPTIONS, images=images), folder).train(quiet)
         states.append(load_file(folder / "training" / "classifier.safetensors"))
     for name, tensor in states[0].items():
