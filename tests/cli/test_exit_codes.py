@@ -107,7 +107,7 @@ def test_unexpected_errors(
         (("export", "-m", "none", "--to", "diffusers", "-o", "x"), 4),
         (("attributes", "list"), 0),
         (("attributes", "fit", "."), 2),
-        (("attributes", "remove", "nobody", "-m", "."), 3),
+        (("attributes", "remove", "nobody", "-m", "."), 4),
         (("codes", "merge", "b.safetensors", "-o", "all.safetensors"), 0),
         (("codes", "merge", "bad.safetensors", "-o", "all.safetensors"), 3),
         (("codes", "nearest", "b.safetensors", "b.safetensors"), 0),
