@@ -107,7 +107,7 @@ def main() -> None:
     Typer itself ends usage errors with 2 and interruptions with 130.
     """
     # Before torch is loaded: threads of GNU OpenMP wait for work by spinning, which takes the cores
-    # from everybody else. Some 0.1 ms of it lose nothing: docs/performance.md.
+    # from everybody else. This many turns of it lose nothing: docs/performance.md.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
     # Schedulers stop jobs so; training saves first.
