@@ -34,10 +34,11 @@ from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.probes import attributes, encoded, standardised
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.autoencoder import autoencoder_stage, with_autoencoder
-from pdae_cli.training.data import Labels, Pictures, Task, find_labels, open_pictures, split
+from pdae_cli.training.data import Pictures, Task, open_pictures, split
 from pdae_cli.training.diffae import diffae_stage, new_diffae
 from pdae_cli.training.dpm import held_out_noise
-from pdae_cli.training.loop import Run
+from pdae_cli.training.labels import Labels, find_labels
+from pdae_cli.training.loop import Training
 from pdae_cli.training.stage import TrainOptions
 
 COLUMNS = ("images", "MSE", "SSIM", "unexplained", "by another's z", "AUROC")
@@ -125,7 +126,7 @@ def compared(arguments: argparse.Namespace) -> list[Row]:
                 channels_last=False, compile=False, flip=True, seed=0, log_every=50,
                 save_every=10**9,
             )  # fmt: skip
-            run = Run(stage(model, Task(train, held_out, folder)), options, folder)
+            run = Training(stage(model, Task(train, held_out, folder)), options, folder)
             run.train(lambda record: print(record, flush=True))
             with run.ema.applied(), torch.no_grad():
                 for network in model.networks():

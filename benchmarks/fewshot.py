@@ -19,7 +19,8 @@ from pdae_cli.engine import guidance
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation.judge import Judge, read_judge
 from pdae_cli.pictures.images import write_sheet
-from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
+from pdae_cli.training.data import Pictures, open_pictures, split
+from pdae_cli.training.labels import Labels, find_labels
 from pdae_cli.training.latent import encode_all
 
 

@@ -187,7 +187,7 @@ def read(data: bytes, fit: str, size: int) -> list[Tensor]:
     pictures = []
     for frame in frames:
         pixels = images.prepare(frame, size, 3, fit)
-        images.digest(pixels)
+        images.picture_sha(pixels)
         images.alpha_of(frame, size, fit)
         metadata.read_recipe(frame)
         metadata.exif_of(frame)

@@ -31,7 +31,8 @@ from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.gap import gap as measure_gap
 from pdae_cli.evaluation.judge import read_judge
 from pdae_cli.pictures.images import to_float
-from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
+from pdae_cli.training.data import Pictures, open_pictures, split
+from pdae_cli.training.labels import Labels, find_labels
 from pdae_cli.training.latent import encode_all
 
 EDITED = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair")

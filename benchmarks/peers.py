@@ -29,7 +29,8 @@ from pdae_cli.engine.model import Model
 from pdae_cli.evaluation import metrics
 from pdae_cli.networks.unet import UNet, UNetConfig
 from pdae_cli.pictures.images import to_float
-from pdae_cli.training.data import find_labels, open_pictures, split
+from pdae_cli.training.data import open_pictures, split
+from pdae_cli.training.labels import find_labels
 
 RoundTrip = Callable[[Tensor], Tensor]
 

@@ -33,7 +33,8 @@ from pdae_cli.engine.model import Model
 from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.judge import Judge, read_judge
 from pdae_cli.pictures.images import to_float
-from pdae_cli.training.data import Labels, find_labels, open_pictures, split
+from pdae_cli.training.data import open_pictures, split
+from pdae_cli.training.labels import Labels, find_labels
 
 Figures = dict[str, Any]
 EDITED = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair")

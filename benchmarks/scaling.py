@@ -40,7 +40,7 @@ from pdae_cli.training.estimate import (
     memory_of,
     seconds_a_step,
 )
-from pdae_cli.training.loop import Run, checkpoint_activations
+from pdae_cli.training.loop import Training, checkpoint_activations
 
 # ffhq128 is the paper's; 64 and 256 pixels as Diff-AE has them, whose networks PDAE starts from.
 MODELS = {
@@ -180,7 +180,9 @@ def throughput(batch_size: int, rounds: int) -> str:
 def worker(batch_size: int) -> None:
     """One process of `throughput`; the first prints pictures a second of all."""
     options = replace(OPTIONS, batch_size=batch_size)
-    run = Run(make_stage("autoencoder", "faces64", "cpu", None), options, Path("unused"), cpu=True)
+    run = Training(
+        make_stage("autoencoder", "faces64", "cpu", None), options, Path("unused"), cpu=True
+    )
     seconds = seconds_a_step(run)
     if run.rank == 0:
         print(batch_size / seconds)

@@ -27,7 +27,7 @@ from pdae_cli.errors import UsageError
 from pdae_cli.training.autoencoder import autoencoder_stage
 from pdae_cli.training.data import Pictures, Task, open_pictures
 from pdae_cli.training.dpm import dpm_stage
-from pdae_cli.training.loop import Run
+from pdae_cli.training.loop import Training
 from pdae_cli.training.stage import Stage, TrainOptions
 
 STAGES = {"dpm": dpm_stage, "autoencoder": autoencoder_stage}
@@ -98,7 +98,7 @@ def plain_step(stage: Stage, batch_size: int, device: str) -> Step:
 
 def our_step(stage: Stage, options: TrainOptions, device: str) -> Step:
     """A step of `pdae train`, with the batch that it draws."""
-    run = Run(stage, options, Path(tempfile.gettempdir()) / "unused", cpu=device == "cpu")
+    run = Training(stage, options, Path(tempfile.gettempdir()) / "unused", cpu=device == "cpu")
     batches = run.batches()
     return lambda: run.train_step(next(batches))
 

@@ -28,7 +28,8 @@ from pdae_cli.engine.guidance import by_classifier, chosen, embedding, labelled
 from pdae_cli.evaluation.judge import Judge, read_judge
 from pdae_cli.evaluation.metrics import kernel_distance, precision_recall
 from pdae_cli.pictures.images import to_float, write_sheet
-from pdae_cli.training.data import find_labels, open_pictures, split
+from pdae_cli.training.data import open_pictures, split
+from pdae_cli.training.labels import find_labels
 
 SHOWN = 8  # samples a row of the sheets
 COLUMNS = ("by", "strength", "judge says yes", "precision", "recall", "judge-KID")

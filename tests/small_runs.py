@@ -18,7 +18,7 @@ from pdae_cli.training.autoencoder import autoencoder_stage
 from pdae_cli.training.data import Pictures, Task, open_pictures
 from pdae_cli.training.dpm import dpm_stage
 from pdae_cli.training.latent import latent_stage
-from pdae_cli.training.stage import Batch, Stage, TrainOptions, draw_batch
+from pdae_cli.training.stage import Rows, Stage, TrainOptions, draw_batch
 
 OPTIONS = TrainOptions(
     images=48, batch_size=8, accumulate=1, lr=1e-3, warmup=2, grad_clip=1.0, ema_images=1000,
@@ -65,7 +65,7 @@ def drawn(
     count: int,
     y: torch.Tensor | None = None,
     options: TrainOptions = OPTIONS,
-) -> Batch:
+) -> Rows:
     """Rows of a batch of 32-pixel pictures, timesteps drawn evenly."""
     even = torch.full((1000,), 1e-3, dtype=torch.float64)
     nothing = torch.nn.Identity()

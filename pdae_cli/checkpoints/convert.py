@@ -25,7 +25,7 @@ FAMILIES: dict[str, ModuleType] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Entry:
     """What became of one source of tensors."""
 
     what: str
@@ -39,7 +39,7 @@ class Conversion:
 
     model: Model
     family: str
-    rows: list[Row]
+    rows: list[Entry]
     checked: str  # how the numbers were checked
     notes: list[str]
 
@@ -77,10 +77,10 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
             tensors.check_all_used()
             names = ", ".join(part.name for part in found.parts if part.source is tensors)
             used = len(tensors.tensors) - sum(tensors.left_out.values())
-            rows.append(Row(f"{tensors.where} → {names}", used, ""))
+            rows.append(Entry(f"{tensors.where} → {names}", used, ""))
             for why, count in tensors.left_out.items():
-                rows.append(Row(f"{tensors.where}, {why}", 0, f"{count} tensors"))
-        rows += [Row(why, 0, f"{count} tensors") for why, count in found.ignored.items()]
+                rows.append(Entry(f"{tensors.where}, {why}", 0, f"{count} tensors"))
+        rows += [Entry(why, 0, f"{count} tensors") for why, count in found.ignored.items()]
         name = source.folder.name
         model = native.assembled(found.config, networks, attributes=found.attributes, name=name)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:

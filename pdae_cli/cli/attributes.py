@@ -85,7 +85,8 @@ def _labelled(model: Model, data: Path, labels: Path | None, out: Output) -> tup
     import torch
 
     from ..engine.attributes import both_kinds
-    from ..training.data import find_labels, split
+    from ..training.data import split
+    from ..training.labels import find_labels
 
     table = find_labels(data, labels)
     if table is None:

@@ -304,8 +304,9 @@ def judge(
     """
     from ..evaluation.judge import write_judge
     from ..files import sha256
-    from ..training.data import find_labels, split
+    from ..training.data import split
     from ..training.judge import train_judge
+    from ..training.labels import find_labels
     from .data import open_data
 
     if output.suffix.lower() != ".safetensors":

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ..engine.model import Model
     from ..evaluation.figures import Finding
     from ..evaluation.judge import Judge
-    from ..training.data import Labels, Pictures
+    from ..training.data import Pictures
+    from ..training.labels import Labels
 
 OUTPUTS = ("table.csv", "plot.svg", "sheet.png")  # of an experiment's folder
 USUAL = {  # pictures that experiments measure on
@@ -84,7 +85,8 @@ class EvaluateOptions(SeedOptions, ModelOptions):
     ) -> Material:
         """Bring the data into the frame of the model, by default the chosen one."""
         from ..evaluation.figures import needs_matplotlib
-        from ..training.data import find_labels, split
+        from ..training.data import split
+        from ..training.labels import find_labels
 
         if self.output is not None:
             needs_matplotlib()

@@ -83,7 +83,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         return {
             "kind": "judge",
             "name": str(path),
-            "digest": judge.digest,
+            "digest": judge.weights_sha,
             "size": [judge.size, judge.size],
             "channels": judge.channels,
             "parameters": {"judge": sum(p.numel() for p in judge.parameters())},

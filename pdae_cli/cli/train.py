@@ -110,7 +110,8 @@ class TrainFlags:
         """Open the pictures in the model's frame, and hold some out."""
         import torch
 
-        from ..training.data import Task, find_labels, split
+        from ..training.data import Task, split
+        from ..training.labels import find_labels
 
         pictures = open_data(data, config.image_size, config.channels, self.fit, self.quiet)
         dtype = torch.float16 if self.weights_dtype == "float16" else torch.float32
@@ -119,7 +120,7 @@ class TrainFlags:
     def condition(self, data: Path, columns: str) -> Condition:
         """Read the labels of these columns."""
         from ..training.conditional import condition
-        from ..training.data import find_labels
+        from ..training.labels import find_labels
 
         return condition(find_labels(data, self.labels), split_names(columns))
 
@@ -154,12 +155,12 @@ def check_launcher() -> None:
 def run(stage: Stage, flags: TrainFlags, task: Task) -> None:
     """Run the loop and show how it goes."""
     from ..training.estimate import estimate
-    from ..training.loop import Run
+    from ..training.loop import Training
     from ..training.stage import TrainOptions
 
     given = asdict(flags) | {"precision": flags.autocast()}
     options = TrainOptions(**{one.name: given[one.name] for one in fields(TrainOptions)})
-    training = Run(stage, options, task.folder, flags.device == "cpu", flags.trackers())
+    training = Training(stage, options, task.folder, flags.device == "cpu", flags.trackers())
     out = Output(flags.json and training.rank == 0, flags.quiet or training.rank > 0)
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", options.precision):
         out.say(f"--precision {flags.precision} goes before the launcher's mixed precision")

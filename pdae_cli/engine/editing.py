@@ -19,7 +19,7 @@ from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import Predict
 from ..diffusion.trajectory import Sampling
 from ..errors import InputError, ModelError
-from ..pictures.images import digest, to_pixels
+from ..pictures.images import picture_sha, to_pixels
 from .codes import Codes
 from .computing import joined
 from .model import Model
@@ -91,7 +91,7 @@ def inpaint(
     if mask is not None:
         mask = (mask >= 0.5).to(x_0).expand(len(x_0), -1, -1, -1)
     states = None if mask is None else states_mask(model, mask)
-    generators = generators or [generator(0, digest(one)) for one in to_pixels(x_0)]
+    generators = generators or [generator(0, picture_sha(one)) for one in to_pixels(x_0)]
     guided = sampling.guidance != 0 or model.takes_z
     if guided and z is None:
         alone, draws = replace(sampling, guidance=0.0), [clone(one) for one in generators]

@@ -153,7 +153,7 @@ def steered(
 
 
 @dataclass(frozen=True)
-class Likeness:
+class FewShot:
     """p(y | z) of normalised z, with u = weight · z + bias: sigma(u), or, learnt without pictures
     that lack y, min(1, exp(u))."""
 
@@ -174,7 +174,7 @@ class Likeness:
         return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
 
 
-def learn(like: Tensor, unlike: Tensor | None, drawn: Tensor) -> Likeness:
+def learn(like: Tensor, unlike: Tensor | None, drawn: Tensor) -> FewShot:
     """Learn p(y | z) from z with y (P, D), z without (N, D) or None, and the latent DPM's own
     (M, D), all normalised.
 
@@ -203,7 +203,7 @@ def learn(like: Tensor, unlike: Tensor | None, drawn: Tensor) -> Likeness:
     else:
         share = share_with(drawn @ weight + bias)
         bias += math.log(share / (1 - share))
-    return Likeness(weight, bias, unlike is None, share, auroc(held_out[:, 0], labels[:, 0]))
+    return FewShot(weight, bias, unlike is None, share, auroc(held_out[:, 0], labels[:, 0]))
 
 
 def _logistic(z: Tensor, labels: Tensor, decay: float | None = None) -> Attributes:
@@ -226,7 +226,7 @@ def unlabelled(model: Model) -> Tensor:
 
 
 def draw(
-    model: Model, likeness: Likeness, generators: Sequence[Generator], sampling: Sampling
+    model: Model, likeness: FewShot, generators: Sequence[Generator], sampling: Sampling
 ) -> Tensor:
     """Draw z (N, D) from the latent DPM, each by its own generator until one is kept. Raises
     InputError where TRIES draws aren't enough."""
@@ -244,7 +244,7 @@ def draw(
 
 
 def pictures_like(
-    model: Model, likeness: Likeness, numbers: Sequence[int], sampling: Sampling, seed: int
+    model: Model, likeness: FewShot, numbers: Sequence[int], sampling: Sampling, seed: int
 ) -> Tensor:
     """Make pictures (N, C, H, W) like those that the likeness was learnt from. Picture i depends on
     (seed, i) only; as in `Model.sample`, G_psi guides the first 70 % of the trajectory."""

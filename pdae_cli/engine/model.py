@@ -22,7 +22,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..networks.latent import LatentDPM
 from ..networks.unet import UNet
-from ..pictures.images import Pictures, as_tensor, digest, to_pixels
+from ..pictures.images import Pictures, as_tensor, picture_sha, to_pixels
 from .attributes import Attributes, Scale
 from .codes import Codes, between, stack
 from .computing import PRECISIONS, check_compiler, computing, joined
@@ -198,7 +198,7 @@ class Model:
             found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
             x_T, eps_T = (None if one is None else one.cpu() for one in (found.x_T, found.eps_T))
             sources = tuple(map(str, range(len(x_0))[rows]))
-            shas = tuple(digest(pixels) for pixels in to_pixels(x_0[rows]))
+            shas = tuple(picture_sha(pixels) for pixels in to_pixels(x_0[rows]))
             of_model = self.name, self.weights_sha, sampling.record()
             converged = () if found.converged is None else tuple(found.converged.tolist())
             return Codes(z.cpu(), x_T, eps_T, sources, shas, *of_model, converged)

@@ -34,7 +34,10 @@ class Judge(nn.Module):
     def __init__(self, names: list[str], size: int = 64, channels: int = 3) -> None:
         super().__init__()
         self.names, self.size, self.channels = names, size, channels
-        self.digest, self.auroc = "untrained", math.nan  # of held-out pictures, over attributes
+        self.weights_sha, self.auroc = (
+            "untrained",
+            math.nan,
+        )  # of held-out pictures, over attributes
         layers: list[nn.Module] = []
         for before, width in pairwise((channels, *WIDTHS)):
             norm = nn.BatchNorm2d(width)
@@ -76,7 +79,7 @@ class Judge(nn.Module):
     @property
     def protocol(self) -> str:
         """What its figures are figures of: two are comparable where this is the same."""
-        return f"judge {self.digest[:12]} of AUROC {self.auroc:.3f}, of 8-bit pictures"
+        return f"judge {self.weights_sha[:12]} of AUROC {self.auroc:.3f}, of 8-bit pictures"
 
     def check(self, channels: int, size: int) -> None:
         """Raise UsageError unless it takes pictures (channels, size, size)."""
@@ -107,7 +110,7 @@ def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
         judge, tensors, quality = Judge(*shape), safe.load(path, header), dict(facts["auroc"])
         for name, own in judge.state_dict().items():
             own.copy_(tensors[name])
-        judge.digest, judge.auroc = sha256(path), mean_of(quality)
+        judge.weights_sha, judge.auroc = sha256(path), mean_of(quality)
         return judge.eval().requires_grad_(False), quality
 
     with guarded(path):

@@ -103,7 +103,7 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.frombytes(("L", "LA", "RGB", "RGBA")[channels - 1], (width, height), data)
 
 
-def digest(pixels: Tensor) -> str:
+def picture_sha(pixels: Tensor) -> str:
     """SHA-256 of an 8-bit picture (C, H, W): of its pixels, whatever file they came in."""
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 

@@ -15,8 +15,9 @@ from ..errors import UsageError
 from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
 from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed, without_z
-from .data import Labels, Task
+from .data import Task
 from .dpm import saving
+from .labels import Labels
 from .stage import Stage
 
 PREVIEWED = 8  # pictures of each class, and classes

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from .loop import Run
+from .loop import Training
 
 MEASURED = 3  # steps, after one that warms up
 
@@ -66,7 +66,7 @@ def kept_bytes(objective: nn.Module, *batch: Tensor) -> int:
     return size
 
 
-def estimate(run: Run, dtype: torch.dtype) -> dict[str, float | str]:
+def estimate(run: Training, dtype: torch.dtype) -> dict[str, float | str]:
     """Return the record of `pdae train … --dry-run`: parameters, bytes, seconds."""
     steps, device = run.steps - run.step, run.accelerator.device
     batch = [part.to(device) for part in next(run.batches())[0] if part is not None]
@@ -90,7 +90,7 @@ def estimate(run: Run, dtype: torch.dtype) -> dict[str, float | str]:
     }
 
 
-def seconds_a_step(run: Run) -> float:
+def seconds_a_step(run: Training) -> float:
     """Measure real steps of this process, drawing their batches included; the weights in memory
     move, so `run` is no use for training after it."""
     run.steps = max(run.steps, run.step + 1 + MEASURED)

@@ -13,7 +13,8 @@ from ..engine.attributes import auroc, both_kinds, cell_weights
 from ..errors import UsageError
 from ..evaluation.judge import CHUNK, Judge, mean_of
 from ..pictures.images import to_float
-from .data import Labels, Pictures
+from .data import Pictures
+from .labels import Labels
 
 BATCH = 128
 RATE = 2e-3
@@ -68,7 +69,7 @@ def train_judge(
             schedule.step()
         report(f"judge: epoch {epoch + 1} of {epochs}")
     judge.eval().requires_grad_(False).cpu()
-    judge.digest = _digest(judge)
+    judge.weights_sha = _digest(judge)
     parts = torch.arange(len(held_out)).split(CHUNK)
     logits = torch.cat([judge.logits(to_float(held_out.stack(one.tolist()))) for one in parts])
     truth = labels.matrix(held_out.names)

@@ -33,7 +33,7 @@ from ..errors import PdaeError, UsageError
 from ..networks.layers import Attention
 from ..networks.unet import ResBlock
 from ..pictures.images import write_sheet
-from .stage import Batch, Stage, TrainOptions, draw_batch, prefetched
+from .stage import Rows, Stage, TrainOptions, draw_batch, prefetched
 from .state import EMA, append_log, load_state, locked, read_facts, save_state, trim_log
 
 PATIENCE = timedelta(hours=6)  # with the process that measures and saves
@@ -103,7 +103,7 @@ def checkpoint_activations(objective: nn.Module) -> None:
 def accelerator_of(logs: Path, cpu: bool, trackers: Sequence[str]) -> Accelerator:
     """Join the launcher's other processes; its own settings must not change the numbers."""
     return Accelerator(
-        mixed_precision="no",  # the loop's own is `Run.autocast`
+        mixed_precision="no",  # the loop's own is `Training.autocast`
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
         cpu=cpu or not torch.accelerator.is_available(),  # else each process would train alone
@@ -112,7 +112,7 @@ def accelerator_of(logs: Path, cpu: bool, trackers: Sequence[str]) -> Accelerato
     )
 
 
-class Run:
+class Training:
     """One stage's run in a folder: `RUN/training/STAGE.safetensors`, `.jsonl` and sample sheets."""
 
     def __init__(
@@ -248,17 +248,17 @@ class Run:
                 begun, begun_step = time.perf_counter(), self.step
         self._go_on(interrupted())
 
-    def batches(self) -> Iterator[list[Batch]]:
+    def batches(self) -> Iterator[list[Rows]]:
         """Yield each step's micro-batches of this process."""
         accumulate = self.options.accumulate
         device = self.accelerator.device.type
 
-        def make(number: int) -> Batch:
+        def make(number: int) -> Rows:
             step, micro = divmod(number, accumulate)
             rows = (self.rank * accumulate + micro) * self.micro_batch, self.micro_batch
             batch = draw_batch(self.stage, self.options, step, *rows)
             if device == "cuda":  # which copies from pinned memory while it computes
-                batch = Batch(*(part.pin_memory() for part in batch if part is not None))
+                batch = Rows(*(part.pin_memory() for part in batch if part is not None))
             return batch
 
         first, last = self.step * accumulate, self.steps * accumulate
@@ -270,7 +270,7 @@ class Run:
             for _ in range(self.step, self.steps):
                 yield [next(stream) for _ in range(accumulate)]
 
-    def train_step(self, group: list[Batch]) -> Tensor:
+    def train_step(self, group: list[Rows]) -> Tensor:
         """Take one optimiser step over this process's micro-batches; return the mean loss, (), on
         the device: nothing here waits for it."""
         options, accelerator = self.options, self.accelerator

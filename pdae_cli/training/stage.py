@@ -44,7 +44,7 @@ class TrainOptions:
     cooldown: float = 0.0  # share of the pictures, at the end, over which lr falls to zero
 
 
-class Source(Protocol):
+class Data(Protocol):
     """Clean data by number: pictures as uint8 (N, C, H, W), or codes as float32 (N, D)."""
 
     def __len__(self) -> int: ...
@@ -57,7 +57,7 @@ class Stage:
 
     name: str
     objective: nn.Module  # forward(x_0, t, eps[, y]) → loss; what has requires_grad is trained
-    source: Source
+    source: Data
     density: Tensor  # (T,) chance of drawing each timestep; the objective makes up for it
     measure: Callable[[], dict[str, float]]  # metrics on held-out data
     preview: Callable[[], tuple[Tensor, int]]  # pictures of a sample sheet, and how many a row
@@ -67,7 +67,7 @@ class Stage:
     settings: Mapping[str, object] = field(default_factory=dict)  # the objective's own, recorded
 
 
-class Batch(NamedTuple):
+class Rows(NamedTuple):
     """What the objective takes of one micro-batch."""
 
     x_0: Tensor  # float32; pictures in [-1, 1]
@@ -76,7 +76,7 @@ class Batch(NamedTuple):
     y: Tensor | None = None
 
 
-def draw_batch(stage: Stage, options: TrainOptions, step: int, first: int, count: int) -> Batch:
+def draw_batch(stage: Stage, options: TrainOptions, step: int, first: int, count: int) -> Rows:
     """Draw rows first … first+count-1 of a step's batch: a pure function of the arguments, and each
     row of (seed, step, row) alone."""
     rows, seed, total = slice(first, first + count), options.seed, options.batch_size
@@ -91,13 +91,13 @@ def draw_batch(stage: Stage, options: TrainOptions, step: int, first: int, count
         if options.flip:
             clean = torch.where(mirrored[:, None, None, None], clean.flip(3), clean)
         clean = clean.float() / 127.5 - 1
-    return Batch(clean, t, eps, None if stage.labels is None else stage.labels[numbers])
+    return Rows(clean, t, eps, None if stage.labels is None else stage.labels[numbers])
 
 
-def prefetched(make: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+def prefetched(make: Callable[[int], Rows], start: int, stop: int) -> Iterator[Rows]:
     """Yield make(start) … make(stop - 1) in order, a few of them prepared ahead in threads."""
     with ThreadPoolExecutor(PREFETCH) as pool:
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[Future[Rows]] = deque()
         for number in range(start, stop + PREFETCH):
             if number < stop:
                 waiting.append(pool.submit(make, number))

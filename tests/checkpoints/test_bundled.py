@@ -141,7 +141,8 @@ def test_the_models_figures_on_held_out_faces(faces64: pdae_cli.Model) -> None:
     data = SHARED / "data" / "faces64.zip"
     if not data.is_file():
         pytest.skip(f"the data set is not at {data}; set PDAE_SHARED")
-    from pdae_cli.training.data import find_labels, open_pictures, split
+    from pdae_cli.training.data import open_pictures, split
+    from pdae_cli.training.labels import find_labels
     from pdae_cli.training.latent import encode_all
 
     labels = find_labels(data, None)

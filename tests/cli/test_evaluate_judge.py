@@ -16,8 +16,9 @@ from pdae_cli.cli.output import plain
 from pdae_cli.errors import UsageError
 from pdae_cli.evaluation.judge import read_judge, write_judge
 from pdae_cli.pictures.images import to_float
-from pdae_cli.training.data import Labels, Pictures, find_labels, open_pictures, split
+from pdae_cli.training.data import Pictures, open_pictures, split
 from pdae_cli.training.judge import train_judge
+from pdae_cli.training.labels import Labels, find_labels
 
 # The last is of one kind where pictures are held out.
 LABELS = RED_AND_ODD | {"early": lambda n: int(n < 20)}
@@ -60,7 +61,7 @@ def test_records_say_what_the_file_holds(pdae: Command, photos: Path, tmp_path: 
     assert {row["held_out"] for row in rows} == {12}
     assert auroc["early"] is None and auroc["red"] > 0.95
     assert last["status"] == "done" and last["output"] == str(out)
-    assert last["digest"] == judge.digest
+    assert last["digest"] == judge.weights_sha
     assert last["auroc"] == judge.auroc == (auroc["red"] + auroc["odd"]) / 2
     assert (last["pictures"], last["held_out"], last["epochs"]) == (28, 12, 3)
     assert result.err.splitlines() == [f"judge: epoch {k} of 3" for k in (1, 2, 3)]
@@ -77,7 +78,7 @@ def test_for_people_and_a_file_that_exists(pdae: Command, photos: Path, tmp_path
     lines = pdae(*args, "--overwrite").text.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == list(LABELS)
     assert all(" AUROC " in line for line in lines)
-    digest = read_judge(out)[0].digest[:12]
+    digest = read_judge(out)[0].weights_sha[:12]
     assert lines[-1].startswith(f"{out}: judge {digest}, mean AUROC 0.")
     quiet = pdae(*args, "--overwrite", "--quiet")
     assert (quiet.code, quiet.text, quiet.err) == (0, "", "")
@@ -130,7 +131,7 @@ def test_a_small_one_of_a_run_is_the_same_for_every_seed(photos: Path, tiny_fold
         .material(photos).judge(None, 1, 20)
         for seed in (0, 1)
     ]  # fmt: skip
-    assert judges[0].digest == judges[1].digest
+    assert judges[0].weights_sha == judges[1].weights_sha
 
 
 def test_what_cannot_be_learnt_is_said(pdae: Command, photos: Path, tmp_path: Path) -> None:

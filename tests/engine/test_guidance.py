@@ -23,7 +23,7 @@ from pdae_cli.engine import guidance
 from pdae_cli.engine.config import ScheduleConfig, from_json, to_json
 from pdae_cli.engine.guidance import (
     Classifier,
-    Likeness,
+    FewShot,
     by_classifier,
     chosen,
     draw,
@@ -44,7 +44,7 @@ TRAITS = Classes(("Smiling", "Big_Hat"), exclusive=False)
 FAST = Sampling(inference_steps=2)
 KINDS = Classes(("dark", "bright"), exclusive=True)
 AXIS = torch.tensor([0.0, 1.0, 0.0])
-LOGISTIC = Likeness(3 * AXIS, -3.0, False, 0.0, 0.0)
+LOGISTIC = FewShot(3 * AXIS, -3.0, False, 0.0, 0.0)
 
 
 def conditional_model(classes: Classes = TRAITS) -> Model:
@@ -242,7 +242,7 @@ class Normal:
 NORMAL = cast(Model, Normal())
 
 
-def drawn(likeness: Likeness, count: int) -> Tensor:
+def drawn(likeness: FewShot, count: int) -> Tensor:
     return draw(NORMAL, likeness, [generator(0, n) for n in range(count)], Sampling())
 
 
@@ -252,8 +252,8 @@ def z_of(count: int, mean: float, key: str) -> Tensor:
 
 
 class TestRejection:
-    @pytest.mark.parametrize("likeness", [Likeness(AXIS, -4.0, True, 0.0, 0.0), LOGISTIC], ids=str)
-    def test_z_are_those_of_the_tilted_density(self, likeness: Likeness) -> None:
+    @pytest.mark.parametrize("likeness", [FewShot(AXIS, -4.0, True, 0.0, 0.0), LOGISTIC], ids=str)
+    def test_z_are_those_of_the_tilted_density(self, likeness: FewShot) -> None:
         """p(z) p(y | z) / Z with p = N(0, 1) along the axis, its moments by quadrature."""
         grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
         density = (-grid.square() / 2).exp() * likeness(grid[:, None].float() * AXIS)
@@ -268,13 +268,13 @@ class TestRejection:
         """And what all are like is its first draw."""
         alone = draw(NORMAL, LOGISTIC, [generator(0, 7)], Sampling())
         assert torch.equal(drawn(LOGISTIC, 12)[7:8], alone)
-        certain = Likeness(0 * AXIS, 1.0, True, 0.0, 0.0)
+        certain = FewShot(0 * AXIS, 1.0, True, 0.0, 0.0)
         assert torch.equal(drawn(certain, 5), normal([generator(0, n) for n in range(5)], (3,)))
 
     def test_what_none_is_like_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guidance, "TRIES", 20)
         with pytest.raises(InputError, match="of 20 draws"):
-            drawn(Likeness(0 * AXIS, -100.0, True, 0.0, 0.0), 2)
+            drawn(FewShot(0 * AXIS, -100.0, True, 0.0, 0.0), 2)
 
 
 class TestLearning:

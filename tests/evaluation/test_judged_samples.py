@@ -99,8 +99,8 @@ class TestSamples:
         read, quality = read_judge(path)
         assert torch.equal(read.features(faces()), judge().features(faces()))
         assert (read.size, read.names, quality) == (32, ["a", "b"], {"a": 0.5, "b": None})
-        assert len(read.digest) == 64 and read.auroc == 0.5
-        assert read.protocol == f"judge {read.digest[:12]} of AUROC 0.500, of 8-bit pictures"
+        assert len(read.weights_sha) == 64 and read.auroc == 0.5
+        assert read.protocol == f"judge {read.weights_sha[:12]} of AUROC 0.500, of 8-bit pictures"
 
     @pytest.mark.parametrize(
         "facts",

@@ -17,8 +17,9 @@ from pdae_cli.errors import UsageError
 from pdae_cli.networks.classifier import Classes
 from pdae_cli.training.classifier import ClassifierLoss, classifier_stage, new_classifier
 from pdae_cli.training.conditional import Condition, condition, conditional_stage, with_labels
-from pdae_cli.training.data import Labels, Task, open_pictures, read_labels
-from pdae_cli.training.loop import Run, TrainOptions, draw_batch
+from pdae_cli.training.data import Task, open_pictures
+from pdae_cli.training.labels import Labels, read_labels
+from pdae_cli.training.loop import Training, TrainOptions, draw_batch
 
 KINDS = Classes(("dark", "bright"), exclusive=True)
 OPTIONS = TrainOptions(
@@ -101,7 +102,7 @@ class TestTraining:
             for images in stops:
                 model = with_labels(tiny_model(dropout=0.2), labels.classes, 6, seed=0)
                 stage = conditional_stage(model, Task(*parts, tmp_path / name), labels)
-                Run(stage, replace(OPTIONS, images=images), tmp_path / name).train(quiet)
+                Training(stage, replace(OPTIONS, images=images), tmp_path / name).train(quiet)
             states.append(load_file(tmp_path / name / "training" / "autoencoder.safetensors"))
         assert any("encoder.vectors" in name for name in states[0])
         assert not any(".dpm." in name for name in states[0])
@@ -129,7 +130,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(data: Path, tmp_p
             classifier = new_classifier(model, KINDS, 8, seed=0)
             folder = tmp_path / name
             stage = classifier_stage(model, classifier, Task(*parts, folder), labels)
-            Run(stage, replace(OPTIONS, images=images), folder).train(quiet)
+            Training(stage, replace(OPTIONS, images=images), folder).train(quiet)
         states.append(load_file(folder / "training" / "classifier.safetensors"))
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name

@@ -25,7 +25,7 @@ from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import Task, open_pictures
 from pdae_cli.training.diffae import DiffAELoss, diffae_stage, held_out_losses, new_diffae
 from pdae_cli.training.dpm import DPMLoss
-from pdae_cli.training.loop import Run
+from pdae_cli.training.loop import Training
 
 SHAPE: dict[str, Any] = {
     "image_size": 32, "channels": 3, "patch": 1, "base_channels": 8, "multipliers": (1, 2),
@@ -86,7 +86,7 @@ def test_losses_go_down_and_both_networks_are_trained(task: Task, tmp_path: Path
     before, fresh = weights(model), held_out_losses(model, task.held_out)
     assert fresh["held_out_loss"] == fresh["held_out_loss_shuffled"]  # blocks begin as nothing
     options, records = replace(OPTIONS, images=320, lr=1e-3), list[dict[str, object]]()
-    Run(diffae_stage(model, task), options, tmp_path).train(records.append)
+    Training(diffae_stage(model, task), options, tmp_path).train(records.append)
     assert float(str(records[-1]["held_out_loss"])) < 0.9 * fresh["held_out_loss"]
     changed = [name for name, value in weights(model).items() if not value.equal(before[name])]
     assert {name.split(".")[0] for name in changed} == {"dpm", "encoder"}
@@ -123,13 +123,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(task: Task, tmp_p
         for images in stops:
             stage = diffae_stage(untrained(dropout=0.2), replace(task, folder=tmp_path / name))
             options = replace(OPTIONS, images=images, accumulate=2)
-            Run(stage, options, tmp_path / name).train(quiet)
+            Training(stage, options, tmp_path / name).train(quiet)
     assert_equal(state(tmp_path / "whole", "diffae"), state(tmp_path / "broken", "diffae"))
 
 
 def test_the_model_that_is_written_is_the_one_that_was_trained(task: Task, tmp_path: Path) -> None:
     model = untrained()
-    Run(diffae_stage(model, task), OPTIONS, tmp_path).train(quiet)
+    Training(diffae_stage(model, task), OPTIONS, tmp_path).train(quiet)
     written = read_model(tmp_path, "written")
     assert written.takes_z and written.gradient_estimator is None
     assert written.config.unet.z_channels == 6 and written.config.training[0]["stage"] == "diffae"

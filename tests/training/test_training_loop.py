@@ -32,7 +32,7 @@ from small_runs import (
 from pdae_cli.engine.computing import check_compiler
 from pdae_cli.errors import UsageError
 from pdae_cli.training.autoencoder import Weighting
-from pdae_cli.training.loop import Run
+from pdae_cli.training.loop import Training
 from pdae_cli.training.state import EMA, load_state, locked, save_state
 
 SHORT = replace(OPTIONS, images=32)
@@ -43,9 +43,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of(tmp_path_factory.mktemp("faces"))
 
 
-def run_of(kind: str, photos: Path, folder: Path, dropout: float = 0.0, **changes: Any) -> Run:
+def run_of(kind: str, photos: Path, folder: Path, dropout: float = 0.0, **changes: Any) -> Training:
     model = tiny_model(dropout=dropout)
-    return Run(stage_of(kind, model, task_of(photos, folder)), replace(SHORT, **changes), folder)
+    return Training(
+        stage_of(kind, model, task_of(photos, folder)), replace(SHORT, **changes), folder
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ class TestRefusals:
         for how, said in ((("v", 0.1), "lambda → v"), (("lambda", 0.5), "gamma 0.1 → 0.5")):
             stage = stage_of("autoencoder", tiny_model(), task, weighting=Weighting(*how))
             with pytest.raises(UsageError, match=said):
-                Run(stage, SHORT, tmp_path)
+                Training(stage, SHORT, tmp_path)
 
     def test_channels_last_on_a_cpu(self, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="leave --channels-last out"):
@@ -157,7 +159,7 @@ class TestRefusals:
             late.train(quiet)
 
 
-def rates(run: Run) -> Iterator[float]:
+def rates(run: Training) -> Iterator[float]:
     for group in run.batches():
         run.train_step(group)
         yield run.optimizer.param_groups[0]["lr"] / run.options.lr
@@ -178,7 +180,7 @@ def test_precision_is_that_of_the_convolutions_frozen_ones_too(
     """Weights and loss stay float32; eps_theta's convolutions record no gradients."""
     model = tiny_model()
     stage = stage_of("autoencoder", model, task_of(photos, tmp_path))
-    run = Run(stage, replace(OPTIONS, precision=precision), tmp_path)
+    run = Training(stage, replace(OPTIONS, precision=precision), tmp_path)
     seen: list[tuple[torch.dtype, bool]] = []
     for part in (model.dpm, model.encoder):
         convolution = next(m for m in part.modules() if isinstance(m, torch.nn.Conv2d))  # type: ignore[union-attr]

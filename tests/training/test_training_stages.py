@@ -24,7 +24,7 @@ from pdae_cli.training.autoencoder import (
 )
 from pdae_cli.training.data import Task
 from pdae_cli.training.dpm import DPMLoss
-from pdae_cli.training.loop import Run
+from pdae_cli.training.loop import Training
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_losses_go_down(kind: str, how: tuple[str, float], task: Task, tmp_path:
     more = {"weighting": Weighting(*how)} if how else {}
     stage = stage_of(kind, tiny_model(), replace(task, folder=tmp_path), **more)
     before = stage.measure()
-    Run(stage, replace(OPTIONS, images=320, lr=3e-3), tmp_path).train(records.append)
+    Training(stage, replace(OPTIONS, images=320, lr=3e-3), tmp_path).train(records.append)
     key = "held_out_loss" if kind == "dpm" else "gap_closed"
     gained = before[key] - float(str(records[-1][key]))
     assert gained > 0 if kind == "dpm" else gained < 0
@@ -58,7 +58,7 @@ def test_the_frozen_part_stays_bit_equal(task: Task, tmp_path: Path) -> None:
     model = tiny_model(dropout=0.2)
     before = {name: value.clone() for name, value in model.dpm.state_dict().items()}
     stage = stage_of("autoencoder", model, replace(task, folder=tmp_path))
-    Run(stage, replace(OPTIONS, images=16), tmp_path).train(quiet)
+    Training(stage, replace(OPTIONS, images=16), tmp_path).train(quiet)
     written = read_model(tmp_path, "written")
     for name, value in written.dpm.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -21,7 +21,8 @@ from small_runs import TINY, assert_equal, drawn, folder_of, state
 
 from pdae_cli.errors import InputError, UsageError
 from pdae_cli.training.conditional import condition
-from pdae_cli.training.data import find_labels, open_pictures, split
+from pdae_cli.training.data import open_pictures, split
+from pdae_cli.training.labels import find_labels
 from pdae_cli.training.tables import braces, open_table
 
 datasets = pytest.importorskip("datasets")

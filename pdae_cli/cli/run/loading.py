@@ -115,14 +115,14 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
 
     def framed(one: Loaded, image: Image.Image) -> Loaded:
         from ...pictures.decoding import upright_size
-        from ...pictures.images import alpha_of, digest, prepare, to_float
+        from ...pictures.images import alpha_of, picture_sha, prepare, to_float
         from ...pictures.metadata import exif_of
 
         size, fit = model.config.image_size, reading.fit
         pixels = prepare(image, size, model.config.channels, fit)
         return replace(
             one,
-            picture_sha=digest(pixels),
+            picture_sha=picture_sha(pixels),
             picture=to_float(pixels)[None],
             size=upright_size(image),
             alpha=alpha_of(image, size, fit) if writing.keep_alpha else None,

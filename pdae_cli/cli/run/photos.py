@@ -42,7 +42,7 @@ def squares_of_photos(run: Run, align: bool, landmarks: str | None) -> Load:
 
     def load(item: Item, find: Find) -> Iterator[Loaded]:
         from ...pictures.decoding import on_white
-        from ...pictures.images import digest, prepare, to_float
+        from ...pictures.images import picture_sha, prepare, to_float
         from ...pictures.photos.frames import take
 
         data = item.read()
@@ -59,7 +59,7 @@ def squares_of_photos(run: Run, align: bool, landmarks: str | None) -> Load:
                 alpha = prepare(take(whole.getchannel("A"), frame), config.image_size, channels=1)
             yield replace(
                 one,
-                picture_sha=digest(pixels),
+                picture_sha=picture_sha(pixels),
                 picture=to_float(pixels)[None],
                 alpha=alpha,
                 framed=Framed(photo, frame, found),

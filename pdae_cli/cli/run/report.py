@@ -24,7 +24,7 @@ PICTURE_BYTES = 32 << 20  # of all pictures of a page; rows after that have none
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One input's record, dicts in it flattened, and thumbnails by their titles."""
 
     record: dict[str, Any]
@@ -41,7 +41,7 @@ class Report:
 
     title: str
     facts: dict[str, str] = field(default_factory=dict)  # of the run as a whole
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ReportRow] = field(default_factory=list)
     without: int = 0  # rows whose pictures had no room
     _bytes: int = 0
 
@@ -56,7 +56,7 @@ class Report:
             thumbnails = {title: thumbnail(one) for title, one in pictures.items()}
             self._bytes += sum(map(len, thumbnails.values()))
         self.without += bool(pictures) and not thumbnails
-        self.rows.append(Row(dict(_flat(record)), thumbnails))
+        self.rows.append(ReportRow(dict(_flat(record)), thumbnails))
 
     def page(self, generated_at: datetime | None = None) -> str:
         """Render the page, as text that UTF-8 can say."""
