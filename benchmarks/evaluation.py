@@ -90,10 +90,12 @@ def evaluation(model: Model, count: int) -> Callable[[], object]:
     z_dim = unet.z_channels if gradient is None else gradient.z.in_features
     x = torch.randn(count, unet.channels, unet.image_size, unet.image_size, device=model.device)
     zs = [torch.randn(count, z_dim, device=model.device)] if z_dim else []
+    with computing(model.device, model.dtype):
+        prepared = model.heads.prepare([T], zs)
 
     def work() -> object:
         with computing(model.device, model.dtype):
-            return model.heads.at(x, T, zs)
+            return model.heads.at(x, T, prepared)
 
     return work
 

@@ -114,10 +114,12 @@ class Model:
         if self.takes_z and not sampling.guides_plainly:
             raise UsageError(f"{self.name} has no G_psi to guide with; leave guidance options out")
         wanted = self._taken(zs if self.takes_z or sampling.guidance != 0 else [])
+        with computing(self.device, self.dtype):
+            prepared = self.heads.prepare(self.trajectory(sampling).timesteps(), wanted)
 
         def predict(x: Tensor, t: int) -> Tensor:
             with computing(self.device, self.dtype, differentiable):
-                eps, gradients = self.heads.at(x, t, wanted, guided=sampling.guides(t))
+                eps, gradients = self.heads.at(x, t, prepared, guided=sampling.guides(t))
                 self.evaluated(len(x))
                 if not gradients:
                     return eps

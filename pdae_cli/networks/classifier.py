@@ -70,5 +70,5 @@ class NoisyClassifier(nn.Module):
         self.out = Linear(cfg.widths[-1], len(classes.names))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        *_, last = self.input(x_t, self.time(t))
+        *_, last = self.input(x_t, self.input.modulation(self.time(t)))
         return self.out(silu(self.norm(last)).mean((2, 3)))

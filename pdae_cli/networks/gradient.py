@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .layers import Linear
-from .unet import Conditioning, OutputHalf, UNetConfig
+from .unet import Conditioning, OutputHalf, UNetConfig, adagn
 
 
 class GradientEstimator(nn.Module):
@@ -18,6 +18,11 @@ class GradientEstimator(nn.Module):
         conditioning = Conditioning(cfg.embedding_channels, shift=True)
         self.output = OutputHalf(cfg, cfg.channels, conditioning)
 
+    def by_z(self, z: Tensor) -> Tensor:
+        """Return what z (N, z_dim) makes of the blocks: (N, 2, S), see `Half.by_z`."""
+        return self.output.by_z(self.z(z))
+
     def forward(self, features: list[Tensor], time: Tensor, z: Tensor) -> Tensor:
-        """`features, time = unet.features(x_t, t)`; z: (N, z_dim). Returns (N, C, H, W)."""
-        return self.output(features, time, self.z(z))
+        """features: of the input half; time: the embedding of t (N, E); z: (N, z_dim). Returns
+        (N, C, H, W)."""
+        return self.output(features, adagn(self.output.by_time(time), self.by_z(z)))

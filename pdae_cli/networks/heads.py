@@ -15,6 +15,7 @@ prediction "x_0": eps_theta = (x_t - sqrt(alpha_bar) F) / sqrt(1 - alpha_bar); G
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +23,27 @@ import torch
 from torch import Tensor, nn
 
 from .gradient import GradientEstimator
-from .unet import UNet
+from .unet import Half, UNet, adagn
 
 PREDICTIONS = ("eps", "v", "x_0")
+MOST_PREPARED = 100  # timesteps: a thousand of a large model's would take gigabytes
 
 Outputs = tuple[Tensor, list[Tensor]]  # F, and F' for each z; or eps_theta, and G_psi for each
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What timesteps and zs make of the networks' blocks (`Half.by_time`, `.by_z`): of eps_theta's
+    input half, of its output half, and of G_psi's for each z."""
+
+    by_time: dict[int, list[Tensor]]
+    by_z: list[Tensor | None]
+
+
+def _joined(by_time: Sequence[Tensor], by_z: Sequence[Tensor | None]) -> list[Tensor]:
+    """Modulations of eps_theta's two halves, and of G_psi's for each z."""
+    into, out, *guiding = by_time
+    return [adagn(t, z) for t, z in zip((into, out, *guiding * (len(by_z) - 2)), by_z, strict=True)]
 
 
 class Heads(nn.Module):
@@ -52,22 +69,52 @@ class Heads(nn.Module):
         """x_t: (N, C, H, W); t: (N,); each z: (N, D). Returns eps and a gradient for each z, all
         float32 like x_t; none where eps_theta itself takes the only z (Diff-AE)."""
         alpha_bar = self.alpha_bar[t.to(self.alpha_bar.device)].to(x_t).reshape(-1, 1, 1, 1)
-        return self._scaled(x_t, self.run(x_t, t, *zs), alpha_bar)
+        return self._scaled(
+            x_t, self.run(x_t, *_joined(self._by_time(t), self._by_z(zs))), alpha_bar
+        )
 
-    def at(self, x_t: Tensor, t: int, zs: Sequence[Tensor], guided: bool = True) -> Outputs:
-        """`forward` at one timestep, for all pictures the same; each z: (N, D), or (1, D) likewise.
-        Not `guided`: eps alone, without a pass through G_psi."""
-        times = torch.full((1,), t, device=x_t.device)
-        taken = zs if guided or self.dpm.cfg.z_channels else ()
-        return self._scaled(x_t, (self.compiled or self.run)(x_t, times, *taken), self.levels[t])
+    def prepare(self, timesteps: Sequence[int], zs: Sequence[Tensor]) -> Prepared:
+        """Bring timesteps and zs, each (N, D), or (1, D) for all pictures alike, to all blocks, for
+        `at`: every other timestep is brought when it comes."""
+        known = sorted(set(timesteps))[:MOST_PREPARED]
+        times = torch.tensor(known, device=self.alpha_bar.device) if known else None
+        by_time = [] if times is None else self._by_time(times)
+        rows = {t: [part[row : row + 1] for part in by_time] for row, t in enumerate(known)}
+        return Prepared(rows, self._by_z(zs))
 
-    def run(self, x_t: Tensor, t: Tensor, *zs: Tensor) -> Outputs:
-        """Return the networks' outputs: F of x_t at t, (N,) or (1,), and F' for each z."""
-        (own,) = zs if self.dpm.cfg.z_channels else (None,)
-        features, time = self.dpm.features(x_t, t, own)
-        outputs = [self.dpm.output(features, time, own)[:, : x_t.shape[1]]]
+    def at(self, x_t: Tensor, t: int, prepared: Prepared, guided: bool = True) -> Outputs:
+        """`forward` at one timestep, for all pictures the same. Not `guided`: eps alone, without a
+        pass through G_psi."""
+        by_time = prepared.by_time.get(t)
+        if by_time is None:
+            by_time = self._by_time(torch.full((1,), t, device=x_t.device))
+        by_z = prepared.by_z if guided else prepared.by_z[:2]
+        outputs = (self.compiled or self.run)(x_t, *_joined(by_time, by_z))
+        return self._scaled(x_t, outputs, self.levels[t])
+
+    def _by_time(self, t: Tensor) -> list[Tensor]:
+        """What t (T,) makes of the blocks of each half: eps_theta's two, and G_psi's."""
+        time = self.dpm.time(t)
+        halves: list[Half] = [self.dpm.input, self.dpm.output]
+        halves += [] if self.gradient is None else [self.gradient.output]
+        return [half.by_time(time) for half in halves]
+
+    def _by_z(self, zs: Sequence[Tensor]) -> list[Tensor | None]:
+        """What zs make of the blocks of eps_theta's halves, and of G_psi's for each."""
+        if self.dpm.cfg.z_channels:
+            (z,) = zs
+            return [self.dpm.input.by_z(z), self.dpm.output.by_z(z)]
+        if self.gradient is None:
+            return [None, None]
+        return [None, None, *(self.gradient.by_z(z) for z in zs)]
+
+    def run(self, x_t: Tensor, into: Tensor, out: Tensor, *guiding: Tensor) -> Outputs:
+        """Return the networks' outputs, F of x_t and an F' for each of `guiding`, given the
+        modulation of the halves' blocks."""
+        features = self.dpm.input(x_t, into)
+        outputs = [self.dpm.output(features, out)[:, : x_t.shape[1]]]
         if self.gradient is not None:
-            outputs += [self.gradient(features, time, z) for z in zs]
+            outputs += [self.gradient.output(features, modulation) for modulation in guiding]
         eps, *gradients = (part.float().contiguous() for part in outputs)
         return eps, gradients
 

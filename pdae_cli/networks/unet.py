@@ -139,10 +139,11 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.scale_shift = cfg.time_conditioning == "scale_shift"
+        self.columns = slice(0, c_out)  # of its half's modulation
         self.norm_in = cfg.norm(c_in)
         self.conv_in = Conv2d(c_in, c_out, 3, padding=1)
-        self.time = Linear(cfg.embedding_channels, 2 * c_out if self.scale_shift else c_out)
+        time_parts = 2 if cfg.time_conditioning == "scale_shift" else 1
+        self.time = Linear(cfg.embedding_channels, c_out * time_parts)
         self.z: Linear | None = None
         if conditioning is not None:
             self.z = Linear(conditioning.channels, (2 if conditioning.shift else 1) * c_out)
@@ -151,48 +152,94 @@ class ResBlock(nn.Module):
         self.conv_out = zeroed(Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """modulation: (N or 1, 2 or 3, S), see `adagn`."""
+        scale, shift, *added = modulation[..., self.columns].unbind(1)
         h = silu(self.norm_in(x))
         if self.resample is not None:
             h, x = resized(h, self.resample), resized(x, self.resample)
-        h = silu(self.adagn(self.conv_in(h), time, z))
+        h = self.conv_in(h)
+        for t in added:
+            h = h + t[:, :, None, None].to(h.dtype)
+        h = silu(modulated(h, self.norm_out, scale, shift))
         return self.skip(x) + self.conv_out(self.dropout(h))
 
-    def adagn(self, h: Tensor, time: Tensor, z: Tensor | None) -> Tensor:
-        """Normalise h, scaled and shifted twice (AdaGN, PDAE sec. 3.3):
 
-            (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b, with (t_s, t_b) of t and (z_s, z_b) of z
-
-        Diff-AE's (its sec. 3) has no z_b; with additive time it is (1 + z_s) GN(h + t) + z_b. All
-        scales and shifts, the GroupNorm's own too, are folded into one of each: one pass over h.
-        """
-        norm = self.norm_out
-        scale: Tensor = norm.weight
-        shift: Tensor = norm.bias
-        t = self.time(F.silu(time)).to(scale.dtype)
-        if self.scale_shift:
-            t_scale, t_shift = t.chunk(2, dim=1)
-            scale, shift = scale * (1 + t_scale), shift * (1 + t_scale) + t_shift
-        else:
-            h = h + t[:, :, None, None].to(h.dtype)
-            scale, shift = scale.expand_as(t), shift.expand_as(t)
-        if self.z is not None and z is not None:
-            z_scale, *rest = self.z(F.silu(z)).to(t.dtype).split(norm.num_channels, dim=1)
-            z_shift = rest[0] if rest else torch.zeros_like(z_scale)
-            shift = torch.addcmul(z_shift, shift, 1 + z_scale)
-            scale = scale * (1 + z_scale)
-        if len(scale) == 1:  # all pictures alike
-            return F.group_norm(h, norm.num_groups, scale[0], shift[0], norm.eps)
-        if h.is_contiguous():  # to a GroupNorm, N pictures of C channels are one of N C channels
-            one, groups = h.view(1, -1, *h.shape[2:]), len(h) * norm.num_groups
-            one = F.group_norm(one, groups, scale.flatten(), shift.flatten(), norm.eps)
-            return one.view(h.shape)
-        h = F.group_norm(h, norm.num_groups, None, None, norm.eps)
-        scale, shift = (part[:, :, None, None].to(h.dtype) for part in (scale, shift))
-        return torch.addcmul(shift, h, scale)
+def modulated(h: Tensor, norm: nn.GroupNorm, scale: Tensor, shift: Tensor) -> Tensor:
+    """Normalise h (N, C, H, W) by groups, then scale and shift it, both (N or 1, C), in one pass;
+    the norm's own weights are in them already."""
+    if len(scale) == 1:  # all pictures alike
+        return F.group_norm(h, norm.num_groups, scale[0], shift[0], norm.eps)
+    if h.is_contiguous():  # to a GroupNorm, N pictures of C channels are one of N C channels
+        one, groups = h.view(1, -1, *h.shape[2:]), len(h) * norm.num_groups
+        one = F.group_norm(one, groups, scale.flatten(), shift.flatten(), norm.eps)
+        return one.view(h.shape)
+    h = F.group_norm(h, norm.num_groups, None, None, norm.eps)
+    scale, shift = (part[:, :, None, None].to(h.dtype) for part in (scale, shift))
+    return torch.addcmul(shift, h, scale)
 
 
-class InputHalf(nn.Module):
+def adagn(by_time: Tensor, by_z: Tensor | None) -> Tensor:
+    """Fold what t and z make of each GroupNorm's output into one scale and shift (AdaGN applied
+    twice, PDAE sec. 3.3):
+
+        (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b, with (t_s, t_b) of t and (z_s, z_b) of z
+
+    Diff-AE's (its sec. 3) has no z_b; with additive time it is (1 + z_s) GN(h + t) + z_b. by_time,
+    by_z: (N or 1, 2 or 3, S) of `Half.by_time` and `Half.by_z`. Returns their like.
+    """
+    if by_z is None:
+        return by_time
+    scale, shift, *added = by_time.unbind(1)
+    z_scale, z_shift = by_z.unbind(1)
+    scale, shift = scale * z_scale, torch.addcmul(z_shift, shift, z_scale)
+    return torch.stack((scale, shift, *(t.expand_as(scale) for t in added)), dim=1)
+
+
+class Half(nn.Module):
+    """A half of the U-Net, whose blocks t and z modulate: S channels over all blocks, of which each
+    has its columns. So t and z are brought to all blocks at once, before a trajectory begins."""
+
+    blocks: list[ResBlock]
+
+    def number_blocks(self) -> None:
+        """Give each block its columns."""
+        self.blocks = [module for module in self.modules() if isinstance(module, ResBlock)]
+        first = 0
+        for block in self.blocks:
+            block.columns = slice(first, first + block.norm_out.num_channels)
+            first = block.columns.stop
+
+    def by_time(self, time: Tensor) -> Tensor:
+        """Return scale, shift and, with additive time, what is added before: (N, 2 or 3, S), for
+        the time's embedding (N, E). The GroupNorms' own weights are folded in."""
+        weight = torch.cat([block.norm_out.weight for block in self.blocks])
+        bias = torch.cat([block.norm_out.bias for block in self.blocks])
+        t = self._rows([block.time(F.silu(time)) for block in self.blocks]).to(weight.dtype)
+        if t.shape[1] == 1:
+            return torch.stack((weight.expand_as(t[:, 0]), bias.expand_as(t[:, 0]), t[:, 0]), dim=1)
+        scale, shift = t.unbind(1)
+        return torch.stack((weight * (1 + scale), bias * (1 + scale) + shift), dim=1)
+
+    def by_z(self, z: Tensor) -> Tensor:
+        """Return 1 + z_s and z_b: (N, 2, S), for z or its embedding (N, D)."""
+        z = self._rows([block.z(F.silu(z)) for block in self.blocks if block.z is not None])
+        z = z.to(self.blocks[0].norm_out.weight.dtype)
+        shift = z[:, 1] if z.shape[1] == 2 else torch.zeros_like(z[:, 0])
+        return torch.stack((1 + z[:, 0], shift), dim=1)
+
+    def _rows(self, parts: list[Tensor]) -> Tensor:
+        """Join each block's (N, k C) into (N, k, S)."""
+        channels = (block.norm_out.num_channels for block in self.blocks)
+        split = [part.unflatten(1, (-1, c)) for part, c in zip(parts, channels, strict=True)]
+        return torch.cat(split, dim=2)
+
+    def modulation(self, time: Tensor, z: Tensor | None = None) -> Tensor:
+        """Return what t and z make of all blocks: (N, 2 or 3, S), see `adagn`."""
+        return adagn(self.by_time(time), None if z is None else self.by_z(z))
+
+
+class InputHalf(Half):
     """From a picture down to the smallest feature map."""
 
     def __init__(self, cfg: UNetConfig) -> None:
@@ -208,17 +255,18 @@ class InputHalf(nn.Module):
                 c = width
             if level < len(cfg.widths) - 1:
                 self.layers.append(cfg.resampler(c, "down", conditioning))
+        self.number_blocks()
 
-    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> list[Tensor]:
+    def forward(self, x: Tensor, modulation: Tensor) -> list[Tensor]:
         """Return the skip features, widest first."""
         x = placed(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         features = [placed(self.conv(x))]
         for layer in self.layers:
-            features.append(layer(features[-1], time, z))
+            features.append(layer(features[-1], modulation))
         return features
 
 
-class OutputHalf(nn.Module):
+class OutputHalf(Half):
     """Middle block, output half and output convolution: from skip features back to a picture. G_psi
     is another one than eps_theta's, with every block conditioned on z."""
 
@@ -242,16 +290,17 @@ class OutputHalf(nn.Module):
                 self.upsamplers[last] = cfg.resampler(c, "up", conditioning)
         self.norm = cfg.norm(c)
         self.conv = zeroed(Conv2d(c, c_out * cfg.patch**2, 3, padding=1))
+        self.number_blocks()
 
-    def forward(self, features: list[Tensor], time: Tensor, z: Tensor | None = None) -> Tensor:
+    def forward(self, features: list[Tensor], modulation: Tensor) -> Tensor:
         """Return (N, c_out, H, W)."""
         h = features[-1]
         for layer in self.middle:
-            h = layer(h, time, z)
+            h = layer(h, modulation)
         for index, (layer, skip) in enumerate(zip(self.layers, reversed(features), strict=True)):
-            h = layer(torch.cat([h, skip], dim=1), time, z)
+            h = layer(torch.cat([h, skip], dim=1), modulation)
             if str(index) in self.upsamplers:
-                h = self.upsamplers[str(index)](h, time, z)
+                h = self.upsamplers[str(index)](h, modulation)
         h = self.conv(silu(self.norm(h)))
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
@@ -267,14 +316,9 @@ class UNet(nn.Module):
         c_out = cfg.channels * (2 if cfg.learn_sigma else 1)
         self.output = OutputHalf(cfg, c_out, cfg.own_conditioning)
 
-    def features(
-        self, x_t: Tensor, t: Tensor, z: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the skip features and the time embedding, which both output halves take."""
-        time = self.time(t)
-        return self.input(x_t, time, z), time
-
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """x_t: (N, C, H, W); t: (N,) integer timesteps; z: (N, z_channels). Returns (N, C, H, W),
         or (N, 2C, H, W) with `learn_sigma`: eps, then the variance's interpolation."""
-        return self.output(*self.features(x_t, t, z), z)
+        time = self.time(t)
+        features = self.input(x_t, self.input.modulation(time, z))
+        return self.output(features, self.output.modulation(time, z))

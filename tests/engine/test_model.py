@@ -73,8 +73,9 @@ def test_v_prediction_is_eps_by_another_name() -> None:
     assert gradient is not None and model.gradient_estimator is not None
     alpha_bar = model.schedule.alpha_bar[t].float()[:, None, None, None]
     with torch.no_grad():
-        features, time = model.dpm.features(x_t, t)
-        output = model.dpm.output(features, time)
+        time = model.dpm.time(t)
+        features = model.dpm.input(x_t, model.dpm.input.modulation(time))
+        output = model.dpm.output(features, model.dpm.output.modulation(time))
         shift = model.gradient_estimator(features, time, torch.zeros(2, 6))
     assert torch.allclose(predicted, alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * x_t)
     assert torch.allclose(gradient, alpha_bar**0.25 * shift)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from pdae_cli.diffusion.schedule import Schedule
-from pdae_cli.networks.heads import PREDICTIONS, Heads
+from pdae_cli.networks.heads import PREDICTIONS, Heads, Outputs
 from pdae_cli.networks.unet import UNet
 
 SHAPES: list[dict[str, object]] = [
@@ -35,6 +35,10 @@ def inputs(heads: Heads, count: int = 3) -> tuple[Tensor, Tensor]:
     return torch.randn(shape, generator=generator), torch.randn(count, 6, generator=generator)
 
 
+def at(heads: Heads, x: Tensor, t: int, zs: list[Tensor], guided: bool = True) -> Outputs:
+    return heads.at(x, t, heads.prepare([3, t], zs), guided)
+
+
 def output_calls(half: nn.Module) -> list[None]:
     """Grows by one with each run of an output half."""
     calls: list[None] = []
@@ -53,15 +57,17 @@ def test_an_evaluation_at_a_timestep_is_forward_there(changes: dict[str, object]
     x, z = inputs(heads)
     last = x.contiguous(memory_format=torch.channels_last)
     for t in (40, 999) if heads.prediction == "x_0" else (0, 40, 999):  # 1 - alpha_bar_0 is 1e-4
-        eps, gradients = heads.at(x, t, [z, -z])
+        eps, gradients = at(heads, x, t, [z, -z])
         eps_forward, gradients_forward = heads(x, torch.full((len(x),), t), z, -z)
         assert torch.allclose(eps, eps_forward, rtol=1e-5, atol=1e-5)
+        later = heads.at(x, t, heads.prepare([], [z, -z]))  # a timestep that wasn't foreseen
+        assert torch.equal(later[0], eps) and torch.equal(later[1][1], gradients[1])
         assert eps.shape == x.shape and len(gradients) == 2
-        assert all(part.is_contiguous() for part in heads.at(last, t, [z])[1])
+        assert all(part.is_contiguous() for part in at(heads, last, t, [z])[1])
         for ours, theirs in zip(gradients, gradients_forward, strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-    _, (one,) = heads.at(x, 500, [z[:1]])  # serves all pictures
-    _, (each,) = heads.at(x, 500, [z[:1].expand(3, -1)])
+    _, (one,) = at(heads, x, 500, [z[:1]])  # serves all pictures
+    _, (each,) = at(heads, x, 500, [z[:1].expand(3, -1)])
     assert torch.allclose(one, each, rtol=1e-5, atol=1e-6)
 
 
@@ -72,10 +78,10 @@ def test_eps_theta_that_takes_z_itself_is_given_it() -> None:
     randomise(dpm, 0.03)
     heads = Heads(dpm, None, Schedule().alpha_bar, "eps")
     x, z = inputs(heads)
-    eps, gradients = heads.at(x, 500, [z])
+    eps, gradients = at(heads, x, 500, [z])
     assert gradients == []
     assert torch.allclose(eps, heads(x, torch.full((3,), 500), z)[0], atol=1e-6)
-    assert (eps - heads.at(x, 500, [-z])[0]).abs().max() > 1e-4
+    assert (eps - at(heads, x, 500, [-z])[0]).abs().max() > 1e-4
 
 
 @torch.no_grad()
@@ -84,9 +90,9 @@ def test_codes_share_one_pass_through_eps_theta_and_unguided_ones_run_no_gradien
     assert heads.gradient is not None
     x, z = inputs(heads)
     runs = output_calls(heads.dpm.output), output_calls(heads.gradient.output)
-    eps, (_, _) = heads.at(x, 40, [z, -z])
+    eps, (_, _) = at(heads, x, 40, [z, -z])
     assert [len(one) for one in runs] == [1, 2]
-    alone, nothing = heads.at(x, 40, [z], guided=False)
+    alone, nothing = at(heads, x, 40, [z], guided=False)
     assert [len(one) for one in runs] == [2, 2]
     assert torch.equal(alone, eps) and nothing == []
 
@@ -105,7 +111,7 @@ def test_gradients_reach_z_and_x_but_not_a_frozen_eps_theta() -> None:
     assert all(p.grad is None for p in heads.dpm.parameters())
     x.requires_grad_(True)
     heads.dpm.requires_grad_(True)
-    eps, _ = heads.at(x, 40, [z], guided=False)
+    eps, _ = at(heads, x, 40, [z], guided=False)
     eps.square().sum().backward()
     assert x.grad is not None and x.grad.abs().max() > 0
     assert all(p.grad is not None for p in heads.dpm.parameters())  # time reaches every block
@@ -120,8 +126,8 @@ def test_the_compiler_sees_one_graph_whatever_t_is() -> None:
     heads.compiled = torch.compile(heads.run, backend="eager", dynamic=False, fullgraph=True)
     x, z = inputs(heads)
     for t in range(0, 1000, 100):
-        eps, (gradient,) = heads.at(x, t, [z])
-        alone, _ = heads.at(x, t, [z], guided=False)
+        eps, (gradient,) = at(heads, x, t, [z])
+        alone, _ = at(heads, x, t, [z], guided=False)
         eps_forward, (gradient_forward,) = heads(x, torch.full((len(x),), t), z)
         assert torch.allclose(eps, eps_forward, atol=1e-5)
         assert torch.allclose(alone, eps_forward, atol=1e-5)
@@ -135,9 +141,9 @@ def test_the_compiler_sees_one_graph_whatever_t_is() -> None:
 def test_bfloat16_is_near_float32() -> None:
     heads = heads_of()
     x, z = inputs(heads)
-    exact, (exact_gradient,) = heads.at(x, 500, [z])
+    exact, (exact_gradient,) = at(heads, x, 500, [z])
     with torch.autocast("cpu", torch.bfloat16):
-        eps, (gradient,) = heads.at(x, 500, [z])
+        eps, (gradient,) = at(heads, x, 500, [z])
     assert eps.dtype == gradient.dtype == torch.float32
     assert torch.allclose(eps, exact, atol=0.02 * exact.abs().max().item())
     assert torch.allclose(gradient, exact_gradient, atol=0.02 * exact_gradient.abs().max().item())

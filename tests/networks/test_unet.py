@@ -9,7 +9,7 @@ from conftest import randomise, unet_config
 from torch import Tensor
 
 from pdae_cli.networks.gradient import GradientEstimator
-from pdae_cli.networks.unet import Conditioning, ResBlock, UNet
+from pdae_cli.networks.unet import Conditioning, Half, ResBlock, UNet
 
 T = torch.tensor([3, 900])
 
@@ -24,7 +24,12 @@ def test_untrained_networks_predict_nothing() -> None:
     unet, gradient = networks()
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(unet(x, T), torch.zeros_like(x))
-    assert torch.equal(gradient(*unet.features(x, T), torch.randn(2, 5)), torch.zeros_like(x))
+    assert torch.equal(
+        gradient(
+            unet.input(x, unet.input.modulation(unet.time(T))), unet.time(T), torch.randn(2, 5)
+        ),
+        torch.zeros_like(x),
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,8 @@ def test_t_and_z_condition_outputs_of_the_pictures_shape(changes: dict[str, obje
     eps = unet(x, T)
     assert eps.shape == (2, cfg.channels * (2 if cfg.learn_sigma else 1), 32, 32)
     assert (eps[0] - eps[1]).abs().max() > 1e-3
-    features, time = unet.features(x, torch.tensor([3, 3]))
+    time = unet.time(torch.tensor([3, 3]))
+    features = unet.input(x, unet.input.modulation(time))
     g = gradient(features, time, z)
     assert g.shape == x.shape and (g[0] - g[1]).abs().max() > 1e-3
     assert torch.allclose(*gradient(features, time, z[:1].expand(2, -1)), atol=1e-6)
@@ -60,11 +66,16 @@ def test_t_and_z_condition_outputs_of_the_pictures_shape(changes: dict[str, obje
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
 def test_adagn_is_applied_twice(conditioning: str, rows: int, form: torch.memory_format) -> None:
     """h = (1 + z_s) ((1 + t_s) GN(h) + t_b) + z_b (PDAE sec. 3.3), or with additive time
-    (1 + z_s) GN(h + t) + z_b, written out, is the one scale and shift that a block folds them in.
+    (1 + z_s) GN(h + t) + z_b, written out, is the one scale and shift that a half folds them in,
+    in the columns of each of its blocks.
     """
     cfg = unet_config(time_conditioning=conditioning)
-    block = ResBlock(cfg, 8, 8, conditioning=Conditioning(32, shift=True)).double()
-    randomise(block, 0.3)
+    half = Half()
+    half.first = ResBlock(cfg, 8, 16, conditioning=Conditioning(32, shift=True))
+    half.block = block = ResBlock(cfg, 8, 8, conditioning=Conditioning(32, shift=True))
+    half.number_blocks()
+    half.double()
+    randomise(half, 0.3)
     assert block.z is not None
     x = torch.randn(2, 8, 4, 4, dtype=torch.float64).contiguous(memory_format=form)
     time, z = torch.randn(rows, 32).double(), torch.randn(2, 32).double()
@@ -80,7 +91,7 @@ def test_adagn_is_applied_twice(conditioning: str, rows: int, form: torch.memory
         h = (1 + t_s) * norm(h, block.norm_out) + t_b
     z_s, z_b = block.z(F.silu(z)).view(2, 2, 8, 1, 1).unbind(1)
     expected = x + block.conv_out(F.silu((1 + z_s) * h + z_b))
-    assert torch.allclose(block(x, time, z), expected, atol=1e-12)
+    assert torch.allclose(block(x, half.modulation(time, z)), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
