@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import json
 import shutil
 import subprocess
@@ -116,7 +117,8 @@ def test_readme_commands_are_single_lines_that_use_the_constraints() -> None:
 
 @pytest.mark.slow
 def test_a_wheel_carries_the_weights(tmp_path: Path) -> None:
-    """Built and unpacked, the package finds faces64 without the checkout."""
+    """Built and unpacked, the package finds faces64 without the checkout, and says the terms of
+    both: of the program, and of the weights."""
     if shutil.which("pip") is None:
         pytest.skip("no pip")
     wheel = [
@@ -127,6 +129,12 @@ def test_a_wheel_carries_the_weights(tmp_path: Path) -> None:
     ]
     subprocess.run(wheel, check=True, capture_output=True)
     shutil.unpack_archive(next(tmp_path.glob("*.whl")), tmp_path / "site", "zip")
+    (about,) = (tmp_path / "site").glob("*.dist-info")
+    said = email.message_from_string((about / "METADATA").read_text())
+    assert said["License-Expression"] == "Apache-2.0 AND LicenseRef-faces64-non-commercial-research"
+    for file in said.get_all("License-File") or ["none"]:
+        assert (about / "licenses" / file).read_bytes() == (ROOT / file).read_bytes()
+    assert (tmp_path / "site" / "pdae_cli" / "py.typed").is_file()
     code = "import pdae_cli.checkpoints as c; print(c.model_folder('faces64'))"
     done = subprocess.run(
         [sys.executable, "-c", code],
