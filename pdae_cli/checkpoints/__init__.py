@@ -4,6 +4,7 @@
 from ..files import bundled_models
 from .find import load, load_dpm, load_first_stage, model_folder, writable_folder
 from .native import (
+    change_attributes,
     is_native,
     read_attributes,
     read_classifier,

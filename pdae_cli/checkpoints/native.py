@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ from ..engine.attributes import MAX_NAME, Attributes, simplified
 from ..engine.config import ModelConfig, build, from_json, to_json
 from ..engine.guidance import Classifier, ClassifierConfig
 from ..engine.model import Model
-from ..errors import ModelError
-from ..files import replacing, sha256, write_bytes
+from ..errors import InputError, ModelError
+from ..files import replacing, sha256, unwritable, write_bytes
 from ..networks.classifier import ClassEmbedding, NoisyClassifier
 from ..networks.encoder import Encoder
 from ..networks.first_stage import FirstStage, FirstStageConfig
@@ -39,6 +40,8 @@ from ..networks.unet import UNet
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ATTRIBUTES = "attributes.safetensors"
+LOCK = ".attributes.lock"
+PATIENCE = 60  # seconds, with another process that changes attributes
 LATENT_DPM = "latent_dpm.safetensors"
 CLASSIFIER = "classifier.safetensors"
 MAX_CONFIG_BYTES = 4 << 20
@@ -153,6 +156,23 @@ def write_attributes(folder: Path, attributes: Attributes) -> None:
     facts = {"names": attributes.names, "facts": attributes.facts}
     tensors = {"weight": attributes.weight.contiguous(), "bias": attributes.bias.contiguous()}
     write_bytes(folder / ATTRIBUTES, safe.sealed(tensors, {"pdae": json.dumps(facts)}))
+
+
+def change_attributes(
+    folder: Path, change: Callable[[Attributes | None], Attributes]
+) -> Attributes:
+    """Replace a model's attributes (None where it has none) by what `change` makes of them, one
+    process after the other, so that no change is lost. Raises ModelError, InputError."""
+    path = folder / ATTRIBUTES
+    try:
+        with FileLock(folder / LOCK, timeout=PATIENCE):
+            after = change(read_attributes(path) if path.exists() else None)
+            write_attributes(folder, after)
+            return after
+    except Timeout as error:
+        raise InputError(f"another process changes {path}; try again when it is done") from error
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:

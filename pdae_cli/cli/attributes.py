@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError, UsageError
-from .data import open_data
+from .data import labels_of, needed, open_data
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
 from .run.inputs import CODES, PICTURES
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..engine.model import Model
     from ..training.data import Pictures
 
+FIGURES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "correlation": "correlation",
+           "mean_error": "mean error"}  # fmt: skip
 FEW = 5  # held-out pictures of one kind: what is measured on fewer is chance
 DEVIATIONS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # columns of the sheet of a direction
 NO_NETWORKS = ("device", "dtype", "batch_size", "compile", "seed")  # options of what computes none
@@ -36,7 +38,7 @@ def fit(
     options: ModelOptions,
     data: Annotated[Path | None, typer.Argument(help="Folder or zip of labelled pictures.")] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="CSV of labels; default: labels.csv inside DATA.")
+        Path | None, typer.Option(help="Table of labels; default: labels.csv inside DATA.")
     ] = None,
     with_: Annotated[
         Path | None, typer.Option("--with", help="Pictures that have the attribute.")
@@ -47,63 +49,53 @@ def fit(
         float | None,
         typer.Option(min=0, help="More: edits show more, and move more else. Default: 0.01."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace attributes of the same name.")
+    ] = False,
 ) -> None:
-    """Learn attributes from a CSV of labels, or one from two folders; a folder model keeps them.
+    """Learn attributes from a table of labels, or one from two folders; a folder model keeps them.
+
+    Columns of 1 and 0 become attributes that pictures have or haven't, columns of numbers such as
+    have more or less of it: `manipulate --attr age=+10u` moves by ten of its units.
 
     Example: pdae attributes fit -m my-model --with hats/ --without bare/ --name hat
     """
     import torch
 
-    from ..checkpoints import writable_folder, write_attributes
-    from ..engine.attributes import fit as fit_attributes
-    from ..training.data import split
+    from ..checkpoints import change_attributes, writable_folder
+    from ..training.lesson import of_labels, of_two
 
     if (data is None) == (with_ is None) or (with_ is None) != (without is None):
         raise UsageError("give either DATA with labels, or --with and --without")
     out, folder = Output(options.json, options.quiet), writable_folder(options.model)
-    model, groups = options.load(), None
+    model = options.load()
     if with_ is not None and without is not None:
-        kinds = [split(_pictures(model, one), None) for one in (with_, without)]
-        parts = list(zip(*kinds, strict=True))  # training and held-out pictures, of both kinds
-        truth = [
-            torch.tensor([1] * len(one) + [0] * len(other), dtype=torch.int8)[:, None]
-            for one, other in parts
-        ]
-        names = [name or with_.name]
+        lesson = of_two(_pictures(model, with_), _pictures(model, without), name or with_.name)
     else:
-        names, truth, groups, parts = _labelled(model, Path(str(data)), labels, out)
-    z = [torch.cat([_normalised(model, one, out) for one in part]) for part in parts]
-    fitted = fit_attributes(names, z[0], truth[0], z[1], truth[1], groups, decay)
-    whole = model.attributes.merged(fitted) if model.attributes else fitted
-    write_attributes(folder, whole)
-    _report(fitted, whole, torch.cat(z), out)
+        pictures = _pictures(model, Path(str(data)))
+        table = needed(labels_of(pictures, labels, options.quiet), pictures.root)
+        lesson = of_labels(pictures, table)
+    if lesson.left:
+        out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(lesson.left)}")
+    replaced: dict[str, Any] = {}
 
+    def replaceable(known: Attributes | None) -> None:
+        replaced.update(known.of_names([*lesson.names, *lesson.numbers]) if known else {})
+        if replaced and not overwrite:
+            told = "; ".join(_line(one, facts, 0) for one, facts in list(replaced.items())[:FEW])
+            raise InputError(
+                f"{options.model} has {len(replaced)} of them already ({told}); pass --overwrite "
+                "to replace what it has, or remove or rename it first"
+            )
 
-def _labelled(model: Model, data: Path, labels: Path | None, out: Output) -> tuple[Any, ...]:
-    """The attributes that a table tells apart, what it says (N, A) of the training and held-out
-    pictures, the training ones' sources as numbers, and the pictures."""
-    import torch
+    def change(known: Attributes | None) -> Attributes:
+        replaceable(known)
+        return known.merged(fitted) if known else fitted
 
-    from ..engine.attributes import both_kinds
-    from ..training.data import split
-    from ..training.labels import find_labels
-
-    table = find_labels(data, labels)
-    if table is None:
-        raise UsageError(f"{data} has no labels.csv; pass --labels CSV")
-    parts = split(_pictures(model, data), table)
-    truth = [table.matrix(part.names) for part in parts]
-    whole = both_kinds(truth[0])
-    names = [name for name, one in zip(table.attributes, whole.tolist(), strict=True) if one]
-    if not names:
-        raise UsageError(f"{data}: no label tells the pictures apart")
-    if left := [name for name in table.attributes if name not in names]:
-        out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(left)}")
-    groups = None
-    if table.groups:
-        sources = sorted(set(table.groups.values()))
-        groups = torch.tensor([sources.index(table.groups[name]) for name in parts[0].names])
-    return names, [one[:, whole] for one in truth], groups, [[part] for part in parts]
+    replaceable(model.attributes)  # before the work, and again where they are written
+    z = [torch.cat([_normalised(model, one, out) for one in part]) for part in lesson.parts]
+    fitted = lesson.learnt(z, decay)
+    _report(fitted, change_attributes(folder, change), replaced, torch.cat(z), out)
 
 
 def _pictures(model: Model, data: Path) -> Pictures:
@@ -118,28 +110,43 @@ def _normalised(model: Model, pictures: Pictures, out: Output) -> Tensor:
         return model.normalise(encode_all(model, pictures, bar.advance_to))
 
 
-def _report(fitted: Attributes, whole: Attributes, z: Tensor, out: Output) -> None:
-    """Print what was learnt, how it does, and which other attributes it goes with over z (N, D)."""
-    from ..engine.attributes import correlations
+def _report(
+    fitted: Attributes, whole: Attributes, replaced: dict[str, Any], z: Tensor, out: Output
+) -> None:
+    """Print what was learnt, how it does, what it did before, and which other attributes it goes
+    with over z (N, D)."""
+    from ..engine.attributes import correlations, simplified
 
     together, few = correlations(whole, z), []
     width = max(map(len, fitted.names))
+    before = {simplified(name): facts for name, facts in replaced.items()}
     for name in fitted.names:
         facts = fitted.facts[name]
         row = zip(whole.names, together[whole.index(name)].tolist(), strict=True)
         others = {other: r for other, r in row if other != name}
         nearest = sorted(others, key=lambda other: -abs(others[other]))[:3]
-        text = _line(name, facts, width)
+        record, text = {"attribute": name, **facts}, _line(name, facts, width)
+        if (old := before.get(simplified(name))) is not None:
+            record["replaced"] = old
+            text += f"; was {_figures(old)}"
         if nearest:
             text += f"; goes with {', '.join(f'{one} {others[one]:+.2f}' for one in nearest)}"
-        out.result({"attribute": name, **facts, "correlations": others}, text)
-        if min(facts["held_out_with"], facts["held_out"] - facts["held_out_with"]) < FEW:
-            few.append(f"{name} ({facts['held_out_with']} with it of {facts['held_out']})")
+        out.result({**record, "correlations": others}, text)
+        with_ = facts.get("held_out_with", facts["held_out"] // 2)  # of numbers, each tells
+        if min(with_, facts["held_out"] - with_) < FEW:
+            few.append(f"{name} ({_on(facts)})")
     if few:
         out.warn(
             f"too few pictures are held out to tell how well these do: {', '.join(few)}; more "
             "pictures, or a `split` column in the labels, hold out more"
         )
+
+
+def _on(facts: dict[str, Any]) -> str:
+    """How many pictures an attribute was measured on."""
+    if "held_out_with" not in facts:
+        return str(facts["held_out"])
+    return f"{facts['held_out_with']} with it of {facts['held_out']}"
 
 
 @app.command("list")
@@ -154,20 +161,18 @@ def list_(options: ModelOptions) -> None:
 
 def print_attributes(options: ModelOptions) -> None:
     """Print the attributes of the chosen model."""
-    from ..checkpoints import model_folder
+    from ..checkpoints import model_folder, read_attributes
 
-    known = _read(model_folder(options.model), options.model)
-    _print(known, Output(options.json, options.quiet))
+    path = model_folder(options.model) / "attributes.safetensors"
+    known = read_attributes(path) if path.exists() else None
+    _print(_had(known, options.model), Output(options.json, options.quiet))
 
 
-def _read(folder: Path, model: str) -> Attributes:
-    """A model's attributes. Raises ModelError, also where it has none."""
-    from ..checkpoints import read_attributes
-
-    path = folder / "attributes.safetensors"
-    if path.exists():
-        return read_attributes(path)
-    raise ModelError(f"model {model} has no attributes; `pdae attributes fit` makes some")
+def _had(known: Attributes | None, model: str) -> Attributes:
+    """A model's attributes. Raises ModelError where it has none."""
+    if known is None:
+        raise ModelError(f"model {model} has no attributes; `pdae attributes fit` makes some")
+    return known
 
 
 def _print(attributes: Attributes, out: Output) -> None:
@@ -178,14 +183,23 @@ def _print(attributes: Attributes, out: Output) -> None:
 
 
 def _line(name: str, facts: dict[str, Any], width: int) -> str:
-    """An attribute for people: how well it tells, or how much of z it explains."""
-    told = {"AUROC": facts.get("auroc"), "balanced accuracy": facts.get("balanced_accuracy")}
-    text = ", ".join(f"{what} {x:.3f}" for what, x in told.items() if isinstance(x, float))
+    """An attribute for people."""
+    return f"{name:{width}}  {_figures(facts)}".rstrip()
+
+
+def _figures(facts: dict[str, Any]) -> str:
+    """How well an attribute tells, or how much of z it explains."""
+    told = {key: facts[key] for key in FIGURES if isinstance(facts.get(key), float)}
+    text = ", ".join(f"{FIGURES[key]} {x:.3f}" for key, x in told.items())
     if "held_out" in facts:
         text = f"{text or 'nothing known'} on {facts['held_out']} held out"
+    if isinstance(unit := facts.get("unit"), str):
+        text += f"; a number, in {unit or 'units'}"
+        if isinstance(facts.get("value_sd"), float) and isinstance(facts.get("value_mean"), float):
+            text += f": {facts['value_mean']:.3g} ± {facts['value_sd']:.2g}"
     if isinstance(facts.get("explained"), float):
         text = f"{facts['explained']:.1%} of the variance of {facts.get('codes')} codes"
-    return f"{name:{width}}  {text}".rstrip()
+    return text or "nothing known"
 
 
 @dataclass(frozen=True)
@@ -215,7 +229,7 @@ def discover(
 
     Example: pdae attributes discover photos/ -m my-model -k 10 -o sheet.png
     """
-    from ..checkpoints import writable_folder, write_attributes
+    from ..checkpoints import change_attributes, writable_folder
     from ..engine.attributes import principal
 
     if output is not None and output.suffix.lower() != ".png":
@@ -228,15 +242,17 @@ def discover(
         z = model.normalise(_read_codes(model, data).z)
     else:
         z = _normalised(model, _pictures(model, data), out)
-    found = whole = principal(z, count)
-    if known := model.attributes:
-        old = [name for name in known.names if re.fullmatch(r"pca_\d+", name)]
-        whole = known.without(old).merged(found)
-    model.attributes = whole
+    found = principal(z, count)
+
+    def change(known: Attributes | None) -> Attributes:
+        old = [name for name in known.names if re.fullmatch(r"pca_\d+", name)] if known else []
+        return known.without(old).merged(found) if known else found
+
+    model.attributes = change(model.attributes)
     if output is not None:
         _write_sheet(output, model, found, _first(model, picture or data, options), options)
         out.say(f"{output} shows them")
-    write_attributes(folder, whole)
+    change_attributes(folder, change)
     _print(found, out)
 
 
@@ -297,10 +313,10 @@ def remove(
 
     Example: pdae attributes remove -m my-model hat
     """
-    from ..checkpoints import writable_folder, write_attributes
+    from ..checkpoints import change_attributes, writable_folder
 
     folder = writable_folder(options.model)
-    write_attributes(folder, _read(folder, options.model).without(names))
+    change_attributes(folder, lambda known: _had(known, options.model).without(names))
 
 
 @app.command()
@@ -314,7 +330,7 @@ def rename(
 
     Example: pdae attributes rename -m my-model pca_1 light
     """
-    from ..checkpoints import writable_folder, write_attributes
+    from ..checkpoints import change_attributes, writable_folder
 
     folder = writable_folder(options.model)
-    write_attributes(folder, _read(folder, options.model).renamed(old, new))
+    change_attributes(folder, lambda known: _had(known, options.model).renamed(old, new))

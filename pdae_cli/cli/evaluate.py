@@ -15,7 +15,7 @@ import typer
 from .. import __version__
 from ..errors import ModelError, UsageError
 from . import pages
-from .evaluation_data import JUDGE_SEED, OUTPUTS, QUICK, USUAL, EvaluateOptions, Material, needed
+from .evaluation_data import JUDGE_SEED, OUTPUTS, QUICK, USUAL, EvaluateOptions, Material
 from .options import LikelihoodOptions, numbers, split_names, takes
 from .output import Output, plain
 from .run.batches import Made, Run
@@ -199,7 +199,7 @@ def all_(
     facts = {
         "model": m.model.name,
         "digest": m.model.weights_sha,
-        "data": f"{data}: {len(m.train)} pictures to learn from, {len(m.held_out)} to measure on",
+        "data": f"{data}: {len(m.train)} pictures to learn from, {len(m.drawn_from)} to measure on",
         "seed": options.seed,
         "made": f"pdae {__version__} in {perf_counter() - begun:.0f} s on {m.model.device}",
     }
@@ -306,8 +306,7 @@ def judge(
     from ..files import sha256
     from ..training.data import split
     from ..training.judge import train_judge
-    from ..training.labels import find_labels
-    from .data import open_data
+    from .data import labels_of, needed, open_data
 
     if output.suffix.lower() != ".safetensors":
         raise UsageError(f"-o {output}: the judge is a .safetensors")
@@ -316,7 +315,7 @@ def judge(
     model = options.load()
     size = image_size or model.config.image_size
     pictures = open_data(data, size, model.config.channels, options.fit, options.quiet)
-    labels = needed(find_labels(data, options.labels), data)
+    labels = needed(labels_of(pictures, options.labels, options.quiet), data)
     train, held_out = split(pictures, labels)
     how: dict[str, Any] = {"seed": seed, "report": out.say, "device": model.device}
     made, auroc = train_judge(train, held_out, labels, epochs, **how)

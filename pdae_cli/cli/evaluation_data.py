@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import InputError, UsageError
-from .data import open_data
+from .data import labels_of, needed, open_data
 from .options import PICTURES, ModelOptions, SeedOptions, option
 from .output import Output
 
@@ -83,18 +84,17 @@ class EvaluateOptions(SeedOptions, ModelOptions):
     def material(
         self, data: Path, sizes: Mapping[str, int] = USUAL, model: Model | None = None
     ) -> Material:
-        """Bring the data into the frame of the model, by default the chosen one."""
+        """Bring the data into the frame of the model, by default the chosen one. What is said of
+        its labels is said once, with the chosen one."""
         from ..evaluation.figures import needs_matplotlib
-        from ..training.data import split
-        from ..training.labels import find_labels
 
         if self.output is not None:
             needs_matplotlib()
-        model = model or self.load()
-        config, labels = model.config, find_labels(data, self.labels)
-        pictures = open_data(data, config.image_size, config.channels, self.fit, self.quiet)
-        train, held_out = (pictures, pictures) if self.whole else split(pictures, labels)
-        return Material(self, model, data, train, held_out, labels, sizes)
+        quiet, model = self.quiet or model is not None, model or self.load()
+        config = model.config
+        pictures = open_data(data, config.image_size, config.channels, self.fit, quiet)
+        labels = labels_of(pictures, self.labels, quiet)
+        return Material(self, model, pictures, labels, sizes)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ class Material:
 
     options: EvaluateOptions
     model: Model
-    data: Path
-    train: Pictures
-    held_out: Pictures
+    pictures: Pictures
     labels: Labels | None
     sizes: Mapping[str, int]  # pictures that each experiment measures on, unless --pictures says
 
@@ -143,7 +141,6 @@ class Material:
         from ..evaluation.probes import attributes, encoded, pixels_and_components, standardised
 
         labels = needed(self.labels, self.data)
-        self._needs_parts("probes")
         others = [replace(self.options, model=name).load() for name in beside]
         held_out = self._size("attributes")
         found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -162,11 +159,13 @@ class Material:
         return self._run(attributes, labels.attributes, found | baselines, *truth)
 
     def samples(self, judge: Callable[[], Judge], **how: Any) -> Finding:
-        from ..evaluation.samples import kinds_of, samples
+        from ..evaluation.samples import LEAST, kinds_of, samples
 
-        self._needs_parts("samples")
         kinds_of(self.model)  # refuses a model that makes none before a judge is trained
-        real = self.measured("samples")
+        real = self.some(self.held_out, self._size("samples"))
+        if len(real) < 2 * LEAST:
+            more = "more pictures, or a `split` column in the labels, hold out more"
+            raise UsageError(f"{2 * LEAST} held-out pictures are needed, not {len(real)}; {more}")
         return self._run(samples, self.model, judge(), real, **how)
 
     def semantics(self, noises: int = 6) -> Finding:
@@ -175,19 +174,39 @@ class Material:
         return self._run(semantics, self.model, self.measured("semantics"), noises=noises)
 
     @property
+    def data(self) -> Path:
+        return self.pictures.root
+
+    @cached_property
+    def parts(self) -> tuple[Pictures, Pictures]:
+        """The pictures to learn from, and those held out."""
+        from ..training.data import split
+
+        return split(self.pictures, self.labels)
+
+    @property
+    def train(self) -> Pictures:
+        return self.parts[0]
+
+    @property
+    def held_out(self) -> Pictures:
+        return self.parts[1]
+
+    @property
+    def drawn_from(self) -> Pictures:
+        """The pictures that experiments measure on, but for probes and samples."""
+        return self.pictures if self.options.whole else self.held_out
+
+    @property
     def out(self) -> Output:
         return Output(self.options.json, self.options.quiet)
-
-    def _needs_parts(self, what: str) -> None:
-        if self.options.whole:
-            raise UsageError(f"{what} are measured on held-out pictures; leave --whole out")
 
     def _size(self, experiment: str) -> int:
         return self.options.pictures or self.sizes[experiment]
 
     def measured(self, experiment: str) -> Tensor:
         """Draw the pictures that an experiment measures on: float32 (N, C, H, W)."""
-        return self.some(self.held_out, self._size(experiment))
+        return self.some(self.drawn_from, self._size(experiment))
 
     def some(self, pictures: Pictures, count: int) -> Tensor:
         """Draw at most `count` of the pictures: float32 (N, C, H, W)."""
@@ -226,10 +245,3 @@ class Material:
             pictures = pictures.subset([pictures.names[row] for row in rows])
         how: dict[str, Any] = {"report": self.out.say, "device": self.model.device}
         return train_judge(pictures, self.held_out, labels, epochs, JUDGE_SEED, **how)[0]
-
-
-def needed(labels: Labels | None, data: Path, instead: str = "") -> Labels:
-    """The labels. Raises UsageError where there are none."""
-    if labels is None:
-        raise UsageError(f"{data} has no labels.csv; pass --labels CSV{instead}")
-    return labels

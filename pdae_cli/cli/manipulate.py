@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from .run.photos import WHOLE, Mask, pasted, wanted_squares
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engine.attributes import Scale
+    from ..engine.attributes import Deviations, Scale, Units
     from ..engine.codes import Codes
     from ..evaluation.likeness import Likeness
 
@@ -40,7 +41,8 @@ class ManipulateOptions(EditOptions):
         None,
         None,
         "How far, one for each --attr, usually -0.5 … 0.5; 1.5sd: in standard deviations of the "
-        "score, usually within 3; a list like -0.3,0,0.3 makes a row.",
+        "score, usually within 3; 10u: in units of a number, years of an age; a list like "
+        "-0.3,0,0.3 makes a row.",
     )
     keep: list[str] | None = option(  # noqa: RUF009
         None,
@@ -69,6 +71,8 @@ def manipulate(
     Example: pdae manipulate face.png --attr smiling --scale 0.3 -o smile.png
 
     Example: pdae manipulate face.png --attr young=-1.5sd --keep eyeglasses -o older.png
+
+    Example: pdae manipulate face.png -m my-model --attr age=+10u -o older.png
 
     Example: pdae manipulate face.png --attr smiling=0.5 --mask mouth.png -o smile.png
 
@@ -125,27 +129,34 @@ def edits(attributes: list[str], scales_given: list[str]) -> Steps:
 
 
 def scales(text: str) -> list[Scale]:
-    """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]; "0,1.5sd" → [Deviations(0.0), Deviations(1.5)]."""
-    from ..engine.attributes import Deviations
+    """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]; "0,1.5sd" → [Deviations(0.0), Deviations(1.5)]; "+10u" →
+    [Units(10.0)]."""
+    from ..engine.attributes import Deviations, Units
 
-    parts = [part.strip() for part in text.split(",")]
-    counted = [part.endswith("sd") for part in parts]
+    found = [re.fullmatch(r"\s*(.*?)(sd|u)?\s*", part) for part in text.split(",")]
     try:
-        values = [float(part.removesuffix("sd")) for part in parts]
+        values = [float(one[1]) for one in found if one]
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
-        raise UsageError(f"--scale {text!r} isn't a number, 1.5sd, or a list like -0.3,0,0.3")
-    if any(counted):
-        if any(value and not sd for value, sd in zip(values, counted, strict=True)):
-            raise UsageError(f"--scale {text!r}: write sd behind all of them or none")
-        return [Deviations(value) for value in values]
-    return list(values)
+        raise UsageError(f"--scale {text!r} isn't a number, 1.5sd, 10u, or a list like -0.3,0,0.3")
+    units = {one[2] for one, value in zip(found, values, strict=True) if one and (value or one[2])}
+    if len(units) > 1:
+        raise UsageError(f"--scale {text!r}: write sd or u behind all of them or none")
+    unit = next(iter(units), None)
+    return [Deviations(x) if unit == "sd" else Units(x) if unit == "u" else x for x in values]
 
 
 def _count(scale: Scale) -> float:
     """The number of a scale, whatever its unit."""
     return scale if isinstance(scale, float) else scale.count
+
+
+def _unit(scale: Deviations | Units) -> str:
+    """What stands behind the number."""
+    from ..engine.attributes import Units
+
+    return "u" if isinstance(scale, Units) else "sd"
 
 
 def _suffix(format: str | None, items: Iterable[Item]) -> str:
@@ -265,7 +276,7 @@ class Edit:
     def _scale(self, column: int) -> dict[str, Any]:
         """How far an attribute is moved, as a record has it."""
         given = [step[column][1] for step in self.steps]
-        unit = {} if isinstance(given[0], float) else {"unit": "sd"}
+        unit = {} if isinstance(given[0], float) else {"unit": _unit(given[0])}
         return {"scale": _one_or_all([_count(one) for one in given]), **unit}
 
     def _scores(self, name: str, scores: list[Tensor]) -> dict[str, Any]:

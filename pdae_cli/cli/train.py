@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import UsageError
-from .data import open_data
+from .data import labels_of, open_data
 from .options import numbers, option, split_names, takes
 from .output import Output
 from .run.launch import device_of, launched
@@ -111,18 +111,25 @@ class TrainFlags:
         import torch
 
         from ..training.data import Task, split
-        from ..training.labels import find_labels
 
         pictures = open_data(data, config.image_size, config.channels, self.fit, self.quiet)
         dtype = torch.float16 if self.weights_dtype == "float16" else torch.float32
-        return Task(*split(pictures, find_labels(data, self.labels)), folder, dtype)
+        train, held_out = split(pictures, labels_of(pictures, self.labels, self.quiet))
+        if len(held_out) == 1:
+            Output(quiet=self.quiet or launched()[0] > 0).say(
+                "one picture is held out, so nothing is measured with another picture's z; more "
+                "pictures, or a `split` column in the labels, hold out more"
+            )
+        return Task(train, held_out, folder, dtype)
 
     def condition(self, data: Path, columns: str) -> Condition:
         """Read the labels of these columns."""
         from ..training.conditional import condition
+        from ..training.data import open_pictures
         from ..training.labels import find_labels
 
-        return condition(find_labels(data, self.labels), split_names(columns))
+        names = open_pictures(data, 1).names
+        return condition(find_labels(data, self.labels, names), split_names(columns))
 
     def trackers(self) -> list[str]:
         """List --tracker's. Raises UsageError for one that isn't known or installed."""

@@ -1,4 +1,5 @@
-"""Attributes: linear classifiers on normalised z, and their weights as directions to move."""
+"""Attributes: linear classifiers and regressions on normalised z, and their weights as directions
+to move."""
 
 from __future__ import annotations
 
@@ -17,6 +18,9 @@ from ..errors import UsageError
 # With ten times less, a classifier tells a little better, but by directions that change little in
 # the picture. With five times more it moves along whatever goes with the attribute.
 DECAY = 1e-2
+RIDGE = (
+    8  # DECAYs weigh beside squares what one does beside logarithms, which curve an eighth as much
+)
 MAX_NAME = 200  # characters
 LEFT = 1e-3  # of a direction: less of it than this is rounding
 
@@ -28,12 +32,20 @@ class Deviations:
     count: float
 
 
-Scale = float | Deviations
+@dataclass(frozen=True)
+class Units:
+    """A scale in the unit of an attribute that is a number: years of an age."""
+
+    count: float
+
+
+Scale = float | Deviations | Units
 
 
 @dataclass
 class Attributes:
-    """A named linear classifier each: score = weight · normalised z + bias (a logit)."""
+    """A named linear map each: score = weight · normalised z + bias, a classifier's logit or a
+    regression's number."""
 
     names: list[str]
     weight: Tensor  # (A, D) float32
@@ -51,7 +63,7 @@ class Attributes:
         raise UsageError(f"this model has no attribute {name!r}; {hint}")
 
     def scores(self, z: Tensor) -> Tensor:
-        """Logits (N, A) of normalised z (N, D)."""
+        """Logits or numbers (N, A) of normalised z (N, D)."""
         return z @ self.weight.T + self.bias
 
     def spread(self, name: str) -> tuple[float, float] | None:
@@ -61,6 +73,12 @@ class Attributes:
         if not (isinstance(mean, int | float) and isinstance(sd, int | float)):
             return None
         return (float(mean), float(sd)) if math.isfinite(mean) and 0 < sd < math.inf else None
+
+    def unit(self, name: str) -> str | None:
+        """What the score of an attribute that is a number counts in, "" where that has no name;
+        None for one that pictures have or haven't."""
+        unit = (self.facts.get(self.names[self.index(name)]) or {}).get("unit")
+        return unit[:MAX_NAME] if isinstance(unit, str) else None
 
     def direction(self, name: str, keep: Sequence[str] = ()) -> Tensor:
         """w/|w| (D,) float64 without its part along the weights of the attributes to keep, so that
@@ -86,19 +104,28 @@ class Attributes:
         keep: Sequence[str] = (),
     ) -> Tensor:
         """Move normalised z (N, D) along an attribute's `direction`. By a number s: z + s
-        sqrt(length) w/|w| (PDAE sec. 4.5); `length` is dim z. By Deviations: as far as changes the
-        score by so many. Raises UsageError where those aren't known, or `keep` leaves nothing."""
+        sqrt(length) w/|w| (PDAE sec. 4.5); `length` is dim z. By Deviations or Units: as far as
+        changes the score by so many. Raises UsageError where those aren't known, or `keep` leaves
+        nothing."""
         direction = self.direction(name, keep)
-        if isinstance(scale, Deviations):
-            if (spread := self.spread(name)) is None:
-                unknown = f"how much the score of {name} varies isn't known"
-                either = "give a scale without sd, or learn it again with `pdae attributes fit`"
-                raise UsageError(f"{unknown}; {either}")
+        if isinstance(scale, Deviations | Units):
             gain = (self.weight[self.index(name)].double() @ direction).item()
-            step = scale.count * spread[1] / gain
+            step = scale.count * self._counted(name, scale) / gain
         else:
             step = scale * math.sqrt(length or z.shape[1])
         return z + (step * direction).to(z.dtype)
+
+    def _counted(self, name: str, scale: Deviations | Units) -> float:
+        """How far one of what a scale counts in moves the score."""
+        if isinstance(scale, Units):
+            if self.unit(name) is None:
+                raise UsageError(f"{name} is no number, so it has no units; count in sd instead")
+            return 1.0
+        if (spread := self.spread(name)) is None:
+            unknown = f"how much the score of {name} varies isn't known"
+            either = "give a scale without sd, or learn it again with `pdae attributes fit`"
+            raise UsageError(f"{unknown}; {either}")
+        return spread[1]
 
     def merged(self, other: Attributes) -> Attributes:
         """Add the other's, which replace those of the same name."""
@@ -106,6 +133,11 @@ class Attributes:
         kept = self.without([name for name in self.names if simplified(name) in theirs])
         weight, bias = torch.cat([kept.weight, other.weight]), torch.cat([kept.bias, other.bias])
         return Attributes(kept.names + other.names, weight, bias, kept.facts | other.facts)
+
+    def of_names(self, names: Sequence[str]) -> dict[str, Any]:
+        """The facts of those that have one of these names, by their own."""
+        wanted = {simplified(name) for name in names}
+        return {n: self.facts.get(n) or {} for n in self.names if simplified(n) in wanted}
 
     def renamed(self, old: str, new: str) -> Attributes:
         """Give one a new name. Raises UsageError for a name that another has."""
@@ -191,6 +223,62 @@ def fit(
             **variation(over_training[:, row]),
         }
     return fitted
+
+
+def fit_numbers(
+    names: list[str],
+    z: Tensor,
+    values: Tensor,
+    z_held_out: Tensor,
+    values_held_out: Tensor,
+    groups: Tensor | None = None,
+    decay: float | None = None,
+) -> Attributes:
+    """Fit a ridge regression of numbers on normalised z with RIDGE times `decay` (None: DECAY).
+
+    z: (N, D) normalised; values: (N, B) float64, NaN unknown; groups: (N,) integers, whose own
+    means are left out, so that what sets groups apart doesn't bend the direction. The facts of each
+    say how it does on the pictures held out, None where they don't vary: `correlation`, Pearson's,
+    and `mean_error`, without sign. Raises UsageError for numbers that don't vary.
+    """
+    check_names(names)
+    groups = torch.zeros(len(z), dtype=torch.long) if groups is None else groups
+    penalty = RIDGE * (DECAY if decay is None else decay)
+    fitted = Attributes(names, torch.zeros(len(names), z.shape[1]), torch.zeros(len(names)))
+    for row, name in enumerate(names):
+        known = values[:, row].isfinite()
+        x, y, group = z[known].double(), values[known, row], groups[known]
+        if len(y) < 2 or y.min() == y.max():
+            raise UsageError(f"{name}: its numbers don't vary over the pictures to learn from")
+        weight, bias = ridge(x, y, group, penalty)
+        fitted.weight[row], fitted.bias[row] = weight.float(), bias
+        known = values_held_out[:, row].isfinite()
+        truth, score = values_held_out[known, row], fitted.scores(z_held_out[known])[:, row]
+        pair = torch.stack([truth, score.double()])
+        varies = len(truth) > 1 and bool((pair.min(1).values < pair.max(1).values).all())
+        fitted.facts[name] = {
+            "unit": "",
+            "train": len(y),
+            "value_mean": y.mean().item(),
+            "value_sd": y.std(correction=0).item(),
+            "held_out": len(truth),
+            "correlation": torch.corrcoef(pair)[0, 1].item() if varies else None,
+            "mean_error": (pair[0] - pair[1]).abs().mean().item() if len(truth) else None,
+            **variation(x @ weight + bias),
+        }
+    return fitted
+
+
+def ridge(x: Tensor, y: Tensor, groups: Tensor, penalty: float) -> tuple[Tensor, float]:
+    """Return w (D,) and b that minimise the mean of (y - w x - b)^2 plus penalty |w|^2, in closed
+    form; x (N, D) and y (N,) float64, less the means of their groups (N,) to find w."""
+    both = torch.cat([x, y[:, None]], dim=1)
+    for one in groups.unique():
+        both[groups == one] -= both[groups == one].mean(0)
+    inner = both.T @ both / len(y)
+    square = inner[:-1, :-1] + penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.lstsq(square, inner[:-1, -1:], driver="gelsd").solution[:, 0]
+    return weight, (y.mean() - x.mean(0) @ weight).item()
 
 
 def variation(scores: Tensor) -> dict[str, float]:

@@ -92,6 +92,8 @@ def attributes(
         rows += [{"representation": title} | row for row in found]
     means = (f"{row['representation']} {row['auroc']:.3f}" for row in rows if "decay" in row)
     words = f"Mean AUROC of linear probes: {', '.join(means)} ({len(labels)} training pictures)."
+    if left := int((~kept).sum()):
+        words += f" Left out: {left} labels that all or none have, where it is learnt or measured."
     lines = [curve(rows, one, "labels", "auroc", representation=one) for one in representations]
     title = "Linear probes on few labels, 95 % intervals over the draws"
     plot = Plot(title, "labels of an attribute", "mean AUROC, held out", lines, log_x=True)

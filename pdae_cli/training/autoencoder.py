@@ -20,7 +20,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import held_out_noise, saving, uniform
+from .dpm import held_out_noise, held_out_rows, saving, uniform
 from .stage import Stage
 
 STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
@@ -90,18 +90,22 @@ def gap_closed(
     model: Model, held_out: Pictures, first: int = 200, last: int = 800, zs: Tensor | None = None
 ) -> dict[str, float]:
     """Measure which share of the posterior mean gap G_psi closes, over t in first … last: with the
-    right z, and with the z of other pictures. If both are alike, z isn't used. `zs`: (N, D) of the
-    pictures, where they aren't E_phi's."""
+    right z, and with the z of other pictures, where there are any. If both are alike, z isn't used.
+    `zs`: (N, D) of the pictures, where they aren't E_phi's."""
     x_0, t, eps = held_out_noise(model, held_out, first, last)
-    shares: dict[str, list[Tensor]] = {"gap_closed": [], "gap_closed_shuffled": []}
-    for part in range(0, len(x_0), model.batch_size):
-        rows = slice(part, part + model.batch_size)
-        z = model.encode_z(x_0[rows]) if zs is None else zs[rows]
-        for name, code in (("gap_closed", z), ("gap_closed_shuffled", z.roll(1, 0))):
-            clean = model.latents(x_0[rows].to(model.device))
-            plain, shifted = gap_residuals(model, clean, t[rows], eps[rows], code)
-            shares[name].append(1 - shifted / plain)
-    return {name: torch.cat(parts).mean().item() for name, parts in shares.items()}
+    parts = [slice(n, n + model.batch_size) for n in range(0, len(x_0), model.batch_size)]
+    if zs is None:
+        z = torch.cat([model.encode_z(x_0[rows]) for rows in parts])
+    else:
+        z = zs[held_out_rows(len(held_out))]
+    codes = {"gap_closed": z, "gap_closed_shuffled": z.roll(1, 0)}
+    shares: dict[str, list[Tensor]] = {name: [] for name in list(codes)[: len(held_out)]}
+    for rows in parts:
+        clean = model.latents(x_0[rows].to(model.device))
+        for name, found in shares.items():
+            plain, shifted = gap_residuals(model, clean, t[rows], eps[rows], codes[name][rows])
+            found.append(1 - shifted / plain)
+    return {name: torch.cat(found).mean().item() for name, found in shares.items()}
 
 
 def statistics(model: Model, pictures: Pictures) -> Normalisation:

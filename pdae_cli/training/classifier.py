@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..networks.classifier import Classes, NoisyClassifier
 from .conditional import PREVIEWED, Condition, preview
 from .data import Task
-from .dpm import held_out_loss, held_out_noise, uniform
+from .dpm import held_out_loss, held_out_noise, held_out_rows, uniform
 from .stage import Stage
 
 
@@ -61,7 +61,7 @@ def classifier_stage(model: Model, classifier: Classifier, task: Task, labels: C
     schedule = model.schedule.to(model.device)
     objective = ClassifierLoss(network, schedule, model.latents)
     x_0, t, eps = held_out_noise(model, task.held_out, 0, schedule.timesteps - 1)
-    y = labels.matrix(task.held_out.names[: len(x_0)])
+    y = labels.matrix(task.held_out.names)[held_out_rows(len(task.held_out))]
 
     def paint(of: Tensor) -> Tensor:
         return by_classifier(model, classifier, of, 1.0, range(PREVIEWED), Sampling(), 0)

@@ -20,6 +20,7 @@ from .labels import Labels
 from .tables import MAX_FILE, Table, open_table
 
 CACHE_BYTES = 4 << 30  # decoded pictures are kept in memory up to this size
+ENOUGH = 32  # held-out pictures that figures mean something on
 BAD_SHARE = 0.01  # unreadable pictures are replaced by their neighbours up to this share
 
 
@@ -126,11 +127,14 @@ def open_pictures(data: Path, size: int, channels: int = 3, fit: str = "crop") -
 
 
 def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures]:
-    """Part training and validation pictures: by the labels' `split`, else 2 % by name's hash."""
+    """Part training and validation pictures: by the labels' `split`, else by their names' hashes,
+    the same 2 % whatever else there is; of small sets a tenth, or ENOUGH where that is less."""
     held_out = labels.held_out if labels and labels.held_out else None
     if held_out is None:
-        held_out = {name for name in pictures.names if _hash_share(name) < 0.02}
-        held_out = held_out or {pictures.names[-1]}
+        shares = sorted((_hash_share(name), name) for name in pictures.names)
+        count = sum(share < 0.02 for share, _ in shares)
+        least = min(ENOUGH, max(2, len(shares) // 10), len(shares) // 2)
+        held_out = {name for _, name in shares[: max(count, least)]}
     train = [name for name in pictures.names if name not in held_out]
     validation = [name for name in pictures.names if name in held_out]
     if not train or not validation:

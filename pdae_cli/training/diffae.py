@@ -6,13 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..engine.model import Model
 from ..networks.encoder import Encoder
 from .autoencoder import encoder_for, preview, saving_statistics
 from .data import Pictures, Task
-from .dpm import DPMLoss, held_out_noise, new_dpm, uniform
+from .dpm import DPMLoss, held_out_loss, held_out_noise, new_dpm, uniform
 from .stage import Stage
 
 
@@ -30,17 +31,16 @@ class DiffAELoss(nn.Module):
 
 
 def held_out_losses(model: Model, held_out: Pictures) -> dict[str, float]:
-    """Measure the objective on held-out pictures: with their own z, and with the z of other ones.
-    If both are alike, z isn't used."""
+    """Measure the objective on held-out pictures: with their own z, and with the z of other ones,
+    where there are any. If both are alike, z isn't used."""
     parts = held_out_noise(model, held_out, 0, model.schedule.timesteps - 1)
     objective = DPMLoss(model.heads, model.schedule, model.latents)
-    sums = {"held_out_loss": 0.0, "held_out_loss_shuffled": 0.0}
-    for batch in zip(*(part.split(64) for part in parts), strict=True):
-        x_0, t, eps = (part.to(model.device) for part in batch)
-        z = model.encode_z(x_0)
-        for name, code in zip(sums, (z, z.roll(1, 0)), strict=True):
-            sums[name] += objective(x_0, t, eps, code).item() * len(x_0)
-    return {name: total / len(parts[0]) for name, total in sums.items()}
+    z = torch.cat([model.encode_z(x_0) for x_0 in parts[0].split(64)])
+    losses = held_out_loss(model, objective, *parts, z)
+    if len(held_out) > 1:
+        shuffled = held_out_loss(model, objective, *parts, z.roll(1, 0))
+        losses["held_out_loss_shuffled"] = shuffled["held_out_loss"]
+    return losses
 
 
 def diffae_stage(model: Model, task: Task) -> Stage:

@@ -24,7 +24,8 @@ from ..pictures.images import to_float
 from .data import Pictures, Task
 from .stage import Stage
 
-HELD_OUT = 256  # pictures that metrics are computed on
+HELD_OUT = 256  # rows that metrics are computed on
+MOST_DRAWS = 8  # of a held-out picture, where there are fewer
 MEANING = ("schedule", "prediction", "unet", "first_stage")  # what a config says of eps_theta
 
 
@@ -53,16 +54,22 @@ def uniform(schedule: Schedule) -> Tensor:
     return torch.full((schedule.timesteps,), 1 / schedule.timesteps, dtype=torch.float64)
 
 
+def held_out_rows(count: int) -> list[int]:
+    """Number the held-out picture of each row that metrics are computed on: the first HELD_OUT, or
+    all `count`, one after the other, again and again, each with other timesteps and noise."""
+    draws = min(MOST_DRAWS, max(1, HELD_OUT // count))
+    return list(range(min(HELD_OUT, count))) * draws
+
+
 def held_out_noise(
     model: Model, pictures: Pictures, first: int, last: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x_0, t spread evenly over first … last, and eps: always the same for the same
-    pictures."""
-    count = min(HELD_OUT, len(pictures))
-    x_0 = to_float(pictures.stack(range(count)))
-    t = torch.linspace(first, last, count).long()
-    shape = (count, *model.config.state_shape)
-    return x_0, t, torch.randn(shape, generator=generator(0, "held out"))
+    """Return x_0 of `held_out_rows`, t spread evenly over first … last, and eps: always the same
+    for the same pictures."""
+    rows = held_out_rows(len(pictures))
+    t = torch.linspace(first, last, len(rows)).long()
+    shape = (len(rows), *model.config.state_shape)
+    return to_float(pictures.stack(rows)), t, torch.randn(shape, generator=generator(0, "held out"))
 
 
 def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[str, float]:

@@ -15,7 +15,7 @@ from ..engine.model import Model
 from ..networks.latent import LatentConfig, LatentDPM
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import uniform
+from .dpm import HELD_OUT, held_out_rows, uniform
 from .stage import Stage
 
 CHUNK = 256
@@ -69,6 +69,8 @@ def latent_stage(
     """Train a latent DPM for the model; pictures are seen mirrored as well."""
     z = torch.cat([encode_all(model, task.train, mirrored=flip) for flip in (False, True)])
     z, z_held_out = model.normalise(z), model.normalise(encode_all(model, task.held_out))
+    if len(z_held_out) < HELD_OUT:
+        z_held_out = z_held_out[held_out_rows(len(z_held_out))]
     torch.manual_seed(seed)
     network = LatentDPM(LatentConfig(z.shape[1], width, layers, dropout)).train()
     model.latent_dpm = network

@@ -54,24 +54,25 @@ class Table:
             raise InputError(f"row {row}: no picture")
         return data
 
-    def columns(self) -> dict[str, list[str]]:
-        """Return the labels as a CSV says them: columns of bool and of 1, 0, -1 (or nothing:
-        unknown), classes by their names, and the texts `split` and `source`."""
+    def columns(self) -> tuple[dict[str, list[str]], list[str]]:
+        """Return the labels as a table of text says them: truths, numbers and nothing (unknown),
+        classes by their names, and the texts `split` and `source`; and a line for other columns."""
         from datasets import ClassLabel
 
         found: dict[str, list[str]] = {}
+        left = []
         for name, feature in self.rows.features.items():
             kind = str(getattr(feature, "dtype", ""))  # a struct has none
             if isinstance(feature, ClassLabel):
                 numbers = self.rows[name][:]
                 found[name] = ["" if n is None or n < 0 else feature.names[n] for n in numbers]
-            elif kind == "bool" or kind.startswith(("int", "uint")):
-                values = [-1 if one is None else int(one) for one in self.rows[name][:]]
-                if set(values) <= {1, 0, -1}:
-                    found[name] = [str(one) for one in values]
+            elif kind == "bool" or kind.startswith(("int", "uint", "float")):
+                found[name] = ["" if one is None else str(one) for one in self.rows[name][:]]
             elif name in ("split", "source") and kind == "string":
                 found[name] = [one or "" for one in self.rows[name][:]]
-        return found
+            elif name != self.column:
+                left.append(f"{name} ({kind or 'a structure'})")
+        return found, [f"columns that hold no labels: {', '.join(left)}"] if left else []
 
 
 def source_of(data: Path) -> dict[str, Any] | None:
