@@ -110,7 +110,7 @@ def auroc(model: Model, train: Pictures, held_out: Pictures, labels: Labels) -> 
 
 def compared(arguments: argparse.Namespace) -> list[Row]:
     """Train both to each number of images, and measure them there."""
-    labels = find_labels(arguments.data, None)
+    labels = find_labels(arguments.data, None, open_pictures(arguments.data, 1).names)
     rows: list[Row] = []
     for method, (make, stage) in METHODS.items():
         for images in sorted(arguments.images):

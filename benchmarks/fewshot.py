@@ -50,11 +50,12 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, help="folder for the pictures")
     args = parser.parse_args()
     model, (judge, _) = pdae.load(args.model), read_judge(args.judge)
-    labels = find_labels(args.data, None)
+    config = model.config
+    pictures = open_pictures(args.data, config.image_size, config.channels)
+    labels = find_labels(args.data, None, pictures.names)
     if labels is None:
         raise SystemExit(f"{args.data} has no labels.csv")
-    config = model.config
-    _, held_out = split(open_pictures(args.data, config.image_size, config.channels), labels)
+    _, held_out = split(pictures, labels)
     drawn, numbers = guidance.unlabelled(model), range(args.samples)
     plain, _ = model.sample(args.samples)
     for name in args.attr:

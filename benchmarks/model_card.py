@@ -232,11 +232,12 @@ def main() -> None:
     parser.add_argument("--card", type=Path, help="put the figures into this model card")
     args = parser.parse_args()
     model = pdae_cli.load(args.model)
-    labels = find_labels(args.data, None)
+    size, channels = model.config.image_size, model.config.channels
+    pictures = open_pictures(args.data, size, channels)
+    labels = find_labels(args.data, None, pictures.names)
     if labels is None:
         raise SystemExit(f"{args.data} has no labels.csv")
-    size, channels = model.config.image_size, model.config.channels
-    train, held_out = split(open_pictures(args.data, size, channels), labels)
+    train, held_out = split(pictures, labels)
     x_0 = to_float(held_out.stack(range(args.pictures)))
     sections: dict[str, Callable[[], Figures]] = {
         "gap": lambda: gap(model, to_float(held_out.stack(range(2 * args.pictures)))),

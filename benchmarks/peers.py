@@ -152,9 +152,9 @@ def main() -> None:
     compiled = None
     if args.compile:
         compiled = pdae_cli.load(args.model, args.device, args.dtype, compile=True)
-    labels = find_labels(args.data, None)
     size, channels = model.config.unet.image_size, model.config.unet.channels
-    _, held_out = split(open_pictures(args.data, size, channels), labels)
+    pictures = open_pictures(args.data, size, channels)
+    _, held_out = split(pictures, find_labels(args.data, None, pictures.names))
     x_0 = to_float(held_out.stack(range(args.pictures)))
     speed, faster = "NFE|seconds a picture", "times faster"
     whole_header = f"round trip of `{model.name}`|{speed}|MSE|8-bit values equal|{faster}"

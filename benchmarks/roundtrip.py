@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--text", type=Path, help="put the tables between its marks")
     args = parser.parse_args()
-    labels = find_labels(args.data, None)
+    labels = find_labels(args.data, None, open_pictures(args.data, 1).names)
     if labels is None:
         raise SystemExit(f"{args.data} has no labels.csv")
     figures: Figures = {"stamp": stamp(), "models": []}

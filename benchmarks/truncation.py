@@ -37,10 +37,11 @@ COLUMNS = ("by", "strength", "judge says yes", "precision", "recall", "judge-KID
 
 def real_pictures(data: Path, size: int, channels: int, label: str) -> Tensor:
     """Held-out pictures (N, C, H, W) that have the label."""
-    labels = find_labels(data, None)
+    pictures = open_pictures(data, size, channels)
+    labels = find_labels(data, None, pictures.names)
     if labels is None:
         raise SystemExit(f"{data} has no labels.csv")
-    _, held_out = split(open_pictures(data, size, channels), labels)
+    _, held_out = split(pictures, labels)
     column = labels.matrix(held_out.names)[:, labels.attributes.index(label)]
     rows = [row for row, value in enumerate(column.tolist()) if value == 1]
     return to_float(held_out.stack(rows))

@@ -77,9 +77,10 @@ def read_sheet(content: bytes, source: str) -> Sheet:
         while len(row) > width and not row[-1].strip():
             row.pop()  # a comma too many at the end
         if len(row) != width:
+            lacking = f", none for {', '.join(map(short, header[len(row) :][:3]))}"
             raise InputError(
                 f"{source}, line {line}: {len(row)} cells, where the header has {width} "
-                f"(split at {DELIMITERS[delimiter]})"
+                f"(split at {DELIMITERS[delimiter]}){lacking if len(row) < width else ''}"
             )
         lines.append(line)
         cells.append([texts[cell] for cell in row])

@@ -153,9 +153,10 @@ def test_the_models_figures_on_held_out_faces(faces64: pdae_cli.Model) -> None:
     from pdae_cli.training.labels import find_labels
     from pdae_cli.training.latent import encode_all
 
-    labels = find_labels(data, None)
+    pictures = open_pictures(data, 64)
+    labels = find_labels(data, None, pictures.names)
     assert labels is not None and faces64.attributes is not None
-    _, held_out = split(open_pictures(data, 64), labels)
+    _, held_out = split(pictures, labels)
     scores = faces64.attributes.scores(faces64.normalise(encode_all(faces64, held_out)))
     truth = labels.matrix(held_out.names)
     for name, fact in faces64.attributes.facts.items():

@@ -31,9 +31,10 @@ def photos(tmp_path: Path) -> Path:
 
 def parts(photos: Path) -> tuple[Pictures, Pictures, Labels]:
     """Training pictures, held-out pictures, and their labels."""
-    labels = find_labels(photos, None)
+    pictures = open_pictures(photos, 32)
+    labels = find_labels(photos, None, pictures.names)
     assert labels is not None
-    return *split(open_pictures(photos, 32), labels), labels
+    return *split(pictures, labels), labels
 
 
 def test_it_is_what_training_makes_of_the_pictures(
@@ -152,7 +153,7 @@ def test_what_cannot_be_learnt_is_said(pdae: Command, photos: Path, tmp_path: Pa
     ("table", "code", "says"),
     [
         (None, 2, "no labels.csv; pass --labels CSV"),
-        ("file,red\nelsewhere/0.png,1\nelsewhere/1.png,0\n", 2, "no label tells the"),
+        ("file,red\nelsewhere/0.png,1\nelsewhere/1.png,0\n", 3, "0 of 40 pictures match"),
         ("file,red\n00.png,1\n02.png,1\n", 2, "no label tells the"),
         ("file,name\n00.png,Ann\n01.png,Ben\n", 2, "no label tells the"),
         ("file\n00.png\n", 3, "no column holds labels"),
@@ -168,7 +169,9 @@ def test_without_labels_there_is_no_judge(
     out = tmp_path / "judge.safetensors"
     out.write_bytes(b"old")
     result = pdae("evaluate", "judge", photos, "-o", out, "--overwrite")
-    assert result.code == code and says in result.err and len(result.err.splitlines()) == 1
+    *remarks, error = result.err.splitlines()
+    assert result.code == code and error.startswith("error: ") and says in error
+    assert all("labels.csv: " in one for one in remarks)  # what isn't taken, before
     assert out.read_bytes() == b"old" and result.text == ""
 
 
@@ -180,7 +183,7 @@ def test_without_labels_there_is_no_judge(
         (("{photos}", "-o", "{photos}/00.png/judge.safetensors"), 3, "can't write"),
         (("{photos}", "-m", "nowhere"), 4, "no model"),
         (("{photos}", "--device", "abacus"), 2, "can't be used"),
-        (("{photos}", "--labels", "nowhere.csv"), 3, "can't be read as a CSV"),
+        (("{photos}", "--labels", "nowhere.csv"), 3, "nowhere.csv: no such file"),
     ],
 )
 def test_refusals_come_before_anything_is_trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -87,9 +88,20 @@ def test_zip_bombs_arent_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_pictures(path, 4)._bytes("a.png")
 
 
-def test_split_follows_names_not_order(tmp_path: Path) -> None:
-    for number in range(200):
-        picture(0, (4, 4)).save(tmp_path / f"{number}.png")
-    train, held_out = split(open_pictures(tmp_path, 4), None)
-    assert len(train) + len(held_out) == 200 and 0 < len(held_out) < 20
-    assert not set(train.names) & set(held_out.names)
+@pytest.mark.parametrize(
+    ("count", "held_out"), [(2, 1), (3, 1), (4, 2), (19, 2), (120, 12), (600, 32), (5000, 89)]
+)
+def test_split_follows_names_not_order(tmp_path: Path, count: int, held_out: int) -> None:
+    """A tenth of few, 32 of some; of many the 2 % that their own hashes say, whatever else is."""
+    names = [f"{number}.png" for number in range(count)]
+    parts = split(Pictures(tmp_path, names, 1), None)
+    again = split(Pictures(tmp_path, names[::-1], 1), None)
+    for part, other in zip(parts, again, strict=True):
+        assert set(part.names) == set(other.names)
+    train, chosen = parts
+    assert len(chosen) == held_out and sorted(train.names + chosen.names) == sorted(names)
+    digests = {n: hashlib.sha256(n.encode()).digest()[:4] for n in names}
+    shares = {n: int.from_bytes(digest, "little") / 2**32 for n, digest in digests.items()}
+    assert max(shares[n] for n in chosen.names) < min(shares[n] for n in train.names)
+    if count == 5000:
+        assert set(chosen.names) == {n for n in names if shares[n] < 0.02}

@@ -96,7 +96,8 @@ class TestSources:
     @pytest.mark.parametrize("kind", KINDS)
     def test_pictures_and_labels_are_those_of_a_folder(self, kind: str, tmp_path: Path) -> None:
         data = data_of(kind, tmp_path / "t")
-        pictures, labels = open_pictures(data, 32), find_labels(data, None)
+        pictures = open_pictures(data, 32)
+        labels = find_labels(data, None, pictures.names)
         files = open_pictures(folder_of(tmp_path / "files"), 32)
         assert len(pictures) == 24 and not pictures.bad
         assert labels is not None and labels.attributes == ["cls" if kind == "tar" else "second"]
@@ -107,7 +108,7 @@ class TestSources:
         assert seen[0] == seen[1] and len(seen[0]) == 24
 
     def test_labels_by_column(self, tmp_path: Path) -> None:
-        """1 / 0, bool with gaps, classes by name; a split; no column of other numbers or texts."""
+        """1 / 0, bool with gaps, numbers, classes by name, a split; other texts are named."""
         path = tmp_path / "a.parquet"
         rows = datasets.Dataset.from_dict(
             {
@@ -132,9 +133,11 @@ class TestSources:
             ),
         )
         rows.to_parquet(path)
-        labels = find_labels(path, None)
+        labels = find_labels(path, None, ["0", "1", "2", "3"])
         assert labels is not None and labels.attributes == ["hat", "old"]
         assert labels.matrix(["0", "1", "2", "3"]).tolist() == [[1, 1], [0, -1], [1, 0], [0, 1]]
+        assert labels.values(["0", "3"]).tolist() == [[20], [50]]
+        assert any("caption (string)" in one for one in labels.remarks)
         assert condition(labels, ["kind"]).classes.names == ("cat", "dog")
         train, held_out = split(open_pictures(path, 32), labels)
         assert (train.names, held_out.names) == (["0", "1", "3"], ["2"])
