@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,25 +78,31 @@ def fit(
         lesson = of_labels(pictures, table)
     if lesson.left:
         out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(lesson.left)}")
-    replaced: dict[str, Any] = {}
-
-    def replaceable(known: Attributes | None) -> None:
-        replaced.update(known.of_names([*lesson.names, *lesson.numbers]) if known else {})
-        if replaced and not overwrite:
-            told = "; ".join(_line(one, facts, 0) for one, facts in list(replaced.items())[:FEW])
-            raise InputError(
-                f"{options.model} has {len(replaced)} of them already ({told}); pass --overwrite "
-                "to replace what it has, or remove or rename it first"
-            )
-
-    def change(known: Attributes | None) -> Attributes:
-        replaceable(known)
-        return known.merged(fitted) if known else fitted
-
-    replaceable(model.attributes)  # before the work, and again where they are written
+    refuse = partial(_replaced, [*lesson.names, *lesson.numbers], overwrite, options.model)
+    replaced = refuse(model.attributes)  # before the work, and again where they are written
     z = [torch.cat([_normalised(model, one, out) for one in part]) for part in lesson.parts]
     fitted = lesson.learnt(z, decay)
+
+    def change(known: Attributes | None) -> Attributes:
+        replaced.update(refuse(known))
+        return known.merged(fitted) if known else fitted
+
     _report(fitted, change_attributes(folder, change), replaced, torch.cat(z), out)
+
+
+def _replaced(
+    names: list[str], overwrite: bool, model: str, known: Attributes | None
+) -> dict[str, Any]:
+    """The facts of those that a model has of these names. Raises InputError where there are such
+    and they aren't to be replaced."""
+    found = known.of_names(names) if known else {}
+    if found and not overwrite:
+        told = "; ".join(_line(name, facts, 0) for name, facts in list(found.items())[:FEW])
+        raise InputError(
+            f"{model} has {len(found)} of them already ({told}); pass --overwrite to replace what "
+            "it has, or rename it first"
+        )
+    return found
 
 
 def _pictures(model: Model, data: Path) -> Pictures:

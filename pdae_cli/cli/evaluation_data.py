@@ -59,7 +59,7 @@ class EvaluateOptions(SeedOptions, ModelOptions):
         Path | None,
         typer.Option(
             rich_help_panel=PICTURES,
-            help="CSV of labels, by default labels.csv inside DATA; pictures whose `split` there "
+            help="Table of labels, by default labels.csv inside DATA; pictures whose `split` there "
             "isn't train are held out.",
         ),
     ] = None
