@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_runs import records
 from conftest import Command, picture, tiny_model
+from filelock import FileLock
 from PIL import Image
 
-from pdae_cli.checkpoints import read_attributes, write_attributes
+from pdae_cli.checkpoints import change_attributes, read_attributes, write_attributes
+from pdae_cli.checkpoints.native import LOCK
 from pdae_cli.cli.manipulate import edits, scales
-from pdae_cli.engine.attributes import Deviations
+from pdae_cli.engine.attributes import Attributes, Deviations, Units
 from pdae_cli.engine.codes import from_bytes
 from pdae_cli.errors import UsageError
 
@@ -111,7 +115,8 @@ class TestManipulate:
     def test_scales(self) -> None:
         assert scales("-0.3,0,0.3") == [-0.3, 0, 0.3]
         assert scales("-1sd, 0,1sd") == [Deviations(-1), Deviations(0), Deviations(1)]
-        for wrong in ("", "x", "1sd,1", "nan", "infsd", "1 sd sd", "1,,2"):
+        assert scales("+10u") == [Units(10)] and scales("0, -5 u") == [Units(0), Units(-5)]
+        for wrong in ("", "x", "1sd,1", "nan", "infsd", "1 sd sd", "1,,2", "u", "1u,1sd", "1ud"):
             with pytest.raises(UsageError, match="--scale"):
                 scales(wrong)
         assert edits(["a=1sd", "b=0,1"], []) == [
@@ -168,6 +173,118 @@ class TestFit:
             assert words in result.text
         assert result.text.count("+") + result.text.count("-") == 3  # correlations
         assert "balanced accuracy" in pdae("attributes", "list", model=mine).text
+
+
+class TestNumbers:
+    def label(self, photos: Path) -> None:
+        """Age goes with red and blue, as far as the pictures tell."""
+        rows = ["file;split;Warm;age (years)"]
+        for number in range(20):
+            kind, age = ("without", 60) if number % 2 else ("with", 20)
+            part = "val" if number > 7 else "train"
+            rows.append(f"{kind}/{number}.png;{part};{1 - number % 2};{age + number},5")
+        (photos / "labels.csv").write_text("\n".join(rows))
+
+    def test_a_number_beside_an_attribute(
+        self, pdae: Command, mine: Path, photos: Path, pictures: list[Path]
+    ) -> None:
+        """It is learnt, listed, and moved by its units and by deviations."""
+        self.label(photos)
+        result = pdae("attributes", "fit", photos, "--json", model=mine)
+        assert result.code == 0 and result.err == "", result.err
+        warm, age = records(result.text)
+        assert (warm["attribute"], age["attribute"], age["unit"]) == ("Warm", "age", "years")
+        assert (age["train"], age["held_out"]) == (8, 12) and age["correlation"] > 0.5
+        assert age["correlations"]["Warm"] < -0.5
+        listed = pdae("attributes", "list", model=mine).text
+        assert "mean error" in listed and "on 12 held out; a number, in years: 44 ± 2" in listed
+        assert listed == pdae("manipulate", "--list", model=mine).text
+        sd = age["score_sd"]
+        for scale, unit, moved in (("+10u", "u", 10), ("-5u", "u", -5), ("1sd", "sd", sd)):
+            args = ("--attr", f"age={scale}", "-o", photos / "z.safetensors", "--overwrite")
+            edited = pdae("manipulate", pictures[0], *args, "--json", *FAST, model=mine)
+            report = records(edited.text)[0]["attributes"]["age"]
+            assert report["unit"] == unit
+            assert report["after"] - report["before"] == pytest.approx(moved, abs=1e-2)
+
+    def test_what_has_no_units_is_said_before_anything_is_done(
+        self, pdae: Command, mine: Path, pictures: list[Path]
+    ) -> None:
+        result = pdae("manipulate", pictures[0], "--attr", "smiling=+10u", "-o", "-", model=mine)
+        assert result.code == 2 and "no number, so it has no units" in result.err
+        assert result.err.count("\n") == 1
+
+
+class TestKept:
+    """What a model has is never lost in silence."""
+
+    def test_old_and_new_figures_where_one_is_replaced(
+        self, pdae: Command, mine: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        args = ("--with", photos / "with", "--without", photos / "without", "--name", "smiling")
+        path = mine / "attributes.safetensors"
+        before = path.read_bytes()
+        with monkeypatch.context() as patched:  # nothing is computed first
+            patched.setattr("pdae_cli.training.latent.encode_all", None)
+            result = pdae("attributes", "fit", *args, model=mine)
+        assert result.code == 3 and result.err.count("\n") == 1 and path.read_bytes() == before
+        assert "has 1 of them already (Smiling" in result.err and "--overwrite" in result.err
+        result = pdae("attributes", "fit", *args, "--overwrite", "--json", model=mine)
+        (record,) = records(result.text)
+        assert result.code == 0 and record["replaced"] == {"score_mean": 0.5, "score_sd": 2.0}
+        assert set(read_attributes(path).names) == {"smiling", "Blond_Hair", "5_o_Clock_Shadow"}
+        again = pdae("attributes", "fit", *args, "--overwrite", model=mine)
+        assert f"; was AUROC {record['auroc']:.3f}" in again.text
+
+    def test_one_that_came_meanwhile(
+        self, pdae: Command, mine: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While another command encodes, it isn't replaced, and what else came is kept."""
+        from pdae_cli.training.latent import encode_all
+
+        args = ("--with", photos / "with", "--without", photos / "without", "--name", "hat")
+        came = {"as": "Glasses"}
+
+        def meanwhile(*given: Any) -> Any:
+            known = read_attributes(mine / "attributes.safetensors")
+            if "Blond_Hair" in known.names:
+                write_attributes(mine, known.renamed("blond hair", came["as"]))
+            return encode_all(*given)
+
+        monkeypatch.setattr("pdae_cli.training.latent.encode_all", meanwhile)
+        assert pdae("attributes", "fit", *args, model=mine).code == 0
+        names = read_attributes(mine / "attributes.safetensors").names
+        assert set(names) == {"Smiling", "Glasses", "5_o_Clock_Shadow", "hat"}
+        known = read_attributes(mine / "attributes.safetensors").without(["hat"])
+        write_attributes(mine, known.renamed("glasses", "Blond_Hair"))
+        came["as"] = "HAT"
+        result = pdae("attributes", "fit", *args, model=mine)
+        assert result.code == 3 and "has 1 of them already (HAT" in result.err
+
+    def test_changes_at_once_wait_for_each_other(
+        self, pdae: Command, mine: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of many none is lost; one that waits for too long is refused in a line."""
+        one = read_attributes(mine / "attributes.safetensors").without(["smiling", "blond hair"])
+        more = [one.renamed(one.names[0], f"hat {number}") for number in range(16)]
+
+        def add(other: Attributes) -> None:
+            def change(known: Attributes | None) -> Attributes:
+                assert known is not None
+                time.sleep(0.002)
+                return known.merged(other)
+
+            change_attributes(mine, change)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(add, more))
+        names = read_attributes(mine / "attributes.safetensors").names
+        assert set(names[3:]) == {f"hat {number}" for number in range(16)}
+        monkeypatch.setattr("pdae_cli.checkpoints.native.PATIENCE", 0.05)
+        with FileLock(mine / LOCK):
+            result = pdae("attributes", "rename", "smiling", "Joy", model=mine)
+        assert result.code == 3 and "another process changes" in result.err
+        assert result.err.count("\n") == 1
 
 
 class TestDiscover:
@@ -257,14 +374,19 @@ class TestRename:
 
 
 @pytest.mark.parametrize(
-    "args", [("list",), ("rename", "smiling", "Joy"), ("remove", "smiling"), ("fit", "DATA")]
-)
+    "args",
+    [
+        ("list",), ("rename", "smiling", "Joy"), ("remove", "smiling"), ("fit", "DATA"),
+        ("discover", "DATA"),
+    ],
+)  # fmt: skip
 def test_damaged_files_and_options_that_arent_read_are_refused(
     pdae: Command, mine: Path, photos: Path, args: tuple[str, ...]
 ) -> None:
     """In one line that names them."""
     path, given = mine / "attributes.safetensors", [photos if a == "DATA" else a for a in args]
-    assert pdae("attributes", *given, "--seed", "1", model=mine).code == 2
+    if args[0] != "discover":
+        assert pdae("attributes", *given, "--seed", "1", model=mine).code == 2
     path.write_bytes(path.read_bytes()[:-3])
     result = pdae("attributes", *given, model=mine)
     assert result.code == 4 and result.err.count("\n") == 1 and str(path) in result.err
