@@ -89,6 +89,23 @@ class TestTrain:
         said = "step 2 images 8 held_out_loss" if code == 0 else "leave --channels-last out"
         assert said in done.stderr
 
+    def test_what_isnt_taken_of_the_labels_is_said_once(
+        self, pdae: Command, data: Path, tiny_folder: Path, tmp_path: Path
+    ) -> None:
+        """And what can't be measured; a split alone is labels enough."""
+        table, names = tmp_path / "l.csv", sorted(path.name for path in data.iterdir())
+        rows = [f"{n},{'val' if k == 1 else 'train'},{'ab'[k % 2]}" for k, n in enumerate(names)]
+        table.write_text("\n".join(["file,split,kind", *rows]))
+        args = ("-o", tmp_path / "m", "--labels", table, "--dry-run", "--batch-size", 4)
+        for more in ((), ("--condition", "kind")):
+            result = pdae("train", "autoencoder", data, "--dpm", tiny_folder, *args, *more)
+            assert result.code == 0, result.err
+            assert result.err.count("kind ('a' in line 2 is no number)") == 1
+            assert result.err.count("one picture is held out") == 1
+        table.write_text("\n".join(["file,split", *(row[:-2] for row in rows)]))
+        result = pdae("train", "autoencoder", data, "--dpm", tiny_folder, *args)
+        assert result.code == 0 and "l.csv" not in result.err
+
     def test_nothing_to_train_on(self, pdae: Command, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         for data, words in ((tmp_path / "empty", "no pictures"), (tmp_path / "no", "no such")):

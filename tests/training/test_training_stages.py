@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pdae_cli.training.autoencoder import (
     gap_residuals,
 )
 from pdae_cli.training.data import Task
-from pdae_cli.training.dpm import DPMLoss
+from pdae_cli.training.dpm import DPMLoss, held_out_rows
 from pdae_cli.training.loop import Training
 
 
@@ -147,3 +148,21 @@ def test_gap_closed_is_one_minus_the_ratio_of_gaps(model: Model, task: Task) -> 
     ratio = closed.square().sum((1, 2, 3)) / gap
     assert torch.allclose(shifted / plain, ratio, rtol=1e-2)
     assert set(gap_closed(model, task.held_out)) == {"gap_closed", "gap_closed_shuffled"}
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 8), (12, 96), (33, 231), (129, 129), (999, 256)])
+def test_few_held_out_pictures_are_measured_several_times(count: int, rows: int) -> None:
+    """Each as often, and the picture before is never the same one."""
+    numbers = held_out_rows(count)
+    assert len(numbers) == rows and set(numbers) == set(range(min(count, 256)))
+    assert set(Counter(numbers).values()) == {rows // min(count, 256)}
+    if count > 1:
+        assert all(
+            one != other for one, other in zip(numbers, [*numbers[1:], numbers[0]], strict=True)
+        )
+
+
+def test_with_one_picture_held_out_nothing_is_shuffled(model: Model, task: Task) -> None:
+    """It would be its own shuffle."""
+    one = task.held_out.subset(task.held_out.names[:1])
+    assert set(gap_closed(model, one)) == {"gap_closed"}
