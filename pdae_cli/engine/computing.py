@@ -13,6 +13,21 @@ from ..errors import OutOfMemory, UsageError
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Part:
+    """Some rows of a batch. As a context for what is done with them, it swallows an OutOfMemory
+    where fewer rows may fit."""
+
+    def __init__(self, rows: slice) -> None:
+        self.rows, self.failed = rows, False
+
+    def __enter__(self) -> slice:
+        return self.rows
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
+        self.failed = isinstance(error, OutOfMemory) and self.rows.stop - self.rows.start > 1
+        return self.failed
+
+
 @contextmanager
 def computing(device: torch.device, dtype: str, differentiable: bool = False) -> Iterator[None]:
     """Run networks in the chosen precision, without gradients unless the caller has them enabled

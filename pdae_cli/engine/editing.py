@@ -96,22 +96,21 @@ def inpaint(
     if guided and z is None:
         alone, draws = replace(sampling, guidance=0.0), [clone(one) for one in generators]
         seen = x_0 if model.takes_z else inpaint(model, x_0, mask, None, alone, generators=draws)
-        z = joined(model.by_batches(lambda rows: model.encode_z(seen[rows]), len(x_0)))
+        z = model.encode(seen, noise=False).z
     trajectory, noise = model.trajectory(sampling), model.noise(generators)
-    level = model.schedule.level(trajectory.timesteps()[-1])
-
-    def work(rows: slice) -> Tensor:
-        pictures, eps = x_0[rows].to(model.device), noise[rows].to(model.device)
-        known = model.latents(pictures)
-        join = by_luma if states is None else by_mask(states[rows])
-        join_pictures = by_luma if mask is None else by_mask(mask[rows])
-        predict = model.guided(sampling, *([z[rows]] if guided and z is not None else []))
-        both = alongside(settled(model.schedule, known), predict, join)
-        x_T, draws = torch.cat([level.noised(known, eps), eps]), [*generators[rows]] * 2
-        free = trajectory.to_picture(both, x_T, draws).chunk(2)[1]
-        return join_pictures(pictures, free)
-
-    return joined(model.by_batches(work, len(x_0)))
+    level, made = model.schedule.level(trajectory.timesteps()[-1]), []
+    for part in model.parts(len(x_0)):
+        with part as rows:
+            pictures, eps = x_0[rows].to(model.device), noise[rows].to(model.device)
+            known = model.latents(pictures)
+            join = by_luma if states is None else by_mask(states[rows])
+            join_pictures = by_luma if mask is None else by_mask(mask[rows])
+            predict = model.guided(sampling, *([z[rows]] if guided and z is not None else []))
+            both = alongside(settled(model.schedule, known), predict, join)
+            x_T, draws = torch.cat([level.noised(known, eps), eps]), [*generators[rows]] * 2
+            free = trajectory.to_picture(both, x_T, draws).chunk(2)[1]
+            made.append(join_pictures(pictures, free))
+    return joined(made)
 
 
 def colourise(
@@ -155,17 +154,16 @@ def decode_within(
     eps_T = codes.eps_T if sampling.same_way(recorded) else None
     z, x_T = torch.stack([codes.z, edited.z]), torch.stack([codes.x_T, edited.x_T])
     weights = mask.expand(len(codes), -1, -1, -1)
-    of_states = states_mask(model, weights)
-
-    def work(rows: slice) -> Tensor:
-        lead, predict = (model.guided(sampling, one[rows]) for one in z)
-        join, (known, free) = by_mask(of_states[rows]), x_T[:, rows].to(model.device)
-        second = None
-        if eps_T is not None:  # the edited trajectory begins anew: see Model.manipulate
-            begun = predict(join(known, free), trajectory.grid()[0].t)
-            second = torch.cat([eps_T[rows].to(model.device), begun])
-        both, x_T_both = alongside(lead, predict, join), torch.cat([known, free])
-        x_0 = trajectory.to_picture(both, x_T_both, [*draws[rows]] * 2, second)
-        return by_mask(weights[rows])(*x_0.chunk(2))
-
-    return joined(model.by_batches(work, len(codes)))
+    of_states, made = states_mask(model, weights), []
+    for part in model.parts(len(codes)):
+        with part as rows:
+            lead, predict = (model.guided(sampling, one[rows]) for one in z)
+            join, (known, free) = by_mask(of_states[rows]), x_T[:, rows].to(model.device)
+            second = None
+            if eps_T is not None:  # the edited trajectory begins anew: see Model.manipulate
+                begun = predict(join(known, free), trajectory.grid()[0].t)
+                second = torch.cat([eps_T[rows].to(model.device), begun])
+            both, x_T_both = alongside(lead, predict, join), torch.cat([known, free])
+            x_0 = trajectory.to_picture(both, x_T_both, [*draws[rows]] * 2, second)
+            made.append(by_mask(weights[rows])(*x_0.chunk(2)))
+    return joined(made)

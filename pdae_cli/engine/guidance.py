@@ -128,12 +128,12 @@ def by_classifier(
 
     predict = steered(model.guided(sampling), log_p, scale, model.schedule)
     generators = [generator(seed, "sample", number) for number in numbers]
-    x_T, trajectory = model.noise(generators), model.trajectory(sampling)
-
-    def work(rows: slice) -> Tensor:
-        return trajectory.to_picture(predict, x_T[rows].to(model.device), generators[rows])
-
-    return joined(model.by_batches(work, len(numbers)))
+    x_T, trajectory, made = model.noise(generators), model.trajectory(sampling), []
+    for part in model.parts(len(numbers)):
+        with part as rows:
+            x = x_T[rows].to(model.device)
+            made.append(trajectory.to_picture(predict, x, generators[rows]))
+    return joined(made)
 
 
 def steered(

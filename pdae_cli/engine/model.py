@@ -3,9 +3,9 @@ are float32 (N, C, H, W) in [-1, 1] on the CPU; Pillow pictures and paths come i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -15,7 +15,7 @@ from ..diffusion import parity, solvers
 from ..diffusion.noise import generator, normal
 from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import Inverted, Sampling, Trajectory, check_finite, solve_latent
-from ..errors import InputError, ModelError, OutOfMemory, UsageError
+from ..errors import InputError, ModelError, UsageError
 from ..networks.classifier import ClassEmbedding
 from ..networks.first_stage import FirstStage
 from ..networks.gradient import GradientEstimator
@@ -25,10 +25,8 @@ from ..networks.unet import UNet
 from ..pictures.images import Pictures, as_tensor, picture_sha, to_pixels
 from .attributes import Attributes, Scale
 from .codes import Codes, between, stack
-from .computing import PRECISIONS, check_compiler, computing, joined
+from .computing import PRECISIONS, Part, check_compiler, computing, joined
 from .config import ModelConfig
-
-T = TypeVar("T")
 
 
 def ignore(told: object) -> None:
@@ -159,22 +157,18 @@ class Model:
         with computing(self.device, "float32"):
             return latents if self.first_stage is None else self.first_stage.decode(latents)
 
-    def by_batches(self, work: Callable[[slice], T], count: int) -> list[T]:
-        """Do work(rows) for slices of `batch_size` rows of `count`. Where memory runs out, the
-        batch size is halved for good; a single row that doesn't fit is an OutOfMemory."""
-        results: list[T] = []
+    def parts(self, count: int) -> Iterator[Part]:
+        """Yield `batch_size` of `count` rows at a time: `with part as rows`. Where memory runs out,
+        the batch size is halved for good; a single row that doesn't fit is an OutOfMemory."""
         first = 0
         while first < count:
             size = min(self.batch_size, count - first)
-            try:
-                results.append(work(slice(first, first + size)))
-                first += size
-            except OutOfMemory:
-                if size == 1:
-                    raise
+            yield (part := Part(slice(first, first + size)))
+            if part.failed:
                 self.batch_size = size // 2
                 self.notify(f"{self.device} is out of memory; going on with {size // 2} at once")
-        return results
+            else:
+                first += size
 
     def pictures(self, images: Pictures, fit: str = "crop") -> Tensor:
         """Bring tensors, Pillow pictures or paths into this model's frame: (N, C, H, W) float32."""
@@ -192,20 +186,19 @@ class Model:
         `changes` are fields of Sampling, e.g. inference_steps=20."""
         sampling = (sampling or Sampling()).changed(changes)
         x_0, trajectory = self.pictures(images), self.trajectory(sampling)
-
-        def work(rows: slice) -> Codes:
-            x = x_0[rows].to(self.device)
-            z = self.encode_z(x)
-            check_finite(z=z)
-            found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
-            x_T, eps_T = (None if one is None else one.cpu() for one in (found.x_T, found.eps_T))
-            sources = tuple(map(str, range(len(x_0))[rows]))
-            shas = tuple(picture_sha(pixels) for pixels in to_pixels(x_0[rows]))
-            of_model = self.name, self.weights_sha, sampling.record()
-            converged = () if found.converged is None else tuple(found.converged.tolist())
-            return Codes(z.cpu(), x_T, eps_T, sources, shas, *of_model, converged)
-
-        return stack(self.by_batches(work, len(x_0)))
+        of_model, made = (self.name, self.weights_sha, sampling.record()), list[Codes]()
+        for part in self.parts(len(x_0)):
+            with part as rows:
+                x = x_0[rows].to(self.device)
+                z = self.encode_z(x)
+                check_finite(z=z)
+                found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
+                x_T, eps_T = (one if one is None else one.cpu() for one in (found.x_T, found.eps_T))
+                sources = tuple(map(str, range(len(x_0))[rows]))
+                shas = tuple(picture_sha(pixels) for pixels in to_pixels(x_0[rows]))
+                converged = () if found.converged is None else tuple(found.converged.tolist())
+                made.append(Codes(z.cpu(), x_T, eps_T, sources, shas, *of_model, converged))
+        return stack(made)
 
     def decode(
         self,
@@ -243,16 +236,15 @@ class Model:
     ) -> Tensor:
         """Solve from x_T (N, C, H, W), and eps_T, to pictures, guided by `shares` (N, 1, 1, 1) of
         each z (N, D) of zs. The generators, one a row, are for a stochastic solver's noise."""
-        trajectory = self.trajectory(sampling)
-
-        def work(rows: slice) -> Tensor:
-            some = [share[rows].to(self.device) for share in shares] if shares else (1.0,)
-            predict = self.guided(sampling, *(z[rows] for z in zs), shares=some)
-            second = None if eps_T is None else eps_T[rows].to(self.device)
-            x = x_T[rows].to(self.device)
-            return trajectory.to_picture(predict, x, generators[rows], second)
-
-        return joined(self.by_batches(work, len(x_T)))
+        trajectory, made = self.trajectory(sampling), []
+        for part in self.parts(len(x_T)):
+            with part as rows:
+                some = [share[rows].to(self.device) for share in shares] if shares else (1.0,)
+                predict = self.guided(sampling, *(z[rows] for z in zs), shares=some)
+                second = None if eps_T is None else eps_T[rows].to(self.device)
+                x = x_T[rows].to(self.device)
+                made.append(trajectory.to_picture(predict, x, generators[rows], second))
+        return joined(made)
 
     def check(self, codes: Codes) -> None:
         """Raise InputError unless this model can decode the codes."""

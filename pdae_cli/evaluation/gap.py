@@ -53,8 +53,11 @@ def gap(
         raise ModelError(f"{model.name} has no G_psi, so there is no gap that it could close")
     require(x_0, 2)
     timesteps = timesteps or on_schedule(model, TIMESTEPS)
-    z = torch.cat(model.by_batches(lambda rows: model.encode_z(x_0[rows]).cpu(), len(x_0)))
-    clean = joined(model.by_batches(lambda rows: model.latents(x_0[rows].to(model.device)), len(z)))
+    z, latents = model.encode(x_0, noise=False).z, []
+    for part in model.parts(len(x_0)):
+        with part as some:
+            latents.append(model.latents(x_0[some].to(model.device)))
+    clean = joined(latents)
     eps = torch.randn(clean.shape, generator=generator(seed, "gap"))
     rows = [_at(model, clean, eps, z, t) for t in track(timesteps)]
     lines = [
@@ -90,16 +93,15 @@ def _words(rows: Sequence[Row]) -> str:
 
 def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
     """Measure a row of `gap`: all pictures at one timestep."""
-    steps, s = torch.full((len(x_0),), t), model.schedule
-
-    def work(rows: slice) -> Tensor:
-        own, other = (
-            gap_residuals(model, x_0[rows], steps[rows], eps[rows], one[rows])
-            for one in (z, z.roll(1, 0))
-        )
-        return torch.stack([*own, other[1]])
-
-    residuals = torch.cat(model.by_batches(work, len(x_0)), dim=1).double()
+    steps, s, found = torch.full((len(x_0),), t), model.schedule, []
+    for some in model.parts(len(x_0)):
+        with some as rows:
+            own, other = (
+                gap_residuals(model, x_0[rows], steps[rows], eps[rows], one[rows])
+                for one in (z, z.roll(1, 0))
+            )
+            found.append(torch.stack([*own, other[1]]))
+    residuals = torch.cat(found, dim=1).double()
     factor = (s.beta[t] ** 2 / s.alpha[t] / (1 - s.alpha_bar[t])).item()
     row: Row = {"t": t, "pictures": len(x_0)}
     gaps = residuals * factor / x_0[0].numel()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -9,6 +10,7 @@ from torch import Generator, Tensor
 from ..diffusion.likelihood import LEVEL, bits_per_dimension, log_density
 from ..diffusion.noise import clone, normal
 from ..diffusion.trajectory import Sampling
+from ..engine.computing import joined
 from ..engine.model import Model
 from ..errors import ModelError
 
@@ -32,17 +34,15 @@ def likelihood(
     if model.first_stage is not None:
         raise ModelError(f"{model.name} diffuses latents, which have no likelihood of the picture")
     sampling = replace(sampling or Sampling(), solver="ddim", corrections=0)  # for its grid alone
-    grid = model.trajectory(sampling).grid()[::-1]
-
-    def work(rows: slice) -> Tensor:
-        own = [clone(one) for one in generators[rows]]
-        evenly = torch.stack([torch.rand(x_0.shape[1:], generator=one) - 0.5 for one in own])
-        x = (x_0[rows] + LEVEL * evenly).to(model.device)
-        zs = [model.encode_z(x_0[rows])] if conditional else []
-        predict = model.guided(sampling, *zs, differentiable=True)
-        estimates = [
-            log_density(predict, x, grid, lambda: normal(own, x.shape[1:])) for _ in range(probes)
-        ]
-        return bits_per_dimension(torch.stack(estimates).mean(0), x[0].numel()).cpu()
-
-    return torch.cat(model.by_batches(work, len(x_0)))
+    grid, shape, found = model.trajectory(sampling).grid()[::-1], x_0.shape[1:], []
+    for part in model.parts(len(x_0)):
+        with part as rows:
+            own = [clone(one) for one in generators[rows]]
+            evenly = torch.stack([torch.rand(shape, generator=one) - 0.5 for one in own])
+            x = (x_0[rows] + LEVEL * evenly).to(model.device)
+            zs = [model.encode_z(x_0[rows])] if conditional else []
+            predict = model.guided(sampling, *zs, differentiable=True)
+            draw = partial(normal, own, shape)
+            estimates = [log_density(predict, x, grid, draw) for _ in range(probes)]
+            found.append(bits_per_dimension(torch.stack(estimates).mean(0), x[0].numel()))
+    return joined(found)

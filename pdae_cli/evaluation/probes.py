@@ -25,7 +25,7 @@ Features = tuple[Tensor, Tensor]  # of training and of held-out pictures: (N, F)
 
 def encoded(model: Model, x_0: Tensor) -> Tensor:
     """Encode pictures: z (N, D), on the CPU."""
-    return torch.cat(model.by_batches(lambda rows: model.encode_z(x_0[rows]).cpu(), len(x_0)))
+    return model.encode(x_0, noise=False).z
 
 
 def standardised(train: Tensor, held_out: Tensor) -> Features:
