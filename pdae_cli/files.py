@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import InputError, StorageError
 
@@ -82,6 +83,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def read_limited(path: Path, limit: int) -> bytes:
     """Read a regular file. Raises InputError for what is none, can't be read or is larger."""
+    with _opened(path, limit) as (file, size):
+        return file.read(size)
+
+
+def sha256_limited(path: Path, limit: int) -> str:
+    """Compute the SHA-256 of what `read_limited` reads, and raises, without holding it."""
+    sha = hashlib.sha256()
+    with _opened(path, limit) as (file, size):
+        while some := file.read(min(size, 1 << 20)):
+            sha.update(some)
+            size -= len(some)
+    return sha.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path, limit: int) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file, and say how large it is. Raises InputError as `read_limited`."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             facts = os.fstat(file.fileno())
@@ -89,7 +107,7 @@ def read_limited(path: Path, limit: int) -> bytes:
                 raise InputError(f"{path}: not a regular file")
             if facts.st_size > limit:
                 raise InputError(f"{path}: larger than {limit >> 20} MiB")
-            return file.read(facts.st_size)
+            yield file, facts.st_size
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:

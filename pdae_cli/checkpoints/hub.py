@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..engine.model import ignore
 from ..errors import ModelError
+from ..pictures.decoding import READABLE
 
 # Everything that one of our models or of diffusers' pipelines is made of.
 FOLDERS = ("", "unet/", "vqvae/", "vae/")
@@ -18,13 +19,22 @@ WANTED = (
     *(f"{folder}config.json" for folder in FOLDERS),
     *WEIGHTS,
 )
+FILES = {
+    ".avif", ".bin", ".ckpt", ".csv", ".heic", ".heif", ".html", ".jfif", ".json", ".npy", ".npz",
+    ".onnx", ".parquet", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".svg", ".tar", ".txt",
+    ".yaml", ".yml", ".zip",
+}  # fmt: skip
 LARGE = 100 << 20  # bytes of a download that is announced
 Announce = Callable[[str], None]
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a model on the Hub: owner/name, with an optional @revision."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) is not None and name[0] not in "./~"
+    """Whether a name can be that of a model on the Hub: owner/name, with an optional @revision. One
+    that ends as files do is a file that isn't here, and nothing that others need know."""
+    repository = name.partition("@")[0]
+    is_file = PurePosixPath(repository).suffix.lower() in READABLE | FILES
+    formed = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) is not None
+    return formed and not is_file and name[0] not in "./~"
 
 
 def fetch(name: str, announce: Announce = ignore) -> tuple[Path, str]:

@@ -21,6 +21,7 @@ from .output import Output, plain
 from .run.batches import Made, Run
 from .run.destination import Destination
 from .run.making import generators, pictures_of
+from .run.recipes import told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -199,7 +200,8 @@ def all_(
     facts = {
         "model": m.model.name,
         "digest": m.model.weights_sha,
-        "data": f"{data}: {len(m.train)} pictures to learn from, {len(m.drawn_from)} to measure on",
+        "data": f"{told(str(data))}: {len(m.train)} pictures to learn from, "
+        f"{len(m.drawn_from)} to measure on",
         "seed": options.seed,
         "made": f"pdae {__version__} in {perf_counter() - begun:.0f} s on {m.model.device}",
     }

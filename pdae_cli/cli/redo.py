@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
+import os
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError, ModelError
-from ..files import bundled_models
+from ..errors import InputError, ModelError, UsageError
+from ..files import bundled_models, sha256_limited, write_bytes
 from .output import Output
-from .run.manifest import AROUND, FOLDER, OWN, PATHS
+from .run.inputs import CODES, MAX_CODES, MAX_PICTURE
+from .run.manifest import FOLDER
+from .run.recipes import AROUND, OWN, PATHS, Recipe, told
 
-COMMANDS = (
-    "decode", "reconstruct", "interpolate", "manipulate", "inpaint", "colourise", "sample", "align"
-)  # fmt: skip
+# That can be done again, and of how many files each makes a picture.
+COMMANDS = {
+    "decode": 1, "reconstruct": 1, "interpolate": 2, "manipulate": 1, "inpaint": 1, "colourise": 1,
+    "sample": 0, "align": 1,
+}  # fmt: skip
+MOST_STEPS = 20_000  # of solvers, in all: beyond, a stranger's picture would keep us for hours
 
 
 def redo(
@@ -45,112 +52,149 @@ def redo(
 
     Example: pdae redo smile.png -o again.png
     """
-    from ..files import write_bytes
-
-    recipe = _recipe(file)
-    inputs = [_found(source, file, sources or []) for source in recipe.get("sources", [])]
-    with TemporaryDirectory() as folder:
-        whole = "place" not in recipe
-        target = Path(folder, f"out{file.suffix}") if whole else Path(folder, "out")
-        where = [f"--output={target}{'' if whole else '/'}", f"--device={device}", "--quiet"]
-        root: Any = context.find_root().command
-        command = root.commands[recipe["command"]]
-        what = [*_options(recipe, command, file, sources or []), f"--model={_model(recipe, model)}"]
-        try:
-            code = command.main([*what, *where, "--", *map(str, inputs)], standalone_mode=False)
-        except typer.BadParameter as error:
-            message = error.format_message().rstrip(".")
-            raise InputError(f"{file}: its recipe can't be followed: {message}") from error
-        if code:
-            raise InputError("it can't be made again, see above")
-        new = target if whole else _made(target, recipe, file.suffix)
-        again = _recipe(new)
-        if again["digest"] != recipe["digest"]:
-            raise ModelError(
-                f"{file} was made with weights {recipe['digest'][:12]}, "
-                f"{again['model']} has {again['digest'][:12]}; name the right --model"
-            )
-        same = _pixels(new) == _pixels(file)
-        if output is not None:
-            write_bytes(output, new.read_bytes())
+    recipe, places = Recipe.of_file(file), sources or []
+    root: Any = context.find_root().command
+    try:
+        command = root.commands[_followed(recipe)]
+        what = [*_options(recipe, command, file, places), f"--model={_model(recipe, model)}"]
+        inputs = [str(_found(name, sha, file, places)) for name, sha in recipe.sources]
+        with TemporaryDirectory() as folder:
+            target = f"{folder}/out" + (file.suffix if recipe.place is None else "/")
+            where = [f"--output={target}", f"--device={device}", "--quiet"]
+            if command.main([*what, *where, "--", *inputs], standalone_mode=False):
+                raise InputError(f"{file}: it can't be made again, see above")
+            new = Path(target) if recipe.place is None else _made(Path(target), recipe.place, file)
+            same, data = _same(recipe, Recipe.of_file(new), new, file), new.read_bytes()
+    except (typer.BadParameter, UsageError) as error:  # a stranger may have written it
+        message = getattr(error, "message", str(error)).rstrip(".")[:300]
+        raise InputError(f"{file}: its recipe can't be followed: {message}") from error
+    if output is not None:
+        write_bytes(output, data)
     if not same:
         raise InputError(f"{file}: comes out different; another version or device may have made it")
     record = {"status": "done", "input": str(file), "output": output and str(output), "same": same}
     Output(json=as_json).result(record, f"{file}: the same picture again")
 
 
-def _recipe(file: Path) -> dict[str, Any]:
-    """The recipe in a picture, as far as it is one that can be followed."""
-    from ..pictures.decoding import open_picture
-    from ..pictures.metadata import read_recipe
+def _followed(recipe: Recipe) -> str:
+    """The recipe's command. Raises UsageError where it can't be done again, or asks for more of it
+    than pictures are made of."""
+    name, options = recipe.command, recipe.options
+    if name not in COMMANDS:
+        raise UsageError(f"pdae {name} can't be done again from a recipe")
+    if len(recipe.sources) != COMMANDS[name]:
+        raise UsageError(f"{name} makes a picture of {COMMANDS[name]} files")
+    usual = {"inference_steps": 20, "corrections": 0, "steps": 1, "count": 1}
+    given = {"count": recipe.count} | {key: options[key] for key in usual if key in options}
+    numbers = usual | {key: number for key, number in given.items() if number is not None}
+    if wrong := [key for key, number in numbers.items() if not isinstance(number, int)]:
+        raise UsageError(f"its {wrong[0]} is no whole number")
+    steps = math.prod(numbers[key] for key in ("inference_steps", "steps", "count"))
+    steps *= 1 + 2 * numbers["corrections"]
+    for value in options.values():  # lists like 0,0.5,1 make so many pictures each
+        texts = value if isinstance(value, list) else [value]
+        steps *= max((str(text).count(",") + 1 for text in texts), default=1)
+    if steps > MOST_STEPS:
+        raise UsageError(f"it asks for {steps:,} solver steps; type its command to have that done")
+    return name
 
-    recipe = read_recipe(open_picture(file, str(file)))
-    if recipe is None:
-        raise InputError(f"{file}: has no recipe of pdae")
-    kinds = {"command": str, "options": dict, "model": str, "digest": str, "sources": list}
-    if not all(isinstance(recipe.get(key), kind) for key, kind in kinds.items()):
-        raise InputError(f"{file}: its recipe is of another version of pdae")
-    if recipe["command"] not in COMMANDS:
-        raise InputError(f"{file}: pdae {recipe['command']} can't be done again from a recipe")
-    return recipe
 
-
-def _found(source: Any, file: Path, places: Sequence[Path]) -> Path:
-    """The file that a recipe's source was, known by its SHA-256: where the recipe says, beside the
+def _found(name: str, sha: str, file: Path, places: Sequence[Path]) -> Path:
+    """The file of this name that a picture was made of, known by its SHA-256: here, beside the
     picture, or in the places."""
-    name, digest = str(source.get("name")), source.get("sha256")
+    name = told(name)
     candidates = [Path(name), file.parent / name, file.parent / Path(name).name]
     for place in places:
         candidates += sorted(place.rglob("*")) if place.is_dir() else [place]
-    for path in candidates:
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
-            return path
-    raise InputError(
-        f"{file}: was made of {name} (SHA-256 {str(digest)[:12]}), which isn't here; "
-        "say where with --input"
-    )
+    found = next((path for path in candidates if _sha(path) == sha), None)
+    if found is None:
+        what = f"{file}: was made of {name[:80]} (SHA-256 {sha[:12]})"
+        raise InputError(f"{what}, which isn't here; say where with --input")
+    return found
 
 
-def _options(recipe: dict[str, Any], command: Any, file: Path, places: Sequence[Path]) -> list[str]:
-    """The recipe's options as arguments of the command; each value stays within its own."""
-    given = {name: value for name, value in recipe["options"].items() if name not in OWN + AROUND}
-    given |= {key: recipe[key] for key in ("first", "count") if key in recipe}
+def _sha(path: Path) -> str | None:
+    """The SHA-256 of a file that can be an input; None for what is none or can't be read."""
+    try:
+        return sha256_limited(path, MAX_CODES if path.suffix.lower() == CODES else MAX_PICTURE)
+    except InputError:
+        return None
+
+
+def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -> list[str]:
+    """The recipe's options as arguments of the command; each value stays within its own. Raises
+    UsageError for what can't be typed so."""
+    given = {name: one for name, one in recipe.options.items() if one not in (None, False, [])}
+    for name in ("first", "count"):
+        given.setdefault(name, getattr(recipe, name))
     for name in [name for name in PATHS if isinstance(given.get(name), str)]:
-        if sha := given.get(f"{name}_sha256"):  # a file, of a mask or of landmarks
-            given[name] = _found({"name": given[name], "sha256": sha}, file, places)
-        else:  # a folder, here or beside the picture
-            where = [folder / given[name] for folder in (Path(), file.parent, *places)]
-            given[name] = next((one for one in where if one.exists()), given[name])
+        sha = given.pop(f"{name}_sha256", None)  # of a file
+        if isinstance(sha, str):
+            given[name] = str(_found(given[name], sha, file, places))
+        else:  # a folder
+            given[name] = _folder(told(given[name]), file, places)
     arguments = []
     for parameter in command.params:
-        value = given.get(parameter.name)
-        flag = next((one for one in parameter.opts if one.startswith("--")), None)
-        if flag is None or value in (None, False):
+        if parameter.name == "format":  # where a folder is written
+            given["format"] = file.suffix.lower()[1:]
+        flag = next((one for one in parameter.opts if one.startswith("--")), "")
+        own = parameter.name in OWN + AROUND and parameter.name not in ("first", "count")
+        value = given.pop(parameter.name, None) if flag and not own else None
+        if value is None:
             continue
-        values = value if isinstance(value, list) else [value]
+        values = value if parameter.multiple and isinstance(value, list) else [value]
+        if any(isinstance(one, list) or (one is True) != parameter.is_flag for one in values):
+            raise UsageError(f"{flag} can't be {str(value)[:80]!r}")
         arguments += [flag if one is True else f"{flag}={one}" for one in values]
+    if left := sorted(name for name, value in given.items() if value is not None):
+        raise UsageError(f"pdae {recipe.command} records no {', '.join(left)[:80]}")
     return arguments
 
 
-def _model(recipe: dict[str, Any], model: str | None) -> str:
+def _folder(name: str, file: Path, places: Sequence[Path]) -> str:
+    """A folder, zip or file that the recipe names: here, beside the picture, or one of the places
+    or in it."""
+    where = [folder / name for folder in (Path(), file.parent, *places)]
+    where += [place for place in places if place.name == Path(name).name]
+    found = next((str(one) for one in where if os.path.lexists(one)), None)
+    if found is None:
+        raise InputError(f"{file}: was made with {name[:80]}, which isn't here; pass --input")
+    return found
+
+
+def _model(recipe: Recipe, model: str | None) -> str:
     """The model's name; one that a stranger's file names isn't fetched from the Hub."""
-    name = model or recipe["model"]
-    if model is None and name not in bundled_models() and not Path(name).is_dir():
-        raise ModelError(f"was made with the model {name}; say where it is with --model")
-    return str(name)
+    name = recipe.model
+    here = name == told(name) and os.path.isdir(name)  # noqa: PTH112, for long names
+    if model is None and name not in bundled_models() and not here:
+        raise ModelError(f"was made with the model {name[:80]}; say where it is with --model")
+    return model or name
 
 
-def _made(folder: Path, recipe: dict[str, Any], suffix: str) -> Path:
+def _made(folder: Path, place: str, file: Path) -> Path:
     """Among the new files the one that stands where this one stood."""
-    found = [path for path in folder.rglob(f"*{suffix}") if FOLDER not in path.parts]
-    place = Path(str(recipe["place"])).name
-    named = [path for path in found if path.stem == place]
+    found = [path for path in folder.rglob(f"*{file.suffix}") if FOLDER not in path.parts]
+    name = Path(place).name
+    named = [path for path in found if path.stem == name]
     if len(found) != 1 and len(named) != 1:
-        raise InputError(f"its place {place} isn't among the {len(found)} new pictures")
+        raise InputError(f"{file}: its place {name[:80]} isn't among {len(found)} new pictures")
     return found[0] if len(found) == 1 else named[0]
 
 
-def _pixels(file: Path) -> list[bytes]:
+def _same(recipe: Recipe, again: Recipe, new: Path, file: Path) -> bool:
+    """Whether the new picture's frames are the file's, pixel by pixel. Raises ModelError where
+    another model made them."""
     from ..pictures.decoding import open_frames
 
-    return [frame.convert("RGBA").tobytes() for frame in open_frames(file, str(file))]
+    if again.digest != recipe.digest:
+        raise ModelError(
+            f"{file} was made with weights {recipe.digest[:12]}, "
+            f"{again.model} has {again.digest[:12]}; name the right --model"
+        )
+    frames = zip_longest(open_frames(new, str(new)), open_frames(file, str(file)))
+    return all(
+        one is not None
+        and other is not None
+        and one.convert("RGBA").tobytes() == other.convert("RGBA").tobytes()
+        for one, other in frames
+    )

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..diffusion.noise import slerp
 from ..diffusion.trajectory import Sampling
 from ..errors import InputError, UsageError
+from ..pictures.metadata import parse_recipe
 from .config import build
 from .tensors import LARGEST_HEADER, Header, check, load, sealed, shown
 
@@ -140,10 +141,9 @@ def from_bytes(data: bytes, name: str) -> Codes:
 def read_recipe(data: bytes) -> dict[str, Any] | None:
     """Read how a codes file says that it was made; None where it doesn't, or can't be read."""
     try:
-        recipe = json.loads(check(data, KEYS, LARGEST_HEADER).metadata.get("recipe", "null"))
-    except (ValueError, RecursionError):
+        return parse_recipe(check(data, KEYS, LARGEST_HEADER).metadata.get("recipe"))
+    except ValueError:
         return None
-    return recipe if isinstance(recipe, dict) else None
 
 
 def _checked(header: Header) -> Facts:

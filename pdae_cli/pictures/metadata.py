@@ -20,6 +20,7 @@ from ..errors import InputError, UsageError
 Recipe = dict[str, Any]
 Keep = Image.Exif | bytes | None  # a source's EXIF, as read
 MAX_BYTES = 1 << 20  # of one piece of metadata; larger ones are neither written nor read
+MAX_DEPTH = 8  # of lists and objects in a recipe
 SOFTWARE = "pdae"
 
 # https://cv.iptc.org/newscodes/digitalsourcetype/. Of an unknown command too much is said, not too
@@ -155,14 +156,23 @@ def read_recipe(image: Image.Image) -> Recipe | None:
         exif_tag(image, ExifTags.Base.ImageDescription),
         image.info.get("comment"),
     )
-    for text in places:
-        try:
-            recipe = json.loads(text) if text and not _too_long(text) else None
-        except (ValueError, TypeError, RecursionError):
-            continue
-        if isinstance(recipe, dict) and recipe.get("software") == SOFTWARE:
-            return recipe
-    return None
+    recipes = (parse_recipe(text) for text in places if text and not _too_long(text))
+    return next((one for one in recipes if one and one.get("software") == SOFTWARE), None)
+
+
+def parse_recipe(text: Any) -> Recipe | None:
+    """Parse a recipe's JSON: an object, not nested deeper than we write. None for all else."""
+    try:
+        recipe = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return recipe if isinstance(recipe, dict) and _shallow(recipe, MAX_DEPTH) else None
+
+
+def _shallow(value: Any, most: int) -> bool:
+    """Whether it is nested at most so deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most >= 0 and all(_shallow(one, most - 1) for one in inner)
 
 
 def read_source_type(image: Image.Image) -> str | None:

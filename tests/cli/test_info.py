@@ -47,6 +47,47 @@ def test_what_exists_nowhere_is_never_sent_to_the_hub(
     assert result.code == code and words in result.err and result.err.count("\n") == 1
 
 
+NAMES = (
+    "photos/a.png", "photos/A.JPG", "photos/z.safetensors", "photos/film.gif", "photos/all.zip",
+    "photos/scan.heic", "runs/model.pt", "labels/table.csv", "none", "a/b/c", "/a/b", "../a",
+    "./a/b", "~/model",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_what_is_user_slash_model_is_ever_asked_for(
+    name: str, pdae: Command, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Hub:
+        """Stands in for the Hub, and remembers what it was asked for."""
+
+        def model_info(self, name: str, **more: object) -> None:
+            asked.append(name)
+
+    def snapshot(name: str, **more: object) -> str:
+        asked.append(name)
+        raise ValueError("not here")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    commands: tuple[tuple[object, ...], ...] = (
+        ("info",), ("encode", pictures[0], "-o", "z.safetensors", "--model"),
+        ("attributes", "list", "--model"), ("attributes", "remove", "hat", "--model"),
+        ("convert", "-o", "out"), ("train", "dpm", pictures[0].parent, "-o", "run", "--init-from"),
+        ("train", "autoencoder", pictures[0].parent, "-o", "run", "--dpm"),
+        ("train", "dpm", pictures[0].parent, "-o", "run", "--first-stage"),
+    )  # fmt: skip
+    for command in commands:
+        result = pdae(*command, name)
+        assert result.code in (3, 4) and asked == [], (command, result.err)
+        assert result.err.count("\n") == 1, result.err
+    assert pdae("info", "user/model-v1.5@main").code == 4
+    assert set(asked) == {"user/model-v1.5"}  # so it would have noticed
+
+
 def test_a_judge_says_what_it_is(pdae: Command, tmp_path: Path) -> None:
     path = tmp_path / "judge.safetensors"
     write_judge(path, Judge(["Smiling", "Male"], size=32), {"Smiling": 0.9, "Male": None})

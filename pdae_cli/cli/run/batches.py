@@ -28,7 +28,8 @@ from .destination import Destination
 from .inputs import Item
 from .launch import any_of_us
 from .loading import Load, Loaded, loaded_ahead, pictures_and_codes
-from .manifest import Job, Manifest, State, options_that_matter, state_of_file
+from .manifest import Job, Manifest, State, state_of_file
+from .recipes import options_that_matter
 from .viewing import Viewer
 
 if TYPE_CHECKING:

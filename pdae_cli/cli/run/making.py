@@ -11,7 +11,7 @@ from ...errors import InputError
 from ..options import WriteOptions
 from .batches import Run
 from .loading import Loaded
-from .manifest import told
+from .recipes import told
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -54,7 +54,7 @@ def encoded(run: Run, batch: Sequence[Loaded], codes: Codes) -> Codes:
                 f"{one.label}: correcting its codes doesn't converge, so they aren't exact; "
                 "more --inference-steps help"
             )
-    return dataclasses.replace(codes, sources=tuple(one.label for one in batch))
+    return dataclasses.replace(codes, sources=tuple(told(one.label) for one in batch))
 
 
 def pictures_of(batch: Sequence[Loaded]) -> Tensor:
@@ -90,9 +90,8 @@ def picture_file(
         pixels = with_alpha(pixels, one.alpha.repeat(1, 1, beside))
     if one.codes is not None:
         facts = {"codes": one.codes.row_sha(0), **facts}
-    what = recipe(
-        run, [one] if sources is None else sources, {"place": one.place.as_posix(), **facts}
-    )
+    made_of = [one] if sources is None else sources
+    what = recipe(run, made_of, {"place": one.place.name, **facts})
     return encode_picture(pixels, run.destination.suffix, what, one.exif)
 
 
@@ -102,6 +101,7 @@ def recipe(run: Run, sources: Sequence[Loaded], facts: dict[str, Any]) -> dict[s
     if isinstance(run.options, WriteOptions) and run.options.no_metadata:
         return None
     options = run.job.options
+    files = {one.item: one.input_sha for one in sources}  # of which several rows may come
     return {
         "version": __version__,
         "command": run.command,
@@ -109,7 +109,7 @@ def recipe(run: Run, sources: Sequence[Loaded], facts: dict[str, Any]) -> dict[s
         "model": run.model.name,
         "digest": run.model.weights_sha,
         **({"seed": options["seed"]} if "seed" in options else {}),
-        "sources": [{"name": told(one.item.name), "sha256": one.input_sha} for one in sources],
+        "sources": [{"name": told(item.name), "sha256": sha} for item, sha in files.items()],
         "note": "made or edited by a generative model",
         **facts,
     }

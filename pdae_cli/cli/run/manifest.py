@@ -20,16 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...files import read_limited, sha256, unwritable
-from .inputs import CODES, MAX_CODES, Item
+from ...files import sha256, unwritable
+from .inputs import Item
+from .recipes import Recipe
 
 FOLDER = ".pdae"
 LINE = 1 << 20  # bytes of a line; longer ones are damage
-OWN = ("inputs", "a", "b", "output", "files_from", "null", "recursive", "stream")
-AROUND = ("model", "device", "batch_size", "compile", "json", "quiet", "overwrite",
-          "skip_existing", "share", "num_processes", "count", "first",
-          "show", "sheet", "report")  # fmt: skip
-PATHS = ("mask", "like", "unlike", "landmarks", "classifier")
 
 
 @dataclass(frozen=True)
@@ -73,19 +69,6 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def options_that_matter(parameters: dict[str, Any]) -> dict[str, Any]:
-    """A command's parameters but those that say where, how fast and how loudly; of files without
-    what an absolute path says of its owner."""
-    kept = {name: value for name, value in parameters.items() if name not in OWN + AROUND}
-    return kept | {name: told(str(kept[name])) for name in PATHS if kept.get(name)}
-
-
-def told(name: str) -> str:
-    """A file's name without what an absolute path, or one that leaves its folder, says."""
-    path = Path(name)
-    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
-
-
 @dataclass(frozen=True)
 class State:
     """Of one output: done, to be made, or somebody else's file (`foreign`)."""
@@ -99,22 +82,15 @@ class State:
 def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
     """Return what is to be done about the one file that a job makes of all items: its own recipe
     says what it was made of."""
-    from ...engine.codes import read_recipe as recipe_of_codes
-    from ...pictures.images import open_picture
-    from ...pictures.metadata import read_recipe
-
     if not path.exists():
         return State()
     try:
-        if path.suffix.lower() == CODES:
-            recipe = recipe_of_codes(read_limited(path, MAX_CODES))
-        else:
-            recipe = read_recipe(open_picture(path, str(path)))
+        recipe = Recipe.of_file(path)
     except InputError:
-        recipe = None
-    if recipe is None or recipe.get("command") != job.command:
         return State(foreign=True)
-    theirs = Job(job.command, str(recipe.get("digest")), recipe.get("options") or {})
+    if recipe.command != job.command:
+        return State(foreign=True)
+    theirs = Job(job.command, recipe.digest, recipe.options)
     if theirs.digest != job.digest:
         return State(reason=job.difference(vars(theirs)))
     if "-" in [item.name for item in items]:
@@ -123,7 +99,7 @@ def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
         now = [hashlib.sha256(item.read()).hexdigest() for item in items]
     except InputError as error:
         return State(reason=str(error))
-    made_of = [source.get("sha256") for source in recipe.get("sources", [])]
+    made_of = [sha for _, sha in recipe.sources]
     return State(done=True) if made_of == now else State(reason="its input changed")
 
 
@@ -151,9 +127,13 @@ class Manifest:
             entry = json.loads(line) if 0 < len(line) < LINE else None
         except (ValueError, RecursionError):
             return  # torn by a full disk or a power failure: its output is made again
-        if isinstance(entry, dict) and "output" in entry:
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(part) or {}, dict) for part in ("record", "options")
+        ):
+            return
+        if "output" in entry:
             self._entries[str(entry["output"])].append(entry)
-        elif isinstance(entry, dict) and "job" in entry:
+        elif "job" in entry:
             self._jobs[str(entry["job"])] = entry
 
     def state(self, output: Path, source: str) -> State:

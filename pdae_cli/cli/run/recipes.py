@@ -1,0 +1,116 @@
+"""What written files say of how they were made: enough to make them again, and nothing of where the
+user keeps things. Anybody can write one, so what is read is checked before it means anything."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+from ...files import read_limited
+from .inputs import CODES, MAX_CODES
+
+OWN = ("inputs", "a", "b", "output", "files_from", "null", "recursive", "stream", "list_attributes")
+AROUND = ("model", "device", "batch_size", "compile", "json", "quiet", "overwrite",
+          "skip_existing", "share", "num_processes", "count", "first",
+          "show", "sheet", "report")  # fmt: skip
+PATHS = ("mask", "like", "unlike", "landmarks", "classifier")
+
+OPTION = re.compile("[a-z_][a-z0-9_]{0,39}")
+MOST_OPTIONS, MOST_VALUES = 64, 100  # of a recipe, and of an option that can be given repeatedly
+LONGEST = 4096  # characters of a text
+LARGEST = 1 << 63
+
+
+def options_that_matter(parameters: dict[str, Any]) -> dict[str, Any]:
+    """A command's parameters but those that say where, how fast and how loudly; of files without
+    what an absolute path says of its owner."""
+    kept = {name: value for name, value in parameters.items() if name not in OWN + AROUND}
+    return kept | {name: told(str(kept[name])) for name in PATHS if kept.get(name)}
+
+
+def told(name: str) -> str:
+    """A file's name without what an absolute path, or one that leaves its folder, says."""
+    path = Path(name)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a file says that it was made, as far as that can be followed."""
+
+    command: str
+    options: dict[str, Any]  # values are None, bool, numbers, texts, and lists of them
+    model: str
+    digest: str  # weights_sha
+    sources: list[tuple[str, str]]  # name and SHA-256 of each file that it was made of
+    place: str | None
+    first: int | None
+    count: int | None
+
+    @classmethod
+    def read(cls, what: dict[str, Any] | None, name: str) -> Recipe:
+        """Check what a file of this name says. Raises InputError."""
+        if what is None:
+            raise InputError(f"{name}: has no recipe of pdae")
+        rows = [one if isinstance(one, dict) else {} for one in _listed(what.get("sources"))]
+        made_of: list[Any] = [(row.get("name"), row.get("sha256")) for row in rows]
+        command, model, digest = (what.get(key) for key in ("command", "model", "digest"))
+        place, first, count = (what.get(key) for key in ("place", "first", "count"))
+        sound = {
+            "options": _are_options(what.get("options")),
+            "sources": all(_is_text(one) for pair in made_of for one in pair),
+            "command, model or digest": all(map(_is_text, (command, model, digest))),
+            "place": place is None or _is_text(place),
+            "first and count": all(
+                one is None or (type(one) is int and 0 <= one < LARGEST) for one in (first, count)
+            ),
+        }
+        if wrong := [part for part, good in sound.items() if not good]:
+            reason = f"damaged or of another version of pdae: it has no {wrong[0]} to follow"
+            raise InputError(f"{name}: its recipe is {reason}")
+        facts: tuple[Any, ...] = model, digest, made_of, place, first, count
+        return cls(str(command), what["options"], *facts)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Recipe:
+        """Read a picture's recipe, or that of codes. Raises InputError where there is none."""
+        from ...pictures.decoding import open_picture
+        from ...pictures.metadata import read_recipe
+
+        if path.suffix.lower() != CODES:
+            return cls.read(read_recipe(open_picture(path, str(path))), str(path))
+        from ...engine.codes import read_recipe as recipe_of_codes  # imports torch
+
+        return cls.read(recipe_of_codes(read_limited(path, MAX_CODES)), str(path))
+
+
+def _are_options(options: Any) -> bool:
+    """Whether it says options: few, of short names, with values that can be typed."""
+    if not isinstance(options, dict) or len(options) > MOST_OPTIONS:
+        return False
+    lists = [_listed(one) for one in options.values()]
+    values = [one for some in lists for one in some]
+    few = all(len(some) <= MOST_VALUES for some in lists)
+    return few and all(map(OPTION.fullmatch, options)) and all(map(_is_value, values))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_value(value: Any) -> bool:
+    """Whether it can be typed: nothing, yes or no, a number or a text, none of them huge."""
+    return (
+        value is None
+        or _is_text(value)
+        or (isinstance(value, float) and math.isfinite(value))
+        or (isinstance(value, int) and abs(value) < LARGEST)
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST
