@@ -46,3 +46,8 @@ class OutOfMemory(PdaeError):
 def printable(text: str) -> str:
     """Text without control characters, so that a file's name can't steer what shows it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 result", "1,000 results"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

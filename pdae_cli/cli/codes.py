@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, counted
 from .options import FILES, FilesFrom, Null, OutputPath, Recursive, SaidOptions, option, takes
 from .output import Output
 from .run.destination import Destination
@@ -56,7 +56,8 @@ class CodesOptions(SaidOptions):
             here = {item.label for item in items}
             deeper = (one for one in collect(folders, recursive=True) if one.is_codes)
             if left := sum(one.label not in here for one in deeper):
-                Output().warn(f"{left} codes files in sub-folders are left out; -r takes them")
+                files = counted(left, "codes file")
+                Output().warn(f"{files} in sub-folders left out; -r takes them")
         found = [(item.label, from_bytes(item.read(), item.label)) for item in wanted]
         return [(n, one if states else replace(one, x_T=None, eps_T=None)) for n, one in found]
 
@@ -93,7 +94,7 @@ class CodesOptions(SaidOptions):
         file.write(Path(), data)
         if not file.stdout:
             made = {"pictures": len(codes), "model": codes.model, "digest": codes.weights_sha}
-            text = f"{file.target}: of {len(codes)} pictures"
+            text = f"{file.target}: of {counted(len(codes), 'picture')}"
             self.report({"output": file.target, **record, **made}, text)
 
     def report(self, record: dict[str, Any], text: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import InputError, UsageError
 from .manipulate import framed, row_file
 from .options import EditOptions, Format, Inputs, OutputPath, takes
 from .run.batches import Made, Run
@@ -72,6 +72,7 @@ def _complete(
     """Go through the inputs; of codes, their picture and their z are taken. Without a `mask` it is
     the colours that are free."""
     from ..engine import editing
+    from ..engine.codes import Z_ALONE
 
     items, changes = options.items(inputs), options.changes()
     destination = Destination.parse(
@@ -95,6 +96,8 @@ def _complete(
                 else:
                     codes = codes_of(run, batch)
                     z = codes.z
+                    if codes.x_T is None:
+                        raise InputError(f"{Z_ALONE}; give the picture, or encode it with x_T")
                     pictures = model.decode(codes, generators=how["generators"])
                 if given is not None:
                     z = given.expand(len(batch), -1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ModelError, UsageError
 from .attributes import print_attributes
 from .complete import attributes
-from .options import FILES, EditOptions, Inputs, OutputPath, option, takes
+from .options import FILES, EditOptions, Inputs, OutputPath, RandomNoise, option, takes
 from .run.batches import Batch, Made, Run
 from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, stem_of
 from .run.inputs import Item
@@ -21,7 +21,7 @@ from .run.making import codes_of, generators, picture_file, recipe
 from .run.photos import WHOLE, Mask, pasted, wanted_squares
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from ..engine.attributes import Deviations, Scale, Units
     from ..engine.codes import Codes
@@ -50,6 +50,7 @@ class ManipulateOptions(EditOptions):
         "Attribute whose score is to stay as it is; repeatable.",
         autocompletion=attributes,
     )
+    random_noise: RandomNoise = False
     list_attributes: bool = option(False, None, "Print the model's attributes.", "--list")
     mask: str | None = option(
         None, None, "Picture as large as the input: only what is white changes."
@@ -95,12 +96,15 @@ def manipulate(
         raise UsageError(f"{flag} makes pictures, not codes; give -o a picture's suffix")
     model = options.load()
     to_noise, to_picture = model.trajectory(options.sampling()).evaluations()
-    nfe = to_noise + (0 if to_codes else to_picture * len(steps))
+    nfe = (0 if options.random_noise else to_noise) + (0 if to_codes else to_picture * len(steps))
+    whole = to_codes and not destination.folder
     with Run(model, options, "manipulate", destination, nfe) as run:
         edit = Edit(run, steps, options.keep or [], options.mask)
-        for batch in run.batches(items, wanted_squares(run)):
+        for batch in run.batches(items, wanted_squares(run), whole):
             with batch:
                 run.keep(batch, edit.of(batch))
+        if run.kept:
+            run.write(edit.stacked())
 
 
 Steps = list[list[tuple[str, "Scale"]]]  # the edits of each picture in a row
@@ -194,6 +198,7 @@ class Edit:
             z = torch.zeros(1, self.known.weight.shape[1])
             self.known.move(z, name, scale, keep=self.kept)
         self.within = Mask.read(run, mask) if mask else None  # where the edits show
+        self.moved: list[Codes] = []  # where one file is made of all
 
     def _named(self, name: str) -> str:
         """The model's own name of an attribute."""
@@ -203,13 +208,17 @@ class Edit:
         """Edit a batch."""
         from ..engine.codes import to_bytes
 
-        run, model = self.run, self.run.model
-        original = codes_of(run, batch)
+        run, model, draws = self.run, self.run.model, generators(self.run, batch)
+        original = codes_of(run, batch, noise=not run.options.random_noise)
+        if run.options.random_noise:
+            original = replace(original, x_T=model.noise(draws), eps_T=None)
         distances = self._distances(batch, original)
         moved = [model.manipulate(original, step, self.kept) for step in self.steps]
         scores = [model.scores(codes) for codes in (original, *moved)]
         to_codes = run.destination.suffix == CODES_SUFFIX
-        pictures = [] if to_codes else [self._pictures(batch, original, one) for one in moved]
+        pictures = []
+        if not to_codes:
+            pictures = [self._pictures(batch, original, one, draws) for one in moved]
         made = []
         for row, one in enumerate(batch):
             here = [each[row] for each in scores]
@@ -226,16 +235,27 @@ class Edit:
                 record |= facts | {"found": one.framed.found}
             if distances is not None:
                 record["distance"] = distances[row]
-            if to_codes:
+            data = None
+            if to_codes and not run.whole:
                 data = to_bytes(moved[0][row : row + 1], recipe(run, [one], facts))
-            else:
+            elif not to_codes:
                 facts["sampling"] = moved[0].sampling
                 data = row_file(run, one, [each[row] for each in pictures], facts)
             record |= {"model": model.name, "seed": run.options.seed}
             text = [f"{name} {_shown(one)}" for name, one in report.items()]
             text += [f"kept {name} {_shown(one)}" for name, one in record.get("kept", {}).items()]
             made.append(Made(data, record, "  " + "  ".join(text)))
+        if run.whole:
+            self.moved.append(moved[0])
         return made
+
+    def stacked(self) -> bytes:
+        """The one file of all that was kept."""
+        from ..engine.codes import stack, to_bytes
+
+        sources = [one for one, _ in self.run.kept]
+        facts = framed(sources[0]) if len(sources) == 1 else {}
+        return to_bytes(stack(self.moved), recipe(self.run, sources, facts))
 
     @cached_property
     def _likeness(self) -> Likeness | None:
@@ -262,12 +282,14 @@ class Edit:
                 )
         return distances
 
-    def _pictures(self, batch: Batch, original: Codes, moved: Codes) -> Tensor:
+    def _pictures(
+        self, batch: Batch, original: Codes, moved: Codes, draws: list[Generator]
+    ) -> Tensor:
         """The pictures (N, C, H, W) of moved codes; within a mask, if there is one."""
         from ..engine.editing import decode_within
 
         run = self.run
-        how: dict[str, Any] = {"generators": generators(run, batch), **run.options.changes()}
+        how: dict[str, Any] = {"generators": draws, **run.options.changes()}
         if self.within is None:
             return run.model.decode(moved, **how)
         made = decode_within(run.model, original, moved, self.within.of(batch), **how)

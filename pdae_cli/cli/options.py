@@ -252,7 +252,7 @@ class SharedOptions(ModelOptions):
         if not (slash and number.isdecimal() and count.isdecimal() and int(count) >= 1):
             raise UsageError(f"--share {self.share!r} isn't like 2/8, the second of eight shares")
         if int(number) > int(count):
-            raise UsageError(f"--share {self.share}: there are {count} shares, 1 … {count}")
+            raise UsageError(f"--share {self.share}: of {count} it is 1 … {count}")
         if launched()[1] > 1:
             raise UsageError("--share and a launcher exclude each other")
         return (int(number) - 1) % int(count), int(count)

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any, TypeGuard
 
 from .. import __version__
-from ..errors import printable
+from ..errors import counted, printable
 
 KINDS = {b"\x89PNG": "png", b"RIFF": "webp", b"<?xml": "svg+xml"}  # of pictures, by how they begin
 
@@ -63,11 +63,6 @@ def exact(value: Any) -> str:
     if is_number(value):
         return repr(value).replace("inf", "Infinity").replace("nan", "")
     return "" if value is None else shown(value)
-
-
-def counted(count: int, what: str) -> str:
-    """ "1 result", "1,000 results"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def data_uri(picture: bytes) -> str:

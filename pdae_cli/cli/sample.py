@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import counted
 from .conditions import SampleOptions, painting
 from .options import Format, OutputPath, takes
 from .run.batches import Made, Run
@@ -71,4 +72,4 @@ def sample(
         if sheet:
             what = recipe(run, [], {"first": first, "count": count})
             data = encode_picture(tile(torch.stack(sheet), columns), destination.suffix, what)
-            run.write(data, Made(data, record | {"count": count}, f": {count} pictures"))
+            run.write(data, Made(data, record | {"count": count}, f": {counted(count, 'picture')}"))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 
 # With ten times less, a classifier tells a little better, but by directions that change little in
 # the picture. With five times more it moves along whatever goes with the attribute.
@@ -305,7 +305,7 @@ def principal(z: Tensor, count: int, prefix: str = "pca") -> Attributes:
     variances, axes = variances.flip(0).clamp(min=0), axes.T.flip(0)
     varied = int((variances > 1e-9 * variances[0]).sum()) if variances[0] > 0 else 0
     if varied < count:
-        raise UsageError(f"these {len(z)} codes vary in {varied} directions only; -k says {count}")
+        raise UsageError(f"{counted(len(z), 'code')} vary in {varied} directions; -k says {count}")
     largest = axes.abs().argmax(dim=1, keepdim=True)
     axes = axes * axes.gather(1, largest).sign()
     weight = axes[:count] / variances[:count, None].sqrt()

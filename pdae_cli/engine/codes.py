@@ -28,6 +28,7 @@ KEYS = ("pdae", "recipe")  # of its metadata
 MAX_BYTES = 8 << 30
 MAX_NAME = 8192  # characters of a model's or a source's name: paths can be long
 SHA = re.compile("[0-9a-f]{0,64}")
+Z_ALONE = "these codes hold z alone, as `pdae encode --no-noise` makes them"
 NOISES = ("sphere", "plain", "first", "none")
 METRICS = ("cosine", "euclidean")
 LONGEST = 1000  # characters of a sum's name

@@ -20,7 +20,7 @@ from ..diffusion.solvers import Predict
 from ..diffusion.trajectory import Sampling
 from ..errors import InputError, ModelError
 from ..pictures.images import picture_sha, to_pixels
-from .codes import Codes
+from .codes import Z_ALONE, Codes
 from .computing import joined
 from .model import Model
 
@@ -146,7 +146,7 @@ def decode_within(
     the unedited one's states outside of the mask, so that it fits them; between, they are mixed."""
     model.check(codes)
     if codes.x_T is None or edited.x_T is None:
-        raise InputError("these codes hold z alone; an edit within a mask needs x_T")
+        raise InputError(f"{Z_ALONE}; edit with --random-noise, or encode with x_T")
     recorded = Sampling().changed(codes.sampling)
     sampling = (sampling or recorded).changed(changes)
     trajectory = model.trajectory(sampling)

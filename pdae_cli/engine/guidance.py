@@ -20,7 +20,7 @@ from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import Predict
 from ..diffusion.trajectory import Sampling
-from ..errors import InputError, ModelError, UsageError
+from ..errors import InputError, ModelError, UsageError, counted
 from ..networks.classifier import ClassEmbedding, Classes, NoisyClassifier
 from ..networks.unet import UNetConfig
 from .attributes import Attributes, auroc, fit, simplified
@@ -186,7 +186,9 @@ def learn(like: Tensor, unlike: Tensor | None, drawn: Tensor) -> FewShot:
     others = drawn if unlike is None else unlike
     for z, kind in ((like, "like"), (others, "unlike")):
         if len(z) < 2:
-            raise UsageError(f"{len(z)} pictures to be {kind}; give two at least, better fifty")
+            raise UsageError(
+                f"{counted(len(z), 'picture')} to be {kind}; give two at least, better fifty"
+            )
     z = torch.cat([like, others])
     labels = (torch.arange(len(z)) < len(like)).to(torch.int8)[:, None]
     held_out = torch.empty(len(z), 1)  # scores of each fold by what is learnt from the others

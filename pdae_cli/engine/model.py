@@ -24,7 +24,7 @@ from ..networks.latent import LatentDPM
 from ..networks.unet import UNet
 from ..pictures.images import Pictures, as_tensor, picture_sha, to_pixels
 from .attributes import Attributes, Scale
-from .codes import Codes, between, stack
+from .codes import Z_ALONE, Codes, between, stack
 from .computing import PRECISIONS, Part, check_compiler, computing, joined
 from .config import ModelConfig
 
@@ -219,7 +219,7 @@ class Model:
         if random_noise:
             return self.to_pictures(self.noise(generators), [codes.z], generators, sampling)
         if codes.x_T is None:
-            raise InputError("these codes hold z alone; decode them with random noise")
+            raise InputError(f"{Z_ALONE}; decode with --random-noise, or encode with x_T")
         # The second state means something on the way that made it, and nowhere else.
         eps_T = codes.eps_T if sampling.same_way(recorded) else None
         return self.to_pictures(codes.x_T, [codes.z], generators, sampling, eps_T=eps_T)
@@ -282,8 +282,10 @@ class Model:
         shares of the way, 0 … 1; the ends as `decode` does. `latent`: decode(Slerp(x_T), Lerp(z));
         `trajectory`: each step lerps the two gradients G_psi(x_t, z, t) (PDAE sec. 4.4)."""
         self.check(codes)
-        if len(codes) != 2 or codes.x_T is None:
-            raise InputError("interpolation takes codes of exactly two pictures, with x_T")
+        if len(codes) != 2:
+            raise InputError(f"interpolation takes codes of two pictures, not of {len(codes)}")
+        if codes.x_T is None:
+            raise InputError(f"{Z_ALONE}; encode the two with x_T to go from one to the other")
         if mode not in ("latent", "trajectory"):
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
         sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)

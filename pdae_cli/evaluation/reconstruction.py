@@ -10,6 +10,7 @@ from torch import Tensor
 from ..diffusion.noise import clone, generator
 from ..diffusion.trajectory import Sampling
 from ..engine.model import Model
+from ..errors import counted
 from . import metrics
 from .figures import Finding, Plot, Row, Track, curve, laid_out
 from .judge import Judge
@@ -80,7 +81,7 @@ def reconstruction(
         curve(rows, f"{one}, {source}", "nfe", "mse", source == "z", solver=one, **{"from": source})
         for one, source in product(solvers, sources[:2])
     ]
-    title = f"Reconstruction of {len(x_0)} pictures"
+    title = f"Reconstruction of {counted(len(x_0), 'picture')}"
     plot = Plot(title, "network evaluations", "MSE on [0, 1]", lines, log_x=True, log_y=True)
     pixels = laid_out(torch.cat(shown), len(shown[0]), row_titles=["picture", *sources])
     return Finding("reconstruction", _words(rows), rows, plot, pixels)

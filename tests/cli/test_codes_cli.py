@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_runs import records
+from cli_runs import pixels_of, records
 from conftest import Command
 from random_codes import codes_of, rows
 
@@ -258,3 +259,58 @@ def test_no_command_loads_a_model(files: dict[str, Path], tmp_path: Path) -> Non
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "['torch']", result.stderr
+
+
+def test_z_alone_is_edited_with_fresh_noise(pdae: Command, pictures: list[Path]) -> None:
+    """`manipulate --random-noise` is `decode --random-noise` of the moved z; without it the message
+    names the option, and commands that have none name another way."""
+    here, fast = pictures[0].parent, ("--inference-steps", 2, "-q")
+    z, moved = here / "z.safetensors", here / "moved.safetensors"
+    assert pdae("encode", *pictures[:2], "--no-noise", "-o", z, "-q").code == 0
+    edit, fresh = ("--attr", "smiling=0.3"), ("--random-noise", "--seed", 5)
+    for command in (("decode", z), ("manipulate", z, *edit)):
+        refused = pdae(*command, "-o", here / "out", "--format", "png", *fast)
+        assert refused.code == 3 and "--no-noise" in refused.err and "--random-noise" in refused.err
+    for command in (("interpolate", z, z), ("colourise", z)):
+        refused = pdae(*command, "-o", here / "out", *fast)
+        assert refused.code == 3 and "--random-noise" not in refused.err, refused.err
+    assert pdae("manipulate", z, *edit, "-o", moved, "-q").code == 0
+    assert pdae("decode", moved, *fresh, "-o", here / "decoded/", *fast).code == 0
+    shown = ("manipulate", z, *edit, *fresh, "--format", "png", "-o", here / "edited/", *fast)
+    assert pdae(*shown).code == 0
+    for name in ("z-0000.png", "z-0001.png"):
+        decoded = here / "decoded" / name.replace("z-", "moved-")
+        assert pixels_of(here / "edited" / name) == pixels_of(decoded)
+    assert pdae("manipulate", z, *edit, *fresh, "-o", here / "noisy.safetensors", "-q").code == 0
+    noisy = read(here / "noisy.safetensors")
+    assert noisy.x_T is not None and len(noisy) == 2 and noisy.z.equal(read(moved).z)
+
+
+def test_rows_of_one_file_are_edited_into_one_file(pdae: Command, pictures: list[Path]) -> None:
+    here, fast, edit = pictures[0].parent, ("--inference-steps", 2, "-q"), ("--attr", "smiling=1")
+    z, moved = here / "z.safetensors", here / "moved.safetensors"
+    assert pdae("encode", *pictures, "-o", z, *fast).code == 0
+    command = ("manipulate", z, *edit, "-o", moved)
+    result = pdae(*command)
+    assert result.code == 0 and len(result.text.splitlines()) == 3
+    assert pdae("manipulate", z, *edit, "-o", here / "each/", "-q").code == 0
+    for row, path in enumerate(sorted((here / "each").glob("*.safetensors"))):
+        alone, together = read(path), read(moved)[row : row + 1]
+        assert torch.equal(alone.z, together.z) and alone.sources == together.sources
+    assert "1 unchanged" in pdae(*command).err
+    for picture in ("decode", "manipulate"):  # found before any work, not after the first
+        more = edit if picture == "manipulate" else ()
+        refused = pdae(picture, z, *more, "-o", here / "one.png")
+        assert refused.code == 2 and "3 pictures of" in refused.err
+        assert not (here / "one.png").exists()
+
+
+def test_one_is_not_said_as_several(pdae: Command, pictures: list[Path]) -> None:
+    here = pictures[0].parent
+    assert pdae("encode", pictures[0], "--no-noise", "-o", here / "a.safetensors").code == 0
+    (here / "deep").mkdir()
+    shutil.copy(here / "a.safetensors", here / "deep")
+    result = pdae("codes", "average", here, "-o", here / "mean.safetensors")
+    assert result.code == 0 and "of 1 picture\n" in result.text
+    assert "1 codes file in sub-folders left out; -r takes" in result.err
+    assert "-r" not in pdae("codes", "average", here, "-r", "-o", here / "all.safetensors").err

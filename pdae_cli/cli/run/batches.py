@@ -169,6 +169,7 @@ class Run:
                 if isinstance(loaded, InputError):
                     self.fail(item.label, loaded)
                     loaded = []
+                self._check_folder(len(loaded), f"pictures of {item.label}")
                 for note in {one.note for one in loaded if one.note}:
                     self.out.say(note)
                 wanted = [one for one in loaded if self._wanted(one)]
@@ -185,20 +186,23 @@ class Run:
             yield batch
 
     def _check_room(self, items: list[Item]) -> None:
-        several = len(items) > 1 and not self.whole
-        if several and self.destination.file:
-            raise UsageError(f"{len(items)} inputs need a folder: -o {self.destination.target}/")
-        if several and self.destination.stdout and not self.destination.stream:
-            raise UsageError(f"{len(items)} inputs need a folder: -o out/")
+        self._check_folder(len(items), "inputs")
         taken: dict[Path, str] = {}
         for item in items if self.destination.folder else ():
             path = self.destination.path(item.place)
             if path in taken:
-                raise UsageError(
-                    f"{taken[path]} and {item.label} would both become {path}; rename one, or pass "
-                    "-r to mirror folders"
-                )
+                deep = self.options.given.get("recursive")
+                hint = "" if deep else ", or pass -r to mirror folders"
+                both = f"{taken[path]} and {item.label} would both become {path}"
+                raise UsageError(f"{both}; rename one{hint}")
             taken[path] = item.label
+
+    def _check_folder(self, count: int, what: str) -> None:
+        """Raise UsageError where so many results have one file."""
+        to = self.destination
+        if count > 1 and not self.whole and (to.file or (to.stdout and not to.stream)):
+            folder = to.target if to.file else "out"
+            raise UsageError(f"{count} {what} need a folder: -o {folder}/")
 
     # --- What is done already --------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ...errors import counted
 from ...pictures.images import to_image
 from .. import pages
 
@@ -85,7 +86,7 @@ class Report:
             "report.html",
             self.title,
             script="report.js",
-            summary=f"{pages.counted(len(self.rows), 'result')}{': ' if told else ''}{told}.",
+            summary=f"{counted(len(self.rows), 'result')}{': ' if told else ''}{told}.",
             failed=len(failed),
             causes=sorted(causes.items(), key=lambda one: -len(one[1])),  # the most frequent first
             figures={name: figure for name, figure in figures.items() if figure},
