@@ -61,16 +61,18 @@ class SampleOptions(
         "crop", PICTURES, "Of the pictures of --like.", rare=True
     )
 
-    def given_settings(self) -> dict[str, Any]:
+    def changes(self) -> dict[str, Any]:
         """As of one strength, the first."""
-        first = strengths("--guidance", self.guidance)[0] if self.guidance else None
-        return super().given_settings() | {"guidance": first}
+        return super().changes() | ({} if self.guidance is None else {"guidance": self.wanted()[0]})
+
+    def wanted(self) -> list[float]:
+        """Each strength of G_psi. Raises UsageError."""
+        return [1.0] if self.guidance is None else strengths("--guidance", self.guidance)
 
     def rows(self, paint: Callable[[Sampling, Sequence[int]], Tensor]) -> list[Paint]:
         """One for each strength of G_psi. Raises UsageError."""
         sampling = self.sampling()
-        guidances = strengths("--guidance", self.guidance) if self.guidance else [sampling.guidance]
-        return [partial(paint, sampling.changed({"guidance": one})) for one in guidances]
+        return [partial(paint, sampling.changed({"guidance": one})) for one in self.wanted()]
 
 
 def strengths(option: str, text: str) -> list[float]:

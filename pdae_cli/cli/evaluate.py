@@ -346,7 +346,7 @@ def _tell_quality(auroc: dict[str, float], learnt: Tensor, truth: Tensor, out: O
 
 
 @app.command()
-@takes(LikelihoodOptions, without=("show", "sheet", "stream"))
+@takes(LikelihoodOptions, without=("show", "sheet", "stream", "preset", "solver", "parity"))
 def likelihood(
     options: LikelihoodOptions,
     inputs: Annotated[
@@ -366,16 +366,12 @@ def likelihood(
 
     Example: pdae evaluate likelihood faces/ -r --inference-steps 200
     """
-    from ..diffusion.trajectory import Sampling
     from ..evaluation.likelihood import likelihood as measure
 
-    given = {name: value for name, value in options.given.items() if value is not None}
-    guided = {name for name in ("guidance", "guide_from", "guide_until") if name in given}
+    guided = {"guidance", "guide_from", "guide_until"} & options.changes().keys()
     if guided and not conditional:
         raise UsageError("guidance is by z; add --conditional, or leave guidance, guide-… out")
-    items, model = options.items(inputs), options.load()
-    changes = guided | {name for name in ("inference_steps", "spacing") if name in given}
-    sampling = Sampling().changed({name: given[name] for name in changes})
+    items, model, sampling = options.items(inputs), options.load(), options.sampling()
     nfe = probes * (2 * (len(model.trajectory(sampling).grid()) - 1) + 1)
     facts: dict[str, Any] = {"conditional": conditional, "probes": probes, "nfe": nfe}
     facts |= {"seed": options.seed, "model": model.name}

@@ -185,19 +185,12 @@ class SolvingOptions:
         None, SOLVING, "Sample as another program does.", rare=True
     )
 
-    def given_settings(self) -> dict[str, Any]:
-        """Settings of Sampling by name; None where one wasn't given."""
-        return {
-            "inference_steps": self.inference_steps, "solver": self.solver,
-            "guidance": self.guidance, "spacing": self.spacing, "guide_from": self.guide_from,
-            "guide_until": self.guide_until, "parity": self.parity,
-        }  # fmt: skip
-
     def changes(self) -> dict[str, Any]:
-        """The settings that were given, by a preset or one by one."""
-        from ..diffusion.trajectory import PRESETS
+        """The settings of Sampling that were given, by a preset or one by one."""
+        from ..diffusion.trajectory import PRESETS, Sampling
 
-        given = {name: one for name, one in self.given_settings().items() if one is not None}
+        named = {one.name: getattr(self, one.name, None) for one in fields(Sampling)}
+        given = {name: value for name, value in named.items() if value is not None}
         return PRESETS[self.preset or "default"] | given
 
     def sampling(self) -> Sampling:
@@ -214,9 +207,6 @@ class EncodingOptions(SolvingOptions):
     corrections: int | None = option(
         None, SOLVING, "Of encoding, until decoding gives it back.", rare=True, min=0, max=20
     )
-
-    def given_settings(self) -> dict[str, Any]:
-        return super().given_settings() | {"corrections": self.corrections}
 
 
 @dataclass(frozen=True)
@@ -351,16 +341,13 @@ class AlignOptions(FileOptions, ReadOptions, WriteOptions, ViewOptions, RunOptio
 
 
 @dataclass(frozen=True)
-class LikelihoodOptions(FileOptions, ReadOptions, ViewOptions, SeedOptions, SharedOptions):
+class LikelihoodOptions(
+    FileOptions, ReadOptions, ViewOptions, SeedOptions, SolvingOptions, SharedOptions
+):
     """Pictures to bits per dimension, by a solver of its own."""
 
     inference_steps: int = option(100, SOLVING, "Steps of the ODE.", min=1, max=1000)
-    spacing: Literal["asinh", "logsnr", "quadratic", "uniform"] | None = option(
-        None, SOLVING, "Of timesteps.", rare=True
-    )
     guidance: float | None = option(None, SOLVING, "Strength of G_psi, with --conditional.")
-    guide_from: int | None = option(None, SOLVING, "Guide at timesteps t <= this.", rare=True)
-    guide_until: int | None = option(None, SOLVING, "Guide at timesteps t >= this.", rare=True)
 
 
 @dataclass(frozen=True)
