@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.1.0"
 __all__ = ["Codes", "Model", "Sampling", "__version__", "load"]
 
+TYPE_CHECKING = False  # as typing's, which takes longer to load than Ctrl-C may be unheard
 if TYPE_CHECKING:
+    from typing import Any
+
     from .checkpoints import load
     from .diffusion.trajectory import Sampling
     from .engine.codes import Codes

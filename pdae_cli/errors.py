@@ -6,6 +6,8 @@ into a line on stderr and the exit code.
 
 from __future__ import annotations
 
+STOPPED = 130  # the exit code of what Ctrl-C or SIGTERM ended
+
 
 class PdaeError(Exception):
     """Base of all expected failures."""

@@ -4,45 +4,48 @@ read with a limit on what they may make us hold."""
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import os
-import platform
+import re
+import secrets
+import shutil
 import stat
 import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import InputError, StorageError
 
+if sys.platform != "win32":
+    import fcntl
+
+ROOM = 64 << 10  # bytes of a small output
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success rename it onto `path`, else remove it. What
-    dead processes left of `path` is removed. Raises InputError where the folder can't be made or
-    written, StorageError where it is full."""
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file beside `path`, which on success takes that name, else is removed; so is what
+    dead processes left in the folder. Raises InputError where the folder can't be made or written,
+    StorageError where it is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The name is of this machine, since folders may be shared, and of this process.
-        stem = f".{path.name[:20]}.{hash_name(path.name)}.{hash_name(platform.node())}"
-        for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
-            if not _alive(left.name.split(".")[-2]):
-                left.unlink(missing_ok=True)
-        temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
-        temporary.touch()
+        _sweep(path.parent.absolute())
+        temporary, file = _temporary(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     try:
-        mode = temporary.stat().st_mode  # as this user's files are; safetensors makes private ones
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "win32":  # which renames no open file
+                file.close()
+            temporary.replace(path)
         if hasattr(os, "O_DIRECTORY"):  # a rename outlives a power failure, where that can be asked
             handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -55,19 +58,70 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _alive(process: str) -> bool:
-    """Whether a process of this number runs; True where that can't be asked harmlessly."""
+def _temporary(folder: Path) -> tuple[Path, BinaryIO]:
+    """Make a file whose name nobody foresees, locked while its process lives."""
+    while True:
+        path = folder / f".pdae-{secrets.token_hex(8)}.tmp"
+        file = open(path, "xb", opener=_no_link)  # noqa: SIM115
+        with suppress(OSError):  # a disk without locks, which isn't swept either
+            _lock(file, wait=True)
+        if path.exists():  # else swept before it was locked
+            return path, file
+        file.close()
+
+
+@cache  # a folder of many files is looked through once
+def _sweep(folder: Path) -> None:
+    """Remove temporary files that no living process has locked."""
+    for path in folder.glob(".pdae-*.tmp"):
+        if re.fullmatch(r"\.pdae-[0-9a-f]{16}\.tmp", path.name):
+            with suppress(OSError), open(path, "r+b", opener=_no_link) as file:
+                _lock(file, wait=False)
+                path.unlink()
+
+
+def _lock(file: BinaryIO, wait: bool) -> None:
+    """Lock a file until it is closed. Raises OSError; on Windows an open file can't be removed."""
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to a file's end in one write, onto the disk, and never through a link. Raises InputError,
+    StorageError."""
     try:
-        if sys.platform != "win32":
-            os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError, ValueError):
-        pass
-    return True
+        with open(path, "ab", buffering=0, opener=_no_link) as file:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> InputError | StorageError:
+def check_writable(folder: Path, size: int = ROOM) -> None:
+    """Try, before work is done for it, whether a folder, which is to be made if it isn't there, has
+    room for a file of so many bytes. Raises InputError, StorageError."""
+    there = folder.absolute()
+    try:
+        while not os.path.lexists(there):
+            there = there.parent
+        path, file = _temporary(there)
+        try:
+            with file:
+                file.write(bytes(min(size, ROOM)))
+        finally:
+            path.unlink()
+        if shutil.disk_usage(there).free < size > ROOM:
+            raise OSError(errno.ENOSPC, f"No space left for {size >> 20} MiB")
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(path: Path | str, error: OSError) -> InputError | StorageError:
     """Tell what a failed write means: no room at all, or this file alone."""
     what = f"can't write {path}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -77,8 +131,8 @@ def unwritable(path: Path, error: OSError) -> InputError | StorageError:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    with replacing(path) as file:
+        file.write(data)
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -131,11 +185,6 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
         raise InputError(f"{name}: can't be unpacked: {error}") from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{name}: the zip is damaged: {error}") from error
-
-
-def hash_name(name: str) -> str:
-    """Shorten a name to twelve digits."""
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
 
 
 def sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -172,11 +173,13 @@ def pdae(
         monkeypatch.setenv("PDAE_MODEL", str(model or tiny_folder))
         monkeypatch.setenv("COLUMNS", "200")
         capfdbinary.readouterr()
-        code = 0
+        code, handler = 0, signal.getsignal(signal.SIGINT)
         try:
             main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
+        finally:
+            signal.signal(signal.SIGINT, handler)
         sys.stdout.flush()
         captured = capfdbinary.readouterr()
         if "--json" in args and captured.out:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..engine.model import Model, ignore
 from ..errors import ModelError, UsageError
-from ..files import bundled_models
+from ..files import bundled_models, check_writable
 from ..networks.first_stage import FirstStage
 from . import diffusers
 from .convert import read_foreign
@@ -37,8 +37,9 @@ def model_folder(name: str, announce: Announce = ignore) -> Path:
 
 def writable_folder(name: str) -> Path:
     """Find the folder of a model that may be changed. Raises UsageError for a bundled one or a Hub
-    id."""
+    id, InputError or StorageError where it can't be written."""
     if Path(name).is_dir():
+        check_writable(Path(name))
         return Path(name)
     folder = model_folder(name)
     raise UsageError(f"{name} is not yours to change; copy it first: cp -r {folder} mine")

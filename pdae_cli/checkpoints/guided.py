@@ -95,7 +95,7 @@ def _flags(source: Source) -> Settings:
     if path.suffix in (".json", ".yml", ".yaml"):
         return Settings.read(path, DEFAULTS)
     try:
-        words = shlex.split(path.read_text())
+        words = shlex.split(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read as flags: {error}") from error
     words = [part for word in words for part in word.split("=", 1)]

@@ -65,6 +65,6 @@ def fetch(name: str, announce: Announce = ignore) -> tuple[Path, str]:
             f"{name}: the Hub didn't give it: {reason}; check the name and the network"
         ) from error
     card = Path(folder, "README.md")
-    text = card.read_text(errors="replace")[:65536] if card.exists() else ""
+    text = card.read_text(encoding="utf-8", errors="replace")[:65536] if card.exists() else ""
     licence = re.search(r"^license:\s*[\"']?([^\s\"']+)", text, re.MULTILINE)
     return Path(folder), licence[1] if licence else "unknown"

@@ -8,6 +8,7 @@ file's header, and only then are tensors read: a file can't make us allocate mor
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ import torch
 from accelerate import init_empty_weights
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..engine import tensors as safe
@@ -54,7 +54,7 @@ def is_native(folder: Path) -> bool:
     config = folder / CONFIG
     if not config.is_file() or config.stat().st_size > MAX_CONFIG_BYTES:
         return False
-    return '"_class_name"' not in config.read_text(errors="replace")  # as diffusers' have
+    return b'"_class_name"' not in config.read_bytes()  # as diffusers' have
 
 
 def read_model(folder: Path, name: str) -> Model:
@@ -126,10 +126,13 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
             tensors |= {f"{prefix}.{k}": v for k, v in _stored(part, dtype).items()}
     path = folder / WEIGHTS
     with replacing(path) as weights:
-        save_file(tensors, weights, metadata={"format": "pt"})
+        sha = hashlib.sha256()
+        for part in safe.parts(tensors, {"format": "pt"}):
+            sha.update(part)
+            weights.write(part)
         # Written first, and good for the weights that are there and those that come: a process
         # that is killed in between leaves a model that can be read.
-        shas = [sha256(weights), *([sha256(path)] if path.exists() else [])]
+        shas = [sha.hexdigest(), *([sha256(path)] if path.exists() else [])]
         text = json.dumps(to_json(model.config) | {WEIGHTS_SHAS: shas}, indent=1)
         write_bytes(folder / CONFIG, text.encode() + b"\n")
 
@@ -144,7 +147,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:
     """Read the config, and the SHA-256 that its weights may have; none in older ones."""
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB")
-    facts = safe.strict_json(path.read_text())
+    facts = safe.strict_json(path.read_bytes())
     recorded = facts.pop(WEIGHTS_SHAS, [])
     if not isinstance(recorded, list):
         raise ValueError(f"{WEIGHTS_SHAS} is {safe.shown(recorded)}, not a list")

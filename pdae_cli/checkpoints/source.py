@@ -120,7 +120,7 @@ class Settings:
         try:
             if path.stat().st_size > MAX_CONFIG_BYTES:
                 raise ModelError(f"{path}: larger than {MAX_CONFIG_BYTES >> 20} MiB, no config is")
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8-sig")
             content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         except FileNotFoundError as error:
             raise ModelError(f"{path} is missing; it says how the networks are built") from error

@@ -1,5 +1,31 @@
 """The command line: one file a command, each parses, calls the engine and reports."""
 
-from .app import main
+import os
+import signal
+from types import FrameType
 
-__all__ = ["main"]
+from ..errors import STOPPED
+
+
+def main() -> None:
+    """Run the command line and exit. Signals are listened to before all else is loaded: Ctrl-C, and
+    SIGTERM, by which schedulers stop jobs, unless they are to be ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupted)
+    from .app import run
+
+    run()
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt. While a module is loaded nothing is in work yet, and what it loads
+    may turn that into any other error: then the process ends at once."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            try:
+                os.write(2, b"interrupted\n")
+            finally:
+                os._exit(STOPPED)
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -13,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import OutOfMemory, PdaeError, UsageError
+from ..errors import STOPPED, OutOfMemory, PdaeError, UsageError
+from ..files import unwritable
 from . import attributes, codes, evaluate, train
 from .align import align
 from .convert import convert
@@ -28,6 +28,7 @@ from .output import Output
 from .reconstruct import reconstruct
 from .redo import redo
 from .sample import sample
+from .streams import standard_streams
 
 EPILOG = (
     "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some or all inputs failed; "
@@ -101,8 +102,8 @@ def root(
     """Options before the command."""
 
 
-def main() -> None:
-    """Run the command line; every expected failure is one line on stderr and an exit code.
+def run() -> None:
+    """Run the command line and exit; every expected failure is one line on stderr and an exit code.
 
     Typer itself ends usage errors with 2 and interruptions with 130.
     """
@@ -110,27 +111,47 @@ def main() -> None:
     # from everybody else. This many turns of it lose nothing: docs/performance.md.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
-    # Schedulers stop jobs so; training saves first.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader left: end as filters do
     # Of oddities in pictures that still decode. Here, because reading threads share the filters.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # consoles that know few characters
+    with standard_streams():
+        try:
+            code = _code()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is in work any more
+    sys.exit(code)
+
+
+def _code() -> Any:
+    """Run the command and return its exit code, when every failure is said."""
+    stop: BaseException | None
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt as error:
+        stop = error
+    except SystemExit as end:
+        if end.code != STOPPED:
+            return end.code
+        stop = end
     except Exception as error:
         if os.environ.get("PDAE_DEBUG"):
             raise
-        sys.exit(_explained(error))
+        return _explained(error)
+    while not isinstance(stop, KeyboardInterrupt | None):
+        stop = stop.__cause__ or stop.__context__
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Output().say("; ".join(["interrupted", *map(str, stop.args if stop else ())]))
+    return STOPPED
 
 
 def _explained(error: Exception) -> int:
     """Say what went wrong in a line; return the exit code."""
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         error = OutOfMemory("out of memory; choose a smaller --batch-size")
+    if isinstance(error, OSError):  # whatever the system refuses: the user's to mend, not ours
+        error = unwritable(error.filename or "a file", error)
     if isinstance(error, PdaeError):
         if not (isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"):
             Output().error(str(error))  # of a launcher's processes one says what all got wrong

@@ -14,6 +14,7 @@ from ..errors import InputError, ModelError, UsageError
 from .data import labels_of, needed, open_data
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
+from .run.destination import writable
 from .run.inputs import CODES, PICTURES
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def discover(
     count: Annotated[int, typer.Option("-k", "--count", min=1, help="Directions to find.")] = 10,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Sheet (.png) that shows them, to name them by."),
+        typer.Option("--output", "-o", help="Sheet (.png), to name them by.", callback=writable),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Picture or codes to show them on; default: DATA's first.")

@@ -10,6 +10,7 @@ import typer
 from ..errors import UsageError
 from .options import SaidOptions, takes
 from .output import Output
+from .run.destination import writable
 
 
 @takes(SaidOptions)
@@ -18,7 +19,10 @@ def convert(
     source: Annotated[
         str, typer.Argument(help="Checkpoint, folder, release root, or Hub id[@revision].")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder of the new model.", callback=writable),
+    ],
     family: Annotated[
         str | None,
         typer.Option("--from", help="diffusers, pdae, diffae or guided-diffusion, if not clear."),

@@ -3,7 +3,6 @@ on which each is run."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError, UsageError
+from ..files import check_writable
 from .data import labels_of, needed, open_data
 from .options import PICTURES, ModelOptions, SeedOptions, option
 from .output import Output
@@ -73,13 +73,11 @@ class EvaluateOptions(SeedOptions, ModelOptions):
 
     def free(self, *paths: Path) -> None:
         """Raise InputError for a file that exists and isn't to be replaced, or whose folder can't
-        be written: before the work, not after it."""
+        be written, StorageError for a full disk: before the work, not after it."""
         for path in paths:
             if path.exists() and not self.overwrite:
                 raise InputError(f"{path} exists; pass --overwrite")
-            above = next(one for one in path.absolute().parents if one.exists())
-            if not above.is_dir() or not os.access(above, os.W_OK):
-                raise InputError(f"can't write {path}: {above} is no folder that may be written")
+        check_writable(paths[0].parent)
 
     def material(
         self, data: Path, sizes: Mapping[str, int] = USUAL, model: Model | None = None

@@ -10,12 +10,15 @@ import typer
 from ..errors import UsageError
 from .options import ModelOptions, takes
 from .output import Output
+from .run.destination import writable
 
 
 @takes(ModelOptions, without=("batch_size", "compile"))
 def export(
     options: ModelOptions,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write.", callback=writable)
+    ],
     to: Annotated[Literal["diffusers"], typer.Option(help="The program that shall read it.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:

@@ -16,6 +16,7 @@ import typer
 from ..errors import UsageError
 from .complete import models
 from .output import Output
+from .run.destination import writable
 from .run.launch import device_of, join, launched
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ Format = Annotated[
     ),
 ]
 RandomNoise = Annotated[bool, typer.Option("--random-noise", help="Fresh x_T from --seed.")]
-
-
 Recursive = Annotated[
     bool,
     typer.Option(
@@ -223,7 +222,7 @@ class SharedOptions(ModelOptions):
 
     def load(self, device: str | None = None) -> Model:
         """Load the model onto this process's device."""
-        join()
+        join(self.share, self.dtype, Output(quiet=self.quiet).say)
         number = self.shares()[0] if self.share else None
         return super().load(device if number is None else device_of(self.device, number))
 
@@ -291,8 +290,8 @@ class ViewOptions:
     """How results are shown to people, beside what is written."""
 
     show: bool = option(False, PICTURES, "Show pictures in the terminal.", "--show")
-    sheet: str | None = option(None, PICTURES, "Lay pictures out in this file: a contact sheet.")
-    report: str | None = option(None, PICTURES, "Tell all of the run in this page, out.html.")
+    sheet: str | None = option(None, PICTURES, "Lay pictures out in this file.", callback=writable)
+    report: str | None = option(None, PICTURES, "Tell all in this page, .html.", callback=writable)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import typer
 from ..errors import InputError, ModelError, UsageError
 from ..files import bundled_models, sha256_limited, write_bytes
 from .output import Output
+from .run.destination import writable
 from .run.inputs import CODES, MAX_CODES, MAX_PICTURE
 from .run.manifest import FOLDER
 from .run.recipes import AROUND, OWN, PATHS, Recipe, told
@@ -35,7 +36,8 @@ def redo(
         typer.Option("--input", "-i", help="What it was made of: a file, or a folder to look in."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Keep the new picture here.")
+        Path | None,
+        typer.Option("--output", "-o", help="Keep the new picture here.", callback=writable),
     ] = None,
     model: Annotated[
         str | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,8 @@ from ..errors import UsageError
 from .data import labels_of, open_data
 from .options import numbers, option, split_names, takes
 from .output import Output
-from .run.launch import device_of, launched
+from .run.destination import writable
+from .run.launch import asked, check_training, device_of, launched, set_aside
 
 if TYPE_CHECKING:
     from ..engine.config import ModelConfig
@@ -24,11 +24,8 @@ if TYPE_CHECKING:
     from ..training.stage import Stage
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # accelerate's names
-ENGINES = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # that accelerate's launcher may ask for
-YES = ("1", "true", "yes", "on", "y", "t")
 NETWORK, LEARNING, COMPUTING = "Network", "Learning", "Computing"  # panels of --help
 TELLING = "Output and log"
-TASKS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,7 +37,9 @@ shape = partial(typer.Option, rich_help_panel=NETWORK)
 learning = partial(typer.Option, rich_help_panel=LEARNING)
 
 Data = Annotated[Path, typer.Argument(help="Folder, zip, '*.parquet', '{00..99}.tar', Hub id.")]
-Folder = Annotated[Path, common("--output", "-o", help="Model folder; the same resumes.")]
+Folder = Annotated[
+    Path, common("--output", "-o", help="Model folder; the same resumes.", callback=writable)
+]
 Dimensions = Annotated[int, shape(min=1, help="Dimensions of z.")]
 
 
@@ -88,12 +87,12 @@ class TrainFlags:
     def __post_init__(self) -> None:
         if self.tensorboard:
             raise UsageError("--tensorboard is --tracker tensorboard now")
-        check_launcher()
+        check_training()
         self.autocast()
 
     def autocast(self) -> str:
         """Name the precision as accelerate does: --precision, else the launcher's."""
-        theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        theirs = asked("MIXED_PRECISION")
         if self.precision is None and theirs not in PRECISIONS.values():
             raise UsageError(f"the launcher asks for {theirs}; bf16 it can be, or give --precision")
         return theirs if self.precision is None else PRECISIONS[self.precision]
@@ -146,21 +145,6 @@ class TrainFlags:
         return names
 
 
-def check_launcher() -> None:
-    """Raise UsageError for an engine that training doesn't use, and for tasks of Slurm or MPI that
-    know nothing of one another."""
-    for engine in ENGINES:
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() in YES:
-            raise UsageError(f"the launcher asks for {engine}, which isn't used; launch it without")
-    for variable in TASKS:
-        tasks = os.environ.get(variable, "")
-        if tasks.isdecimal() and int(tasks) > 1 and "RANK" not in os.environ:
-            raise UsageError(
-                f"{variable} is {tasks}, and each of these tasks would train alone: start one a "
-                "node, with torchrun … -m pdae_cli train … or accelerate launch in it"
-            )
-
-
 def run(stage: Stage, flags: TrainFlags, task: Task) -> None:
     """Run the loop and show how it goes."""
     from ..training.estimate import estimate
@@ -171,8 +155,12 @@ def run(stage: Stage, flags: TrainFlags, task: Task) -> None:
     options = TrainOptions(**{one.name: given[one.name] for one in fields(TrainOptions)})
     training = Training(stage, options, task.folder, flags.device == "cpu", flags.trackers())
     out = Output(flags.json and training.rank == 0, flags.quiet or training.rank > 0)
-    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") not in ("no", options.precision):
+    for line in set_aside(options.accumulate, options.compile):
+        out.say(line)
+    if asked("MIXED_PRECISION") not in ("no", options.precision):
         out.say(f"--precision {flags.precision} goes before the launcher's mixed precision")
+    if not training.sealed:
+        out.say(f"{training.state_path} is an older version's, in which damage wouldn't show")
     if flags.dry_run:
         return show_needs(out, estimate(training, task.dtype))
     millions = sum(p.numel() for p in training.parameters.values()) / 1e6

@@ -10,12 +10,13 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 # Parsed, a header can take 20 times as much memory; it may be as long as the tensors' bytes: codes
@@ -26,6 +27,10 @@ MAX_METADATA = 1 << 20  # characters, where the caller doesn't expect a name a r
 MAX_TENSORS = 10_000
 MAX_NAME = 512
 MAX_DIMENSIONS, MAX_DIMENSION = 8, 1 << 31
+DTYPES = {
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
@@ -127,25 +132,46 @@ def load(source: Path | bytes, header: Header) -> dict[str, Tensor]:
     return tensors
 
 
-def sealed(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def sealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Make a sealed file's content: the same for the same tensors and metadata."""
-    plain = memoryview(safetensors.torch.save(tensors))
-    begin = 8 + int.from_bytes(plain[:8], "little")
-    # The library writes metadata in an order that changes from run to run.
-    described = dict(sorted(metadata.items())) | {SEAL: BLANK}
-    header = {METADATA: described} | json.loads(bytes(plain[8:begin]))
-    text = json.dumps(header, separators=(",", ":")).encode()
+    return b"".join(parts(tensors, metadata, seal=True))
+
+
+def parts(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], seal: bool = False
+) -> Iterator[bytes | memoryview]:
+    """Yield a file's content piece by piece, as the library orders it and without copying what lies
+    on the CPU; the metadata are ordered, so that equal content is equal bytes."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    kept = [tensors[name].detach().cpu().contiguous() for name in order]
+    body = [one.reshape(-1).view(torch.uint8).numpy().data for one in kept]
+    header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))}
+    if seal:
+        header[METADATA][SEAL] = BLANK
+    end = 0
+    for name, tensor in zip(order, kept, strict=True):
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=seal).encode()
     text += b" " * (-len(text) % 8)
-    head, body = len(text).to_bytes(8, "little") + text, plain[begin:]
-    sha = hashlib.sha256(head)
-    sha.update(body)
-    return b"".join((_resealed(head, BLANK, sha.hexdigest()), body))
+    head = len(text).to_bytes(8, "little") + text
+    if seal:
+        sha = hashlib.sha256(head)
+        for piece in body:
+            sha.update(piece)
+        head = _resealed(head, BLANK, sha.hexdigest())
+    yield head
+    yield from body
 
 
 def strict_json(text: str | bytes) -> dict[str, Any]:
     """Parse a JSON object: no key twice, no NaN, not deep. Raises TensorsError."""
     try:
-        text = text if isinstance(text, str) else text.decode()
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_number)
     except RecursionError as error:
         raise TensorsError("its JSON is nested too deep") from error

@@ -64,7 +64,7 @@ class Pictures:
             )
         except (InputError, OSError) as error:
             self.bad[name] = str(error)
-            if len(self.bad) > max(1, BAD_SHARE * len(self)):
+            if len(self.bad) > min(max(1, BAD_SHARE * len(self)), len(self) - 1):
                 raise InputError(
                     f"{self.root}: {len(self.bad)} of {len(self)} pictures can't be read, "
                     f"the first: {next(iter(self.bad.values()))}"

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from ..diffusion.noise import generator
 from ..engine.computing import check_compiler
 from ..errors import PdaeError, UsageError
+from ..files import check_writable
 from ..networks.layers import Attention
 from ..networks.unet import ResBlock
 from ..pictures.images import write_sheet
@@ -180,6 +181,7 @@ class Training:
 
     def _resume(self) -> int:
         """Continue from the folder's state, if there is one; return the step to start at."""
+        self.sealed = True  # the state that it goes on from: whether damage to it would show
         if not self.state_path.exists():
             return 0
         step, written = read_facts(self.state_path)
@@ -191,7 +193,7 @@ class Training:
                 f"{self.folder.parent} was begun with other options ({said}); "
                 "use those again, or start in another folder with --init-from"
             )
-        load_state(self.state_path, self.parameters, self.ema, self.optimizer)
+        self.sealed = load_state(self.state_path, self.parameters, self.ema, self.optimizer)
         return step
 
     def train(self, report: Report) -> None:
@@ -205,9 +207,10 @@ class Training:
                 if self.rank == 0:
                     self._begin(stack)
                 self._train(report, interrupted)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 if self.optimizer.state:  # else there is nothing yet
                     self._save(report, full=False)
+                stop.args = ("the same command goes on where it stopped",)
                 raise
             except PeerLost:
                 raise
@@ -216,7 +219,9 @@ class Training:
                 raise
 
     def _begin(self, stack: ExitStack) -> None:
-        """Lock the folder and open the log and the trackers, until the stack is closed."""
+        """Lock the folder and open the log and the trackers, until the stack is closed. Raises
+        StorageError where a state has no room, of four numbers a weight (see `save_state`)."""
+        check_writable(self.folder, sum(16 * p.numel() for p in self.parameters.values()))
         stack.enter_context(locked(self.folder))
         if self.state_path.exists() and read_facts(self.state_path)[0] != self.step:
             raise UsageError(f"{self.folder.parent} was trained on meanwhile; start again")
@@ -305,12 +310,11 @@ class Training:
         return total
 
     def _save(self, report: Report, full: bool = True) -> None:
-        """Write the state, the model and, when `full`, metrics and a sample sheet."""
+        """Write metrics and a sample sheet, when `full`, and the model; the state last, so that a
+        killed run goes on from the state before, and makes all of them again."""
         if self.rank:
             return
         name, settings = self.stage.name, self._settings()
-        facts = {"step": str(self.step), "options": json.dumps(settings)}
-        save_state(self.state_path, self.parameters, self.ema, self.optimizer, facts)
         self.stage.objective.eval()
         metrics: dict[str, float] = {}
         with self.ema.applied(), torch.no_grad():
@@ -325,6 +329,8 @@ class Training:
         self.stage.objective.train()
         if metrics:
             self._log(report, **metrics)
+        facts = {"step": str(self.step), "options": json.dumps(settings)}
+        save_state(self.state_path, self.parameters, self.ema, self.optimizer, facts)
 
     def _log(self, report: Report, **values: float) -> None:
         if self.rank == 0:

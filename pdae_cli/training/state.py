@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..engine.tensors import TensorsError, check, load
+from ..engine.tensors import SEAL, TensorsError, check, load, parts
 from ..errors import InputError, UsageError
-from ..files import replacing, unwritable
+from ..files import append, replacing, unwritable, write_bytes
 
 Named = dict[str, nn.Parameter]
 
@@ -60,15 +59,15 @@ class EMA:
 def save_state(
     path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer, facts: dict[str, str]
 ) -> None:
-    """Write the run's state atomically; `facts` become the file's metadata."""
+    """Write the run's state atomically and sealed; `facts` become the file's metadata."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"weight/{name}"] = parameter.detach()
         tensors[f"ema/{name}"] = ema.shadow[name]
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}/{name}"] = torch.as_tensor(value)
-    with replacing(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=facts)
+    with replacing(path) as file:
+        file.writelines(parts(tensors, facts, seal=True))
 
 
 def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
@@ -81,8 +80,9 @@ def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 @torch.no_grad()
-def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
-    """Restore what `save_state` wrote. Raises InputError where names, shapes or numbers are off."""
+def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> bool:
+    """Restore what `save_state` wrote; return whether it is sealed, which older versions' isn't.
+    Raises InputError where names, shapes, numbers or a single byte are off."""
     kinds = ("weight", "ema", "exp_avg", "exp_avg_sq")
     wanted = {f"{kind}/{name}": tuple(p.shape) for name, p in parameters.items() for kind in kinds}
     with _explained(path):
@@ -98,6 +98,7 @@ def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.O
             "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg/{name}"]),
             "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq/{name}"]),
         }
+    return SEAL in header.metadata
 
 
 @contextmanager
@@ -130,19 +131,26 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (TensorsError, OSError) as error:
-        raise InputError(f"{path}: not this run's state: {error}; start a new run") from error
+        raise InputError(
+            f"{path}: not this run's state: {error}; put a copy of it back, or start another run "
+            "with --init-from"
+        ) from error
 
 
 def append_log(path: Path, record: dict[str, object]) -> None:
-    """Add one JSON line."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add one JSON line. Raises InputError, StorageError."""
+    append(path, json.dumps(record).encode() + b"\n")
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Forget the lines after `step`, which a resumed run will write again."""
+    """Forget the lines after `step`, which a resumed run will write again, and damaged ones."""
+
+    def is_kept(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+        except (ValueError, TypeError, KeyError):
+            return False
+
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept))
+        lines = path.read_bytes().splitlines(keepends=True)
+        write_bytes(path, b"".join(line for line in lines if is_kept(line)))

@@ -108,9 +108,8 @@ class Run:
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, error, trace)
-        if isinstance(error, KeyboardInterrupt):
-            hint = "; the same command goes on where it stopped" if self.manifest else ""
-            self.out.say(f"interrupted{hint}")
+        if isinstance(error, KeyboardInterrupt) and self.manifest:
+            error.args = ("the same command goes on where it stopped",)
         if error is not None:
             return
         if self.counts.keys() - {"done"}:

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...errors import UsageError
+from ...files import check_writable, write_bytes
+from ..streams import results
 from .inputs import Item
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
@@ -34,28 +37,30 @@ class Destination:
         stream: str | None = None,
         stem: str = "out",
     ) -> Destination:
-        """Understand -o: a folder is what ends in / or has no suffix or is one; a suffix names the
-        format, else it is `suffix`. Without -o results go to standard output, or where that is a
-        terminal to a file here whose name begins with `stem`.
+        """Understand -o: a folder (see `is_folder`), or a file whose suffix names the format, else
+        it is `suffix`. Without -o results go to standard output, or where that is a terminal to a
+        file here whose name begins with `stem`.
 
-        Raises UsageError for a format that can't be written, and for a terminal as -o -.
+        Raises UsageError for a format that can't be written, and for a terminal as -o -;
+        InputError, StorageError where nothing can be written.
         """
         if target is None and sys.stdout.isatty():
-            return cls(stem + suffix, suffix, named=True)
+            return cls(writable(stem + suffix), suffix, named=True)
         if target in (None, "-"):
             if sys.stdout.isatty():
                 raise UsageError("won't write binary data to a terminal; leave -o out or name it")
             if stream and suffix != f".{stream}":
                 raise UsageError(f"--stream {stream} writes {stream}, not {suffix[1:]}")
+            results()
             return cls("-", suffix, stream=bool(stream))
         path = Path(str(target))
-        if str(target).endswith(("/", "\\")) or path.is_dir() or not path.suffix:
-            return cls(str(target), suffix, folder=True)
+        if is_folder(str(target)):
+            return cls(writable(target), suffix, folder=True)
         if path.suffix.lower() not in allowed:
             known = ", ".join(sorted(allowed))
             hint = "; for films pipe --stream png into ffmpeg" if path.suffix == ".mp4" else ""
             raise UsageError(f"-o {target}: can't write {path.suffix} here; known: {known}{hint}")
-        return cls(str(target), path.suffix.lower())
+        return cls(writable(target), path.suffix.lower())
 
     @property
     def stdout(self) -> bool:
@@ -89,13 +94,26 @@ class Destination:
 
     def write(self, place: Path, data: bytes) -> None:
         """Write one result. Raises InputError, StorageError."""
-        from ...files import write_bytes
-
         if self.stdout:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            results().write(data)
+            results().flush()
         elif not self.nothing:
             write_bytes(self.path(place), data)
+
+
+def is_folder(target: str) -> bool:
+    """Whether a name is that of a folder: it ends in /, has no suffix, or is one."""
+    path = Path(target)
+    return target.endswith(("/", "\\")) or path.is_dir() or not path.suffix
+
+
+def writable(target: Any) -> Any:
+    """Return the name of an output, also as its option's callback, once it is sure that it can be
+    written: before anything is loaded for it. Raises InputError, StorageError."""
+    if target is not None:
+        name, path = str(target), Path(target)
+        check_writable(path if is_folder(name) else path.parent)
+    return target
 
 
 def stem_of(items: Iterable[Item], behind: str = "") -> str:

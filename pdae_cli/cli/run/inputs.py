@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import re
@@ -75,7 +76,7 @@ def _listed(files_from: str | None, null: bool) -> list[str]:
         data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
     except OSError as error:
         raise UsageError(f"--files-from {files_from}: can't be read: {error.strerror}") from error
-    text = os.fsdecode(data)
+    text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
     lines = text.split("\0") if null else [line.rstrip("\r") for line in text.split("\n")]
     return [line for line in lines if line]
 

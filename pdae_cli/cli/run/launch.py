@@ -1,10 +1,24 @@
-"""Processes that accelerate launch or torchrun started together; inputs are shared out by rank."""
+"""Processes that accelerate launch or torchrun started together: inputs are shared out by rank. What
+else launchers put into the environment is followed, said or refused.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+
+from ...errors import UsageError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TASKS = {  # how many Slurm or MPI started, and the number of each
+    "SLURM_NTASKS": "SLURM_PROCID",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+}
+ENGINES = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # of accelerate's launcher
+YES = ("1", "true", "yes", "on", "y", "t")
+OFF = ("", "no")
 
 
 def launched() -> tuple[int, int]:
@@ -12,19 +26,71 @@ def launched() -> tuple[int, int]:
 
     Launchers set all of NAMES; what an old shell or a pod's environment left of them is none.
     """
-    if not all(os.environ.get(name) for name in NAMES):
+    rank, size, *rest = (os.environ.get(name, "") for name in NAMES)
+    if not all(rest) or not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return int(rank), int(size)
 
 
-def join() -> None:
-    """Meet the launcher's other processes, for as long as the slowest needs."""
+def asked(name: str) -> str:
+    """Return what accelerate's launcher asks for by this variable; "no" for nothing."""
+    value = os.environ.get(f"ACCELERATE_{name}", "").lower()
+    return "no" if value in OFF else value
+
+
+def join(share: str | None, dtype: str, say: Callable[[str], None]) -> None:
+    """Meet the launcher's other processes, for as long as the slowest needs; `say` what processes
+    do that nobody tells apart, and what isn't followed."""
+    if (precision := asked("MIXED_PRECISION")) != "no" and dtype == "float32":
+        say(f"the launcher's mixed precision {precision} is set aside; --dtype chooses one")
+    for count, size, number in strangers() if share is None else ():
+        say(f"{count} is {size}: each of these tasks does all inputs; --share ${number}/{size}")
     if launched()[1] > 1:
         from datetime import timedelta
 
         from accelerate import PartialState
 
         PartialState(timeout=timedelta(days=30))
+
+
+def strangers() -> Iterator[tuple[str, int, str]]:
+    """Yield the variable with the number of tasks that Slurm or MPI started, where they know nothing
+    of one another, that number, and the variable that numbers them."""
+    for count, number in TASKS.items():
+        size = os.environ.get(count, "")
+        ours = count != "SLURM_NTASKS" or number in os.environ  # salloc's shell is none of them
+        if not os.environ.get("RANK") and ours and size.isdecimal() and int(size) > 1:
+            yield count, int(size), number
+
+
+def check_training() -> None:
+    """Raise UsageError for an engine that training doesn't use, and for tasks that know nothing of
+    one another; forget what is left of a launcher that didn't start this process, which accelerate
+    would wait for."""
+    for engine in ENGINES:
+        if asked(f"USE_{engine}") in YES:
+            raise UsageError(f"the launcher asks for {engine}, which isn't used; launch it without")
+    for count, size, _ in strangers():
+        raise UsageError(
+            f"{count} is {size}, and each of these tasks would train alone: start one a node, with "
+            f"torchrun … -m pdae_cli train … or accelerate launch in it; where it is alone, unset "
+            f"{count}"
+        )
+    if launched() == (0, 1):
+        for name in NAMES:
+            os.environ.pop(name, None)
+
+
+def set_aside(accumulate: int, compiled: bool) -> Iterator[str]:
+    """Say what accelerate's launcher asks for that training takes from its own options alone."""
+    steps, backend = asked("GRADIENT_ACCUMULATION_STEPS"), asked("DYNAMO_BACKEND")
+    if steps not in ("no", "1", str(accumulate)):
+        yield (
+            f"the launcher's gradient accumulation of {steps} is set aside: --batch-size is of the "
+            "whole step, and --accumulate cuts it"
+        )
+    if backend != "no" and not compiled:
+        yield f"the launcher's compiler {backend} is set aside: --compile compiles"
 
 
 def any_of_us(failed: bool) -> bool:

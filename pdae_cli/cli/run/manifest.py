@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...files import sha256, unwritable
+from ...files import append, sha256, unwritable
 from .inputs import Item
 from .recipes import Recipe
 
@@ -114,6 +113,8 @@ class Manifest:
         self._jobs: dict[str, dict[str, Any]] = {}
         try:
             self._own.parent.mkdir(parents=True, exist_ok=True)
+            if self._own.parent.is_symlink():  # another's, who has us write elsewhere
+                raise OSError(errno.ELOOP, f"{FOLDER} is a link")
             for path in sorted(self._own.parent.glob("manifest*.jsonl")):
                 for line in path.read_bytes().splitlines():
                     self._learn(line)
@@ -178,13 +179,4 @@ class Manifest:
     def _append(self, entries: list[dict[str, Any]]) -> None:
         """In one write, so that processes don't mix lines; each begins anew after a torn one."""
         data = "".join(f"\n{json.dumps(entry, default=str)}\n" for entry in entries).encode()
-        try:
-            handle = os.open(self._own, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                if os.write(handle, data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise unwritable(self._own, error) from error
+        append(self._own, data)

@@ -1,0 +1,77 @@
+"""Standard streams that are closed, full, or left by their reader."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..errors import InputError
+from ..files import unwritable
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class Messages(io.FileIO):
+    """Standard error: what nobody can hear isn't said, and the work goes on."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+class Results(io.FileIO):
+    """Standard output: what can't be written is InputError or StorageError, once; a reader who left
+    ends the process without a word, as filters end."""
+
+    failed = False
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return memoryview(data).nbytes if self.failed else super().write(data)
+        except OSError as error:
+            self.failed = True  # what is still buffered
+            if isinstance(error, BrokenPipeError) and sys.platform != "win32":
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGPIPE)
+            raise unwritable("standard output", error) from error
+
+
+def results() -> BinaryIO:
+    """Return standard output for bytes. Raises InputError where it was closed before we began."""
+    if getattr(sys.stdout, "name", "") == os.devnull:
+        raise InputError("standard output is closed; name a file with -o")
+    return sys.stdout.buffer
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Have print and the rest write through Results and Messages; a stream that is closed is
+    os.devnull, also for what other libraries write to its number."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123
+    with (
+        redirect_stdout(_through(Results, sys.stdout)),
+        redirect_stderr(_through(Messages, sys.stderr)),
+    ):
+        yield
+
+
+def _through(kind: type[io.FileIO], stream: Any) -> Any:
+    """A text stream for what `stream` writes to; consoles that know few characters get others."""
+    if sys.platform == "win32" and stream is not None and stream.isatty():
+        return stream  # Windows writes to its consoles in another way
+    try:
+        raw = kind(os.devnull, "w") if stream is None else kind(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):
+        return stream  # none of the system's
+    buffer, encoding = io.BufferedWriter(raw), getattr(stream, "encoding", None)
+    lines = kind is Messages or raw.isatty()
+    return io.TextIOWrapper(buffer, encoding, "replace", line_buffering=lines)
