@@ -116,6 +116,13 @@ class TestInputs:
         args = ("--files-from", tmp_path / "list.txt", "-o", tmp_path / "y", "--no-noise")
         assert pdae("encode", *args).code == 0
 
+    def test_a_list_may_begin_as_windows_begins_texts(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / "list.txt").write_text(f"{pictures[0]}\r\n", encoding="utf-8-sig")
+        args = ("--files-from", tmp_path / "list.txt", "-o", tmp_path / "y", "--no-noise")
+        assert pdae("encode", *args).code == 0
+
     def test_folders_come_in_natural_order(self, pdae: Command, tmp_path: Path) -> None:
         folder = tmp_path / "in"
         folder.mkdir()

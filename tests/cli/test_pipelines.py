@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, picture
+from conftest import ROOT, Command, picture
 
 PAGE = (ROOT / "docs" / "pipelines.md").read_text()
 EXAMPLES = re.findall(r"^## (.+?)\n(?:(?!^## )[\s\S])*?```bash\n([\s\S]+?)```", PAGE, re.MULTILINE)
@@ -59,6 +59,23 @@ def shell(tmp_path: Path, tiny_folder: Path) -> dict[str, str]:
 def test_the_page_has_its_examples() -> None:
     assert len(EXAMPLES) >= 10
     assert {name for name, _ in EXAMPLES} == RESULTS.keys() | SAID.keys()
+
+
+@pytest.mark.parametrize("numbers", [range(1, 9), range(8)], ids=["from 1", "from 0"])
+def test_the_line_for_slurm(
+    numbers: range, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its tasks run what it wraps, each with a number of its own."""
+    (line,) = re.findall(r"^    sbatch --array=1-8 --wrap='pdae (.+)'$", PAGE, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    for name in ("a", "b", "sub/c", *"defghi"):
+        picture(0, (32, 32)).save(f"photos/{name}.png")
+    for number in numbers:
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(number))
+        result = pdae(*os.path.expandvars(line).split(), "--json")
+        assert result.code == 0 and 1 <= result.text.count('"done"') <= 2
+    assert len(list(Path("codes").rglob("*.safetensors"))) == 9
 
 
 @pytest.mark.slow

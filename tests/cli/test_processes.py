@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from cli_runs import ended, folder_of, outputs, records, running
 from conftest import Command
+
+from pdae_cli.cli.run.launch import NAMES
 
 FAST = ("--inference-steps", "3")
 LAUNCHERS = {
@@ -74,7 +77,7 @@ class TestShares:
 
     @pytest.mark.parametrize(
         "left", [{"WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "1"},
-                 {"WORLD_SIZE": ""}],
+                 {"WORLD_SIZE": ""}, dict.fromkeys(NAMES, "x"), dict.fromkeys(NAMES, "2")],
         ids=str,
     )  # fmt: skip
     def test_what_a_launcher_left_in_the_environment_is_nothing(
@@ -85,6 +88,28 @@ class TestShares:
             monkeypatch.setenv(name, value)
         result = pdae("encode", source, "-o", tmp_path / "o", "--no-noise")
         assert result.code == 0 and len(outputs(tmp_path / "o")) == 3
+
+    @pytest.mark.parametrize(
+        ("variables", "share", "words"),
+        [
+            ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, (), "--share $SLURM_PROCID/8 gives each"),
+            ({"OMPI_COMM_WORLD_SIZE": "2"}, (), "--share $OMPI_COMM_WORLD_RANK/2 gives each"),
+            ({"OMPI_COMM_WORLD_SIZE": "2"}, ("--share", "1/2"), ""),
+            ({"SLURM_NTASKS": "8"}, (), ""),
+            ({"ACCELERATE_MIXED_PRECISION": "bf16"}, (), "mixed precision bf16 is set aside"),
+            ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ("--dtype", "bfloat16"), ""),
+        ],
+    )
+    def test_what_else_launchers_say_is_answered(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        variables: dict[str, str], share: tuple[str, ...], words: str,
+    ) -> None:  # fmt: skip
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        source = folder_of(tmp_path / "in", 1)
+        result = pdae("encode", source, "-o", tmp_path / "o", "--no-noise", *share)
+        assert result.code == 0 and words in result.err
+        assert result.err.count("\n") == (1 if words else 0)
 
     def test_two_at_once_write_the_same_bytes(self, tiny_folder: Path, tmp_path: Path) -> None:
         source, out = folder_of(tmp_path / "in", 6), tmp_path / "o"
@@ -119,31 +144,22 @@ class TestInterruptions:
         source = folder_of(tmp_path / "in", 4)
         command = ("encode", source, "--no-noise", "--batch-size", 1, "-o")
         assert pdae(*command, tmp_path / "whole").code == 0
-        writes = 0
-        real_write, real_bytes = os.write, Path.write_bytes
+        writes, sync = 0, os.fsync
 
-        def full() -> bool:
+        def full(handle: int) -> None:
             nonlocal writes
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return sync(handle)
             writes += 1
-            return writes == limit
-
-        def write(handle: int, data: bytes) -> int:
-            if len(data) > 60 and full():
-                real_write(handle, data[: len(data) // 2])
+            if writes == limit:  # half of it is there
+                os.ftruncate(handle, os.fstat(handle).st_size // 2)
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return real_write(handle, data)
-
-        def write_bytes(path: Path, data: bytes) -> int:
-            if full():
-                real_bytes(path, data[: len(data) // 2])
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return real_bytes(path, data)
+            return sync(handle)
 
         for limit in range(1, 10):
             out, writes = tmp_path / str(limit), 0
             with monkeypatch.context() as patch:
-                patch.setattr(os, "write", write)
-                patch.setattr(Path, "write_bytes", write_bytes)
+                patch.setattr(os, "fsync", full)
                 result = pdae(*command, out)
             assert result.code == 3 and "No space left" in result.err and "again" in result.err
             assert not [name for name in outputs(out) if name.endswith(".tmp")]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from conftest import ROOT, Command
 from safetensors import safe_open
 from small_runs import TINY, assert_equal, folder_of, state
@@ -61,12 +62,16 @@ class TestLaunchers:
         return run
 
     def test_accumulation_is_ours(self, train: Command, tmp_path: Path) -> None:
-        """accelerate would divide losses by the launcher's."""
+        """accelerate would divide losses by the launcher's, and compile."""
         assert train("-q").code == 0
         alone = state(tmp_path / "run")
         (tmp_path / "run").rename(tmp_path / "alone")
-        assert train("-q", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4").code == 0
+        theirs = {"GRADIENT_ACCUMULATION_STEPS": "4", "DYNAMO_BACKEND": "INDUCTOR"}
+        result = train(**{f"ACCELERATE_{name}": value for name, value in theirs.items()})
+        assert result.code == 0 and result.err.count("is set aside") == 2
         assert_equal(alone, state(tmp_path / "run"))
+        same = train("--accumulate", 4, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4")
+        assert same.code == 0 and "set aside" not in same.err
 
     @pytest.mark.parametrize(
         ("asked", "given", "kept", "line"),
@@ -95,7 +100,9 @@ class TestLaunchers:
             ({"ACCELERATE_USE_FSDP": "true"}, ("FSDP",)),
             ({"ACCELERATE_USE_DEEPSPEED": "true"}, ("DEEPSPEED",)),
             ({"ACCELERATE_USE_MEGATRON_LM": "true"}, ("MEGATRON_LM",)),
-            ({"SLURM_NTASKS": "8"}, ("SLURM_NTASKS is 8", "torchrun")),
+            ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, ("PARALLELISM_CONFIG",)),
+            ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, ("SLURM_NTASKS is 8", "torchrun")),
+            ({"PMI_SIZE": "2"}, ("PMI_SIZE is 2", "torchrun")),
             ({"OMPI_COMM_WORLD_SIZE": "2"}, ("OMPI_COMM_WORLD_SIZE is 2", "torchrun")),
         ],
     )
@@ -109,4 +116,14 @@ class TestLaunchers:
 
     def test_one_task_is_none_too_many(self, train: Command) -> None:
         assert train("-q", SLURM_NTASKS="1").code == 0
-        assert train("-q", SLURM_NTASKS="8", RANK="0", WORLD_SIZE="1").code == 0
+        assert train("-q", SLURM_NTASKS="8").code == 0  # in salloc's shell
+        slurm = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
+        assert train("-q", **slurm, RANK="0", WORLD_SIZE="1").code == 0
+
+    @pytest.mark.parametrize(
+        "left", [{"WORLD_SIZE": "2"}, {"LOCAL_RANK": "0", "RANK": "1"}, {"WORLD_SIZE": ""}], ids=str
+    )
+    def test_what_a_launcher_left_is_nothing(self, train: Command, left: dict[str, str]) -> None:
+        """accelerate alone would wait for the others."""
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert train("-q", **left).code == 0

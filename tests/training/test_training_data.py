@@ -79,6 +79,15 @@ def test_a_picture_that_cant_be_read_is_replaced_and_counted(tmp_path: Path) -> 
         open_pictures(tmp_path, 4).stack(range(30))
 
 
+def test_where_none_can_be_read_none_is_replaced(tmp_path: Path) -> None:
+    """A single one, as may be held out, and two."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"no")
+        pictures = open_pictures(tmp_path, 4)
+        with pytest.raises(InputError, match=f"{len(pictures)} of {len(pictures)} pictures can't"):
+            pictures.stack([0])
+
+
 def test_zip_bombs_arent_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "it.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -30,7 +30,7 @@ from small_runs import (
 )
 
 from pdae_cli.engine.computing import check_compiler
-from pdae_cli.errors import UsageError
+from pdae_cli.errors import InputError, UsageError
 from pdae_cli.training.autoencoder import Weighting
 from pdae_cli.training.loop import Training
 from pdae_cli.training.state import EMA, load_state, locked, save_state
@@ -74,7 +74,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 def test_a_state_of_an_older_version_goes_on(
     kind: str, dropped: tuple[str, ...], photos: Path, tmp_path: Path
 ) -> None:
-    """Which lacks the options that came later."""
+    """Which lacks the options that came later, and a seal."""
     run_of(kind, photos, tmp_path, images=16).train(quiet)
     path = tmp_path / "training" / f"{kind}.safetensors"
     with safe_open(path, "pt") as file:
@@ -82,8 +82,62 @@ def test_a_state_of_an_older_version_goes_on(
     options = json.loads(facts["options"])
     for name in ("cooldown", "checkpoint_activations", *dropped):
         del options[name]
+    assert run_of(kind, photos, tmp_path).sealed
+    del facts["sha256"]
     save_file(load_file(path), path, facts | {"options": json.dumps(options)})
-    assert run_of(kind, photos, tmp_path).step == 2
+    run = run_of(kind, photos, tmp_path)
+    assert run.step == 2 and not run.sealed
+
+
+@pytest.mark.parametrize("place", [9, 400, -1, -2000])
+def test_a_flipped_byte_in_the_state_is_noticed(place: int, photos: Path, tmp_path: Path) -> None:
+    """In its header as in its numbers."""
+    run_of("latent", photos, tmp_path, images=8).train(quiet)
+    path = tmp_path / "training" / "latent.safetensors"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="not this run's state") as caught:
+        run_of("latent", photos, tmp_path)
+    assert str(path) in str(caught.value) and "--init-from" in str(caught.value)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches `kill -9`."""
+
+
+@pytest.mark.parametrize("dies", [1, 2, 3, 4])
+def test_killed_while_it_saves_the_same_command_completes_it(
+    dies: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of the last save's files takes its name: sheet, config, weights, state."""
+    run_of("dpm", photos, tmp_path / "whole").train(quiet)
+    replaced, replace_ = [], Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        replaced.append(target)
+        if len(replaced) == dies:
+            raise Killed
+        return replace_(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(Killed):
+            run_of("dpm", photos, tmp_path / "broken").train(quiet)
+    run_of("dpm", photos, tmp_path / "broken").train(quiet)
+    files = [sorted(p.name for p in (tmp_path / one).rglob("*")) for one in ("whole", "broken")]
+    assert files[0] == files[1]
+    for name in ("model.safetensors", "config.json", "training/dpm.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_damaged_log_is_no_reason_to_stop(photos: Path, tmp_path: Path) -> None:
+    run_of("latent", photos, tmp_path, images=16).train(quiet)
+    path = tmp_path / "training" / "latent.jsonl"
+    kept = path.read_bytes()
+    path.write_bytes(b'{"loss": 1}\n\xff\n' + kept + b'{"step": 1, "lo')
+    run_of("latent", photos, tmp_path).train(quiet)
+    assert path.read_bytes().startswith(kept)
 
 
 def test_an_interrupted_run_keeps_what_it_did(photos: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Processes that accelerate launch or torchrun started together: inputs are shared out by rank. What
-else launchers put into the environment is followed, said or refused.
+"""Processes that accelerate launch or torchrun started together: inputs shared out by rank. What
+else a launcher puts into the environment is followed, said or refused.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def join(share: str | None, dtype: str, say: Callable[[str], None]) -> None:
 
 
 def strangers() -> Iterator[tuple[str, int, str]]:
-    """Yield the variable with the number of tasks that Slurm or MPI started, where they know nothing
+    """Yield the variable that holds the number of tasks of Slurm or MPI, where they know nothing
     of one another, that number, and the variable that numbers them."""
     for count, number in TASKS.items():
         size = os.environ.get(count, "")
