@@ -19,7 +19,6 @@ from torch import Tensor
 from ..diffusion.noise import slerp
 from ..diffusion.trajectory import Sampling
 from ..errors import InputError, UsageError
-from ..pictures.metadata import parse_recipe
 from .config import build
 from .tensors import LARGEST_HEADER, Header, check, load, sealed, shown
 
@@ -141,6 +140,8 @@ def from_bytes(data: bytes, name: str) -> Codes:
 
 def read_recipe(data: bytes) -> dict[str, Any] | None:
     """Read how a codes file says that it was made; None where it doesn't, or can't be read."""
+    from ..pictures.metadata import parse_recipe  # loads Pillow, which codes don't need
+
     try:
         return parse_recipe(check(data, KEYS, LARGEST_HEADER).metadata.get("recipe"))
     except ValueError:

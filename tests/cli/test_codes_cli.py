@@ -164,7 +164,7 @@ class TestSums:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             files[kept].rename(folder / f"{name}.safetensors")
         alone = pdae("codes", "average", folder, "-o", out)
-        assert "of 1 pictures" in alone.text and "2 codes files in sub-folders" in alone.err
+        assert "of 1 picture\n" in alone.text and "2 codes files in sub-folders" in alone.err
         whole = pdae("codes", "average", "-r", folder, "-o", out, "--overwrite")
         assert "of 5 pictures" in whole.text and not whole.err
         for command, target in (("split", "s"), ("merge", "m.safetensors"), ("export", "e.csv")):
