@@ -193,11 +193,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def bundled_models() -> dict[str, Path]:
-    """Name → folder of each model that comes with the package: in an installed wheel, or beside
-    the package in a checkout."""
-    package, found = Path(__file__).parent, dict[str, Path]()
+def bundled(pattern: str) -> Iterator[Path]:
+    """Find what comes with the package's weights: in an installed wheel, or beside the package in a
+    checkout."""
+    package = Path(__file__).parent
     for weights in (package / "weights", package.parent / "weights"):
-        for config in sorted(weights.glob("*/config.json")):
-            found.setdefault(config.parent.name, config.parent)
+        yield from sorted(weights.glob(pattern))
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name → folder of each model that comes with the package."""
+    found = dict[str, Path]()
+    for config in bundled("*/config.json"):
+        found.setdefault(config.parent.name, config.parent)
     return found

@@ -7,6 +7,7 @@ of 8 bits.
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,12 @@ class Frame:
         alpha = sum((p - p_mean).conjugate() * (q - q_mean) for p, q in pairs) / spread
         return cls.similarity(alpha, q_mean - alpha * p_mean, size, "repeat")
 
+    @property
+    def complex(self) -> tuple[complex, complex]:
+        """alpha and beta of a `similarity`."""
+        a, _, c, d, _, f = self.matrix
+        return complex(a, d), complex(c, f)
+
     def to_json(self) -> dict[str, Any]:
         """What a recipe carries."""
         return {"matrix": list(self.matrix), "size": self.size, "outside": self.outside}
@@ -110,6 +117,22 @@ class Frame:
         """The matrix from the square to the photo."""
         (a, b, c, d, e, f), by = self.matrix, self._determinant
         return e / by, -b / by, (b * f - c * e) / by, -d / by, a / by, (c * d - a * f) / by
+
+    @property
+    def middle(self) -> Point:
+        """The square's middle in the photo."""
+        return self.back((self.size / 2, self.size / 2))
+
+    def turned(self, degrees: float, scale: float = 1.0) -> Frame:
+        """A `similarity`'s square turned clockwise and scaled about its middle."""
+        alpha, beta = self.complex
+        by, middle = cmath.rect(1 / scale, -math.radians(degrees)), self.size / 2 * (1 + 1j)
+        return Frame.similarity(by * alpha, by * (beta - middle) + middle, self.size, self.outside)
+
+    def off(self, other: Frame) -> float:
+        """How far the corners of another square are from this one's on average, in its sides."""
+        pairs = zip(self.corners(), other.corners(), strict=True)
+        return sum(math.dist(self.at(one), self.at(two)) for one, two in pairs) / 4 / self.size
 
     def corners(self) -> list[Point]:
         """The square's corners in the photo, clockwise from its top left."""
