@@ -9,12 +9,14 @@ Faces are enlarged and put into larger photos at known places. Needs pdae-cli[al
 from __future__ import annotations
 
 import argparse
+import cmath
 import csv
 import io
 import math
 import random
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -28,7 +30,8 @@ from pdae_cli.pictures.images import to_float, to_tensor
 from pdae_cli.pictures.photos.faces import FaceFinder
 from pdae_cli.pictures.photos.frames import Frame, paste_back, take
 
-TILTS = (0, 15, -22, 40)
+TILTS = (15, -22, 40)
+UPRIGHT = 60  # upright photos
 SIZE = 64
 VARIANTS = {  # zoom, degrees, shift in sides
     "as they are": (1, 0, 0),
@@ -77,25 +80,29 @@ def photo_with(face: Image.Image, tilt: float, seed: int) -> tuple[Image.Image, 
     return paste_back(photo, torch.zeros_like(edit), edit, frame), frame
 
 
-def found(faces: list[Image.Image]) -> None:
+def found(faces: list[Image.Image], tilts: Sequence[float]) -> None:
     print(f"Faces found, of {len(faces)} at each tilt (corners: off by a share of the side)")
     finder = FaceFinder()
-    for tilt in TILTS:
+    for tilt in tilts:
         counts: Counter[str] = Counter()
-        errors = []
+        errors, turns = [], []
         for seed, face in enumerate(faces):
             photo, frame = photo_with(face, tilt, seed)
             try:
-                landmarks = finder(photo)
+                guess = next(finder(photo, SIZE))
             except InputError:
                 counts["none found"] += 1
                 continue
-            guess = landmarks.frame(SIZE)
-            corners = zip(frame.corners(), guess.corners(), strict=True)
-            off = [math.dist(frame.at(p), frame.at(q)) / SIZE for p, q in corners]
-            errors.append(sum(off) / 4)
-            counts["wrong" if max(off) > 0.3 else landmarks.source] += 1
-        print(f"  {tilt:4d}: median {median(errors):.3f}; {dict(counts)}", flush=True)
+            errors.append(frame.off(guess.frame))
+            turns.append(math.degrees(abs(cmath.phase(guess.frame.complex[0] / frame.complex[0]))))
+            counts["wrong" if errors[-1] > 0.3 else guess.how] += 1
+        beyond = sum(turn > 5 for turn in turns)
+        print(
+            f"  {tilt:4d}: off by {median(errors):.3f}, at most {max(errors):.3f}; turned by "
+            f"{median(turns):.1f}, at most {max(turns):.1f}, {beyond} by more than 5; "
+            f"{dict(counts)}",
+            flush=True,
+        )
 
 
 def told(faces: list[Image.Image], model_name: str) -> None:
@@ -122,11 +129,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="faces64")
     parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--found-alone", action="store_true", help="Leave out the codes.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     faces = validation_faces(arguments.data, arguments.count)
-    told(faces, arguments.model)
-    found(faces)
+    if not arguments.found_alone:
+        told(faces, arguments.model)
+    found(validation_faces(arguments.data, UPRIGHT), [0])
+    found(faces, TILTS)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import InputError
-from .options import AlignOptions, Format, Inputs, OutputPath, takes
+from .options import (
+    FaceOptions,
+    FileOptions,
+    Format,
+    Inputs,
+    OutputPath,
+    RunOptions,
+    ViewOptions,
+    WriteOptions,
+    takes,
+)  # fmt: skip
 from .run.batches import Made, Run
 from .run.destination import Destination, stem_of
 from .run.loading import Loaded
@@ -15,7 +26,12 @@ from .run.making import picture_file
 from .run.photos import squares_of_photos
 
 
-@takes(AlignOptions, without=("fit",))
+@dataclass(frozen=True)
+class AlignOptions(FaceOptions, FileOptions, WriteOptions, ViewOptions, RunOptions):
+    """Photos to faces."""
+
+
+@takes(AlignOptions, without=("fit", "align"))
 def align(
     options: AlignOptions,
     inputs: Inputs = None,
@@ -27,6 +43,8 @@ def align(
 
     Example: pdae align photos/ -r -o aligned/
 
+    Example: pdae align group.jpg --face all -o faces/
+
     Faces are found by OpenCV (pip install 'pdae-cli[align]') or given: --landmarks takes a JSON
     file {"FILE": {"left_eye": [x, y], "right_eye": [x, y], "mouth": [x, y]}, …} in pixels.
     """
@@ -34,7 +52,7 @@ def align(
     stem = stem_of(items, "-aligned")
     destination = Destination.parse(output, f".{format}", stream=options.stream, stem=stem)
     with Run(options.load(), options, "align", destination) as run:
-        for batch in run.batches(items, squares_of_photos(run, True, options.landmarks)):
+        for batch in run.batches(items, squares_of_photos(run)):
             with batch:
                 run.keep(batch, [cut_out(run, one, size) for one in batch])
 

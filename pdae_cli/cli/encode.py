@@ -10,6 +10,7 @@ from .options import EncodeOptions, Inputs, OutputPath, takes
 from .run.batches import Made, Run
 from .run.destination import CODES_SUFFIX, Destination, stem_of
 from .run.making import codes_of, encoded, pictures_of, recipe
+from .run.photos import framed, wanted_squares
 
 
 @takes(EncodeOptions, without=("show", "sheet"))
@@ -24,6 +25,8 @@ def encode(
     Several pictures become one stacked file (-o z.safetensors) or a folder of files (-o codes/).
 
     Example: pdae encode face.png -o z.safetensors
+
+    Example: pdae encode photos/ -r --align -o codes/
     """
     from ..engine.codes import stack, to_bytes
 
@@ -35,7 +38,7 @@ def encode(
     record = {"model": model.name, "nfe": nfe}
     found = []
     with Run(model, options, "encode", destination, nfe) as run:
-        for batch in run.batches(items, whole=not destination.folder):
+        for batch in run.batches(items, wanted_squares(run), whole=not destination.folder):
             with batch:
                 if batch[0].codes is not None:
                     codes = codes_of(run, batch)
@@ -43,10 +46,9 @@ def encode(
                     codes = model.encode(pictures_of(batch), sampling, noise=not no_noise)
                     codes = encoded(run, batch, codes)
                 rows = [codes[row : row + 1] for row in range(len(batch))]
-                if destination.folder:
-                    run.keep(batch, [Made(to_bytes(row), record) for row in rows])
-                else:
-                    run.keep(batch, [Made(None, record) for row in rows])
-                    found += rows
+                contents = [to_bytes(row) if destination.folder else None for row in rows]
+                pairs = zip(batch, contents, strict=True)
+                run.keep(batch, [Made(data, record | framed(one)) for one, data in pairs])
+                found += [] if destination.folder else rows
         if found:
             run.write(to_bytes(stack(found), recipe(run, [one for one, _ in run.kept], {})))

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, UsageError
-from .manipulate import framed, row_file
 from .options import EditOptions, Format, Inputs, OutputPath, takes
 from .run.batches import Made, Run
 from .run.destination import Destination, stem_of
 from .run.inputs import collect
 from .run.loading import anew, pictures_and_codes
 from .run.making import codes_of, generators, pictures_of
-from .run.photos import Mask, wanted_squares
+from .run.masks import Masks
+from .run.photos import by_photo, faces_of, framed, row_file, wanted_squares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,9 @@ Like = Annotated[str | None, typer.Option(help="Picture or codes whose z guides 
 @takes(EditOptions)
 def inpaint(
     options: EditOptions,
-    mask: Annotated[str, typer.Option(help="Picture as large as the input: white is made anew.")],
+    mask: Annotated[
+        str, typer.Option(help="As large as the input: white is made anew; or a folder.")
+    ],
     inputs: Inputs = None,
     output: OutputPath = None,
     like: Like = None,
@@ -85,14 +87,15 @@ def _complete(
     nfe = model.trajectory(sampling).evaluations()[1] * (2 if tried else 1)
     record = {"model": model.name, "seed": options.seed}
     with Run(model, options, command, destination, nfe) as run:
-        free = None if mask is None else Mask.read(run, mask)
+        free = None if mask is None else Masks(run, mask)
         given = None if like is None else _z_of(run, like)
         for batch in run.batches(items, wanted_squares(run)):
             with batch:
-                how: dict[str, Any] = {"sampling": sampling, "generators": generators(run, batch)}
+                faces = faces_of(batch)
+                how: dict[str, Any] = {"sampling": sampling, "generators": generators(run, faces)}
                 z = None
                 if batch[0].codes is None:
-                    pictures = pictures_of(batch)
+                    pictures = pictures_of(faces)
                 else:
                     codes = codes_of(run, batch)
                     z = codes.z
@@ -100,14 +103,16 @@ def _complete(
                         raise InputError(f"{Z_ALONE}; give the picture, or encode it with x_T")
                     pictures = model.decode(codes, generators=how["generators"])
                 if given is not None:
-                    z = given.expand(len(batch), -1)
+                    z = given.expand(len(faces), -1)
                 if free is None:
                     made = editing.colourise(model, pictures, z, **how)
                 else:
-                    made = editing.inpaint(model, pictures, free.of(batch), z, **how)
-                pairs = zip(batch, made, strict=True)
-                files = [row_file(run, one, [each], framed(one)) for one, each in pairs]
-                run.keep(batch, [Made(data, record) for data in files])
+                    made = editing.inpaint(model, pictures, free.of(faces), z, **how)
+                kept = []
+                for one, squares in by_photo(batch, made):
+                    data = row_file(run, one, [[each] for each in squares], framed(one))
+                    kept.append(Made(data, record | framed(one)))
+                run.keep(batch, kept)
 
 
 def _z_of(run: Run, like: str) -> Tensor:

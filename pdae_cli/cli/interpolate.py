@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from .run.destination import Destination
 from .run.inputs import Item, collect
 from .run.loading import Loaded, anew, numbered, pictures_and_codes
 from .run.making import codes_of, picture_file, recipe
+from .run.photos import framed, wanted_squares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +78,9 @@ def interpolate(
         if found is None:
             return
         loaded, codes = found
-        facts = {"mode": mode, "sampling": codes.sampling}
+        facts: dict[str, Any] = {"mode": mode, "sampling": codes.sampling}
+        if squares := [framed(end)["frame"] for end in loaded if end.framed]:
+            facts["frames"] = squares
         load = numbered("+".join(end.input_sha for end in loaded))
         items = [Item(f"{a} → {b}", Path(f"{number:04d}")) for number in range(steps)]
         for batch in run.batches(items, load, whole=one_file, made_of=ends):
@@ -105,11 +108,11 @@ def _ends(run: Run, label: str, ends: list[Item]) -> tuple[list[Loaded], Codes] 
     """The two ends and their codes; None, and that it failed is said, where there aren't two."""
     from ..engine.codes import stack
 
-    load = pictures_and_codes(run.model, run.options)
+    load = wanted_squares(run) or pictures_and_codes(run.model, run.options)
     try:
         loaded = [one for item in ends for one in load(item, anew)]
         if len(loaded) != 2:
-            raise InputError(f"{label}: hold {len(loaded)} codes, not one each")
+            raise InputError(f"{label}: hold {len(loaded)} pictures or codes, not one each")
         alike = (loaded[0].codes is None) == (loaded[1].codes is None)
         parts = [loaded] if alike else [loaded[:1], loaded[1:]]
         return loaded, stack([codes_of(run, part) for part in parts])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ModelError, UsageError
@@ -17,8 +17,9 @@ from .run.batches import Batch, Made, Run
 from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, stem_of
 from .run.inputs import Item
 from .run.loading import Loaded
-from .run.making import codes_of, generators, picture_file, recipe
-from .run.photos import WHOLE, Mask, pasted, wanted_squares
+from .run.making import codes_of, generators, recipe
+from .run.masks import Masks
+from .run.photos import WHOLE, by_photo, faces_of, framed, row_file, wanted_squares
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -44,6 +45,9 @@ class ManipulateOptions(EditOptions):
         "score, usually within 3; 10u: in units of a number, years of an age; a list like "
         "-0.3,0,0.3 makes a row.",
     )
+    to: list[str] | None = option(  # noqa: RUF009
+        None, None, "Or to which score, in standard deviations from the mean: 0, or -1,0,1; 40u."
+    )
     keep: list[str] | None = option(  # noqa: RUF009
         None,
         None,
@@ -53,7 +57,7 @@ class ManipulateOptions(EditOptions):
     random_noise: RandomNoise = False
     list_attributes: bool = option(False, None, "Print the model's attributes.", "--list")
     mask: str | None = option(
-        None, None, "Picture as large as the input: only what is white changes."
+        None, None, "As large as the input: only what is white changes; or a folder."
     )
     format: Literal["png", "jpg", "jpeg", "webp", "gif", "codes", "safetensors"] | None = option(
         None,
@@ -75,6 +79,8 @@ def manipulate(
 
     Example: pdae manipulate face.png -m my-model --attr age=+10u -o older.png
 
+    Example: pdae manipulate face.png --attr smiling --to 1 -o smile.png
+
     Example: pdae manipulate face.png --attr smiling=0.5 --mask mouth.png -o smile.png
 
     Example: pdae manipulate photo.jpg --align --paste-back --attr smiling=0.3 -o photo-smiling.jpg
@@ -82,11 +88,11 @@ def manipulate(
     if options.list_attributes:
         print_attributes(options)
         return
-    steps = edits(options.attr or [], options.scale or [])
+    steps = edits(options.attr or [], options.scale or [], options.to or [])
     items = options.items(inputs)
     destination = Destination.parse(
         output, _suffix(options.format, items), PICTURE_SUFFIXES | {CODES_SUFFIX},
-        stream=options.stream, stem=stem_of(items, _behind(steps)),
+        stream=options.stream, stem=stem_of(items, _behind(steps, bool(options.to))),
     )  # fmt: skip
     to_codes = destination.suffix == CODES_SUFFIX
     if to_codes and len(steps) > 1:
@@ -110,19 +116,27 @@ def manipulate(
 Steps = list[list[tuple[str, "Scale"]]]  # the edits of each picture in a row
 
 
-def edits(attributes: list[str], scales_given: list[str]) -> Steps:
+def edits(attributes: list[str], scales_given: list[str], to: Sequence[str] = ()) -> Steps:
     """The edits of each picture in the row: [[(name, scale), …], …]. Raises UsageError."""
+    from ..engine.attributes import Deviations, Units
+
     if not attributes:
         raise UsageError("name at least one --attr; --list prints them")
+    if to and (scales_given or any("=" in name for name in attributes)):
+        raise UsageError("--scale says how far a score goes, --to where it ends; give one of them")
+    option, waiting = ("--to", list(to)) if to else ("--scale", list(scales_given))
     pairs: list[tuple[str, list[Scale]]] = []
-    waiting = list(scales_given)
     for given in attributes:
         name, equals, value = given.partition("=")
         if not equals and not waiting:
-            raise UsageError(f"--attr {name} needs a --scale, or write --attr {name}=0.3")
-        pairs.append((name, scales(value if equals else waiting.pop(0))))
+            hint = "" if to else f", or write --attr {name}=0.3"
+            raise UsageError(f"--attr {name} needs a {option}{hint}")
+        values = scales(value if equals else waiting.pop(0), option)
+        if to:  # a plain number is in standard deviations
+            values = [one if isinstance(one, Units) else Deviations(_count(one)) for one in values]
+        pairs.append((name, values))
     if waiting:
-        raise UsageError(f"{len(waiting)} more --scale than --attr")
+        raise UsageError(f"{len(waiting)} more {option} than --attr")
     length = max(len(values) for _, values in pairs)
     if any(len(values) not in (1, length) for _, values in pairs):
         raise UsageError("lists of scales must be equally long")
@@ -132,7 +146,7 @@ def edits(attributes: list[str], scales_given: list[str]) -> Steps:
     ]
 
 
-def scales(text: str) -> list[Scale]:
+def scales(text: str, option: str = "--scale") -> list[Scale]:
     """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]; "0,1.5sd" → [Deviations(0.0), Deviations(1.5)]; "+10u" →
     [Units(10.0)]."""
     from ..engine.attributes import Deviations, Units
@@ -143,10 +157,10 @@ def scales(text: str) -> list[Scale]:
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
-        raise UsageError(f"--scale {text!r} isn't a number, 1.5sd, 10u, or a list like -0.3,0,0.3")
+        raise UsageError(f"{option} {text!r} isn't a number, 1.5sd, 10u, or a list like -0.3,0,0.3")
     units = {one[2] for one, value in zip(found, values, strict=True) if one and (value or one[2])}
     if len(units) > 1:
-        raise UsageError(f"--scale {text!r}: write sd or u behind all of them or none")
+        raise UsageError(f"{option} {text!r}: write sd or u behind all of them or none")
     unit = next(iter(units), None)
     return [Deviations(x) if unit == "sd" else Units(x) if unit == "u" else x for x in values]
 
@@ -171,12 +185,12 @@ def _suffix(format: str | None, items: Iterable[Item]) -> str:
     return CODES_SUFFIX if format in ("codes", "safetensors") else f".{format or 'png'}"
 
 
-def _behind(steps: Steps) -> str:
-    """What a file's name says of the edits: -smiling+0.3."""
-    parts = []
+def _behind(steps: Steps, to: bool) -> str:
+    """What a file's name says of the edits: -smiling+0.3, or -smiling-to+1."""
+    parts, way = [], "-to" if to else ""
     for (name, begin), (_, end) in zip(steps[0], steps[-1], strict=True):
         values = [_count(begin)] if len(steps) == 1 else [_count(begin), _count(end)]
-        parts.append(f"-{name.lower()}" + "..".join(f"{one:+g}" for one in values))
+        parts.append(f"-{name.lower()}{way}" + "..".join(f"{one:+g}" for one in values))
     return "".join(parts)
 
 
@@ -194,10 +208,14 @@ class Edit:
         self.run, self.steps, self.known = run, steps, run.model.attributes
         self.kept = [self._named(name) for name in keep]
         self.names = [self._named(name) for name, _ in steps[0]]
+        self.to = bool(run.options.to)
+        if self.to and len({*self.names, *self.kept}) < len(self.names) + len(self.kept):
+            raise UsageError("each attribute ends at one score; a list like --to=-1,0,1 is a row")
         for name, scale in [pair for step in steps for pair in step]:
             z = torch.zeros(1, self.known.weight.shape[1])
-            self.known.move(z, name, scale, keep=self.kept)
-        self.within = Mask.read(run, mask) if mask else None  # where the edits show
+            others = [one for one in self.names if self.to and one != self._named(name)]
+            self.known.move(z, name, scale, keep=[*self.kept, *others])
+        self.within = Masks(run, mask) if mask else None  # where the edits show
         self.moved: list[Codes] = []  # where one file is made of all
 
     def _named(self, name: str) -> str:
@@ -207,20 +225,43 @@ class Edit:
     def of(self, batch: Batch) -> list[Made]:
         """Edit a batch."""
         from ..engine.codes import to_bytes
+        from ..engine.editing import reach
+        from ..engine.model import Model
 
-        run, model, draws = self.run, self.run.model, generators(self.run, batch)
-        original = codes_of(run, batch, noise=not run.options.random_noise)
+        run, model, faces = self.run, self.run.model, faces_of(batch)
+        draws = generators(run, faces)
+        original = codes_of(run, faces, noise=not run.options.random_noise)
         if run.options.random_noise:
             original = replace(original, x_T=model.noise(draws), eps_T=None)
-        distances = self._distances(batch, original)
-        moved = [model.manipulate(original, step, self.kept) for step in self.steps]
-        scores = [model.scores(codes) for codes in (original, *moved)]
-        to_codes = run.destination.suffix == CODES_SUFFIX
-        pictures = []
+        move = partial(reach if self.to else Model.manipulate, model, original, keep=self.kept)
+        moved = [move(step) for step in self.steps]
+        to_codes, pictures = run.destination.suffix == CODES_SUFFIX, []
         if not to_codes:
-            pictures = [self._pictures(batch, original, one, draws) for one in moved]
+            pictures = [self._pictures(faces, original, one, draws) for one in moved]
+        records = self._records(faces, original, moved)
         made = []
-        for row, one in enumerate(batch):
+        for one, rows in by_photo(batch, range(len(faces))):
+            told, facts = [records[row] for row in rows], framed(one)
+            data = None
+            if to_codes and not run.whole:
+                data = to_bytes(moved[0][rows[0] : rows[0] + 1], recipe(run, [one], facts))
+            elif not to_codes:
+                facts["sampling"] = moved[0].sampling
+                data = row_file(run, one, [[each[row] for each in pictures] for row in rows], facts)
+            record = told[0] if len(told) == 1 else {"faces": told}
+            record = record | {"model": model.name, "seed": run.options.seed}
+            made.append(Made(data, record, "".join(map(_text, told))))
+        if run.whole:
+            self.moved.append(moved[0])
+        return made
+
+    def _records(
+        self, faces: list[Loaded], original: Codes, moved: list[Codes]
+    ) -> list[dict[str, Any]]:
+        """What is told of each picture's edits; warns of odd ones."""
+        scores = [self.run.model.scores(codes) for codes in (original, *moved)]
+        distances, records = self._distances(faces, original), []
+        for row, one in enumerate(faces):
             here = [each[row] for each in scores]
             report = {
                 name: self._scale(column) | self._scores(name, here)
@@ -230,24 +271,12 @@ class Edit:
             record: dict[str, Any] = {"attributes": report}
             if self.kept:
                 record["kept"] = {name: self._scores(name, here) for name in self.kept}
-            facts = framed(one)
             if one.framed is not None:
-                record |= facts | {"found": one.framed.found}
+                record |= framed(replace(one, faces=())) | {"found": one.framed.found}
             if distances is not None:
                 record["distance"] = distances[row]
-            data = None
-            if to_codes and not run.whole:
-                data = to_bytes(moved[0][row : row + 1], recipe(run, [one], facts))
-            elif not to_codes:
-                facts["sampling"] = moved[0].sampling
-                data = row_file(run, one, [each[row] for each in pictures], facts)
-            record |= {"model": model.name, "seed": run.options.seed}
-            text = [f"{name} {_shown(one)}" for name, one in report.items()]
-            text += [f"kept {name} {_shown(one)}" for name, one in record.get("kept", {}).items()]
-            made.append(Made(data, record, "  " + "  ".join(text)))
-        if run.whole:
-            self.moved.append(moved[0])
-        return made
+            records.append(record)
+        return records
 
     def stacked(self) -> bytes:
         """The one file of all that was kept."""
@@ -263,7 +292,7 @@ class Edit:
 
         return Likeness.of(self.run.model)
 
-    def _distances(self, batch: Batch, codes: Codes) -> list[float] | None:
+    def _distances(self, batch: list[Loaded], codes: Codes) -> list[float] | None:
         """How far each picture's code is from those of training, in standard deviations; None for
         a batch of codes, or where the model can't tell. Warns of pictures that don't look as if
         they lay in the model's frame."""
@@ -283,7 +312,7 @@ class Edit:
         return distances
 
     def _pictures(
-        self, batch: Batch, original: Codes, moved: Codes, draws: list[Generator]
+        self, batch: list[Loaded], original: Codes, moved: Codes, draws: list[Generator]
     ) -> Tensor:
         """The pictures (N, C, H, W) of moved codes; within a mask, if there is one."""
         from ..engine.editing import decode_within
@@ -298,8 +327,9 @@ class Edit:
     def _scale(self, column: int) -> dict[str, Any]:
         """How far an attribute is moved, as a record has it."""
         given = [step[column][1] for step in self.steps]
+        how = "to" if self.to else "scale"
         unit = {} if isinstance(given[0], float) else {"unit": _unit(given[0])}
-        return {"scale": _one_or_all([_count(one) for one in given]), **unit}
+        return {how: _one_or_all([_count(one) for one in given]), **unit}
 
     def _scores(self, name: str, scores: list[Tensor]) -> dict[str, Any]:
         """A picture's score before and after; where it is known how the score varies, also in its
@@ -314,32 +344,27 @@ class Edit:
 
     def _warn_of_far(self, one: Loaded, report: dict[str, Any]) -> None:
         """Warn of scores that are further from the mean than pictures' scores ever are."""
+        nearer = "--to nearer to 0" if self.to else "a smaller --scale"
         for name, scores in report.items():
             after = scores.get("after_sd", 0.0)
             furthest = max(after if isinstance(after, list) else [after], key=abs)
             if abs(furthest) > FAR:
                 self.run.out.warn(
                     f"{one.label}: its {name} would be {furthest:+.1f} standard deviations from "
-                    "the mean, where no picture is; a smaller --scale looks better"
+                    f"the mean, where no picture is; {nearer} looks better"
                 )
-
-
-def framed(one: Loaded) -> dict[str, Any]:
-    """Where in its photo a picture is, as records and recipes have it."""
-    return {} if one.framed is None else {"frame": one.framed.frame.to_json()}
-
-
-def row_file(run: Run, one: Loaded, pictures: list[Tensor], facts: dict[str, Any]) -> bytes:
-    """A picture's edits side by side as a file, each in its photo where that is wanted."""
-    import torch
-
-    photos = [pasted(one, each) for each in pictures] if run.options.paste_back else pictures
-    return picture_file(run, one, torch.cat(photos, dim=2), facts)
 
 
 def _one_or_all(values: list[float]) -> float | list[float]:
     """A single edit's number, or a row's list."""
     return values[0] if len(values) == 1 else values
+
+
+def _text(record: dict[str, Any]) -> str:
+    """A picture's record for people."""
+    told = [f"{name} {_shown(one)}" for name, one in record["attributes"].items()]
+    told += [f"kept {name} {_shown(one)}" for name, one in record.get("kept", {}).items()]
+    return "  " + "  ".join(told)
 
 
 def _shown(report: dict[str, Any]) -> str:

@@ -320,23 +320,25 @@ class FileOptions(StreamOptions):
 
 
 @dataclass(frozen=True)
-class PhotoOptions:
-    """For edits, which also go into full-size photos."""
+class FaceOptions(ReadOptions):
+    """Which square of a photo the model sees."""
 
     align: bool = option(False, PICTURES, "Bring the face into the model's frame first.", "--align")
     landmarks: str | None = option(
-        None, PICTURES, "Align by this JSON file of eyes and mouths instead.", rare=True
+        None, PICTURES, "Align by this JSON file of eyes and mouths, if it knows.", rare=True
     )
-    paste_back: bool = option(
-        False, PICTURES, "Put the edited square back into the photo.", "--paste-back"
+    face: str = option(
+        "largest", PICTURES, "Of several: largest, all, or the N-th from the left.", rare=True
     )
 
 
 @dataclass(frozen=True)
-class AlignOptions(FileOptions, ReadOptions, WriteOptions, ViewOptions, RunOptions):
-    """Photos to faces."""
+class PhotoOptions(FaceOptions):
+    """For edits, which also go into full-size photos."""
 
-    landmarks: str | None = option(None, PICTURES, "Align by this JSON file of eyes and mouths.")
+    paste_back: bool = option(
+        False, PICTURES, "Put the edited square back into the photo.", "--paste-back"
+    )
 
 
 @dataclass(frozen=True)
@@ -350,7 +352,7 @@ class LikelihoodOptions(
 
 
 @dataclass(frozen=True)
-class EncodeOptions(FileOptions, ReadOptions, ViewOptions, EncodingOptions, RunOptions):
+class EncodeOptions(FaceOptions, FileOptions, ViewOptions, EncodingOptions, RunOptions):
     """Pictures to codes."""
 
 
@@ -362,15 +364,13 @@ class DecodeOptions(
 
 
 @dataclass(frozen=True)
-class PictureOptions(
-    FileOptions, ReadOptions, WriteOptions, ViewOptions, SeedOptions, EncodingOptions, RunOptions
-):
+class PictureOptions(EncodeOptions, WriteOptions, SeedOptions):
     """Pictures to pictures."""
 
 
 @dataclass(frozen=True)
 class EditOptions(PhotoOptions, PictureOptions):
-    """Pictures to edited pictures."""
+    """Pictures, or faces in photos, to edited ones."""
 
 
 def numbers(text: str) -> list[int]:

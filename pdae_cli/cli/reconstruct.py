@@ -11,6 +11,7 @@ from .options import Format, Inputs, PictureOptions, RandomNoise, takes
 from .run.batches import Made, Run
 from .run.destination import Destination
 from .run.making import codes_of, generators, picture_file, pictures_of
+from .run.photos import framed, wanted_squares
 
 
 @takes(PictureOptions)
@@ -47,7 +48,7 @@ def reconstruct(
         "mse": metrics.mse, "psnr": metrics.psnr, "ssim": metrics.ssim, "equal": metrics.equal_share
     }  # fmt: skip
     with Run(model, options, "reconstruct", destination, nfe) as run:
-        for batch in run.batches(items):
+        for batch in run.batches(items, wanted_squares(run)):
             with batch:
                 begun = time.perf_counter()
                 originals = pictures_of(batch)
@@ -64,6 +65,8 @@ def reconstruct(
                     text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
                     record |= {"nfe": nfe, "seconds": seconds}
                     record |= {"seed": options.seed, "model": model.name}
-                    data = picture_file(run, one, shown[row], facts) if output else None
+                    where = framed(one)
+                    data = picture_file(run, one, shown[row], facts | where) if output else None
+                    record |= where
                     made.append(Made(data, record, f"  {text}", to_pixels(pictures[row])))
                 run.keep(batch, made)

@@ -1,4 +1,5 @@
-"""Edits of a part of a picture: local edits, inpainting, colourisation (Song et al. 2021, sec. 5).
+"""Edits up to a score, and of a part of a picture: local ones, inpainting, colourisation (Song et
+al. 2021, sec. 5).
 
 What is to stay has a trajectory of its own, which the network sees in that part's place. Solvers
 take the same factors for all pixels and channels, so this is as if the state itself was replaced.
@@ -18,9 +19,10 @@ from ..diffusion.noise import clone, generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import Predict
 from ..diffusion.trajectory import Sampling
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, UsageError
 from ..pictures.images import picture_sha, to_pixels
-from .codes import Z_ALONE, Codes
+from .attributes import Deviations, Units
+from .codes import Z_ALONE, Codes, stack
 from .computing import joined
 from .model import Model
 
@@ -30,6 +32,29 @@ LUMA = (0.299, 0.587, 0.114)  # of R, G, B in a grey value (ITU-R BT.601, as Pil
 COMPLETING = Sampling(inference_steps=100, solver="ddpm")
 
 Join = Callable[[Tensor, Tensor], Tensor]  # (known, free), both (N, C, H, W) → their parts in one
+
+
+def reach(
+    model: Model,
+    codes: Codes,
+    scores: Sequence[tuple[str, Deviations | Units]],
+    keep: Sequence[str] = (),
+) -> Codes:
+    """Move each z along attributes to scores: so many standard deviations from the mean, or a
+    number's own value. None of them is changed by another, nor those of attributes to `keep`.
+    Raises UsageError where a score's mean isn't known, or one can't move without the others."""
+    if (known := model.attributes) is None:
+        raise ModelError(f"{model.name} has no attributes")
+    rows, names = [codes[row : row + 1] for row in range(len(codes))], [name for name, _ in scores]
+    for name, target in scores:
+        spread = (0.0, 1.0) if isinstance(target, Units) else known.spread(name)
+        if spread is None:
+            raise UsageError(f"how the score of {name} varies isn't known; fit it again")
+        kept, column = [*keep, *(one for one in names if one != name)], known.index(name)
+        for row, one in enumerate(rows):
+            now = (model.scores(one)[0, column].item() - spread[0]) / spread[1]
+            rows[row] = model.manipulate(one, [(name, type(target)(target.count - now))], kept)
+    return stack(rows)
 
 
 def alongside(lead: Predict, predict: Predict, join: Join) -> Predict:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, picture
+from conftest import picture
 from PIL import Image
 
 from pdae_cli.errors import InputError, UsageError
@@ -250,9 +249,10 @@ def landmarks_file(folder: Path, data: object) -> Path:
 
 def test_three_points_and_five_are_the_same_face(tmp_path: Path) -> None:
     read = read_landmarks(landmarks_file(tmp_path, {"a.png": GOOD, "b.png": CORNERS}))
-    assert read["a.png"] == read["b.png"] == Landmarks((10, 20), (30, 20.5), (20, 45))
+    assert read["a.png"] == read["b.png"] == [Landmarks((10, 20), (30, 20.5), (20, 45))]
     eyes = {name: GOOD[name] for name in ("left_eye", "right_eye")}
-    assert read_landmarks(landmarks_file(tmp_path, {"a.png": eyes}))["a.png"].mouth is None
+    assert read_landmarks(landmarks_file(tmp_path, {"a.png": eyes}))["a.png"][0].mouth is None
+    assert len(read_landmarks(landmarks_file(tmp_path, {"a.png": [GOOD, eyes]}))["a.png"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -262,6 +262,7 @@ def test_three_points_and_five_are_the_same_face(tmp_path: Path) -> None:
         "[" * 100_000,
         [GOOD],
         {"a.png": []},
+        {"a.png": [GOOD, []]},
         {"a.png": {"left_eye": [1, 2]}},
         {"a.png": GOOD | {"chin": [1, 2]}},
         {"a.png": GOOD | {"mouth": [1, 2, 3]}},
@@ -281,51 +282,9 @@ def test_other_files_are_refused_with_a_line_that_names_them(tmp_path: Path, dat
 
 
 def test_entries_are_found_by_as_much_of_the_path_as_is_listed() -> None:
-    one, other = Landmarks((0, 0), (1, 0)), Landmarks((0, 0), (2, 0))
+    one, other = [Landmarks((0, 0), (1, 0))], [Landmarks((0, 0), (2, 0))]
     listed = {"1.png": one, "b/1.png": other}
     assert named(listed, "photos/a/1.png") is one
     assert named(listed, "photos/b/1.png") is other
     assert named(listed, "photos\\b\\1.png") is other
-    with pytest.raises(InputError, match=r"11\.png: has no entry"):
-        named(listed, "11.png")
-
-
-# --- Finding faces -------------------------------------------------------------------------------
-
-
-def photo_with_face(number: int, side: float, degrees: float) -> tuple[Image.Image, Frame]:
-    """A generated face in a photo without detail, and the frame in which it is."""
-    face = Image.open(ROOT / "examples" / "faces" / f"{number:05d}.png").convert("RGB")
-    photo = picture(number, (640, 480)).point(lambda value: 100 + value // 4)
-    alpha = turned(degrees, 64 / side, (0, 0), 64)
-    x, y = alpha.at((330, 230))
-    frame = turned(degrees, 64 / side, (32 - x, 32 - y), 64)
-    edit = images.to_float(to_tensor(face)) - images.to_float(to_tensor(take(photo, frame)))
-    return paste_back(photo, torch.zeros_like(edit), edit, frame), frame
-
-
-@pytest.mark.parametrize(("number", "side", "degrees"), [(1, 240, 0), (3, 200, 18), (3, 300, -35)])
-def test_faces_are_found_and_aligned(number: int, side: float, degrees: float) -> None:
-    pytest.importorskip("cv2", reason="finding faces needs opencv-python-headless<5")
-    from pdae_cli.pictures.photos.faces import FaceFinder
-
-    photo, frame = photo_with_face(number, side, degrees)
-    found = FaceFinder()(photo)
-    assert found.source.startswith("found by face")
-    assert max(distances(found.frame(64), frame)) < 0.2 * 64
-
-
-def test_where_there_is_no_face_the_error_says_what_to_do() -> None:
-    pytest.importorskip("cv2", reason="finding faces needs opencv-python-headless<5")
-    from pdae_cli.pictures.photos.faces import FaceFinder
-
-    with pytest.raises(InputError, match="no face found; give its landmarks with --landmarks"):
-        FaceFinder()(picture(0, (320, 240)))
-
-
-def test_without_opencv_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    from pdae_cli.pictures.photos.faces import FaceFinder
-
-    with pytest.raises(UsageError, match=r"pip install 'pdae-cli\[align\]'"):
-        FaceFinder()
+    assert named(listed, "11.png") == []

@@ -52,6 +52,7 @@ class Loaded:
     exif: Image.Exif | None = None  # to be carried over
     note: str = ""  # something that the user should know
     framed: Framed | None = None  # where in a photo the picture is
+    faces: tuple[Loaded, ...] = ()  # where several pictures are of one photo: all of them
 
 
 Find = Callable[[Path, str], State]  # of the output for a place, made of this input
@@ -94,7 +95,9 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
             except InputError as error:
                 raise InputError(f"{item.label}: {error}") from error
             for row in range(len(codes)):
-                part, one = _part(whole, row) if len(codes) > 1 else whole, codes[row : row + 1]
+                one, part = codes[row : row + 1], whole
+                if len(codes) > 1:
+                    part = part_of(whole, f"-{row:04d}")
                 state = find(part.place, input_sha)
                 yield replace(part, state=state, picture_sha=one.picture_shas[0], codes=one)
             return
@@ -110,7 +113,7 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
             yield replace(framed(whole, first), note=note)
         else:
             for number, image in enumerate(open_frames(data, item.label)):
-                part = _part(whole, number)
+                part = part_of(whole, f"-{number:04d}")
                 yield framed(replace(part, state=find(part.place, input_sha)), image)
 
     def framed(one: Loaded, image: Image.Image) -> Loaded:
@@ -132,9 +135,8 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
     return load
 
 
-def _part(whole: Loaded, number: int) -> Loaded:
-    """A frame or row of an input, its number behind the name."""
-    suffix = f"-{number:04d}"
+def part_of(whole: Loaded, suffix: str) -> Loaded:
+    """A frame, row or face of an input, its number behind the name."""
     place = whole.place.with_name(whole.place.name + suffix)
     return replace(whole, label=whole.label + suffix, place=place)
 

@@ -1,26 +1,29 @@
-"""Full-size photos of faces: which square of one a model sees, which part of it an edit may change,
-and the edit put back."""
+"""Full-size photos of faces: which squares of one a model sees, and their edits put back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ...errors import InputError
+from ...errors import InputError, UsageError
+from ..options import PhotoOptions
 from .batches import Run
 from .inputs import Item
-from .loading import Find, Framed, Load, Loaded, pictures_and_codes
+from .loading import Find, Framed, Load, Loaded, part_of, pictures_and_codes
+from .making import picture_file
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ...pictures.photos.frames import Frame
+    from ...pictures.photos.faces import Found
+    from ...pictures.photos.landmarks import Landmarks
 
+T = TypeVar("T")
 WHOLE = "whole photo"
 
 
@@ -28,22 +31,24 @@ def wanted_squares(run: Run) -> Load | None:
     """Return what reads squares of photos where the options ask for that; None for pictures as they
     are. Raises UsageError, and InputError for the file of landmarks."""
     options = run.options
-    if not (options.align or options.landmarks or options.paste_back):
+    aligned = bool(options.align or options.landmarks)
+    if options.face != "largest" and not aligned:
+        raise UsageError(f"--face {options.face} is of those that --align finds; give that too")
+    if not (aligned or getattr(options, "paste_back", False)):
         return None
-    return squares_of_photos(run, options.align, options.landmarks)
+    return squares_of_photos(run, aligned)
 
 
-def squares_of_photos(run: Run, align: bool, landmarks: str | None) -> Load:
-    """Like `pictures_and_codes`, but a picture is a square of its photo: by landmarks from a file,
-    by detectors, or by --fit. Raises UsageError, and InputError for the file of landmarks."""
-    model, options = run.model, run.options
-    config, framing = model.config, _framing(run, align, landmarks)
-    plain = pictures_and_codes(model, options)
+def squares_of_photos(run: Run, aligned: bool = True) -> Load:
+    """Like `pictures_and_codes`, but a picture is a square of its photo: `aligned` to a face, or
+    what --fit takes of it. With --face all each face is a picture, or where all are pasted back
+    into one photo, one of its `faces`. Raises UsageError, and InputError for landmarks."""
+    options, config = run.options, run.model.config
+    plain, finding = pictures_and_codes(run.model, options), _finding(run, aligned)
+    together = isinstance(options, PhotoOptions) and options.paste_back
 
     def load(item: Item, find: Find) -> Iterator[Loaded]:
         from ...pictures.decoding import on_white
-        from ...pictures.images import picture_sha, prepare, to_float
-        from ...pictures.photos.frames import take
 
         data = item.read()
         for number, one in enumerate(plain(replace(item, read=lambda: data), find)):
@@ -52,48 +57,79 @@ def squares_of_photos(run: Run, align: bool, landmarks: str | None) -> Load:
                 continue
             photo = _photo(data, one.label, number if options.frames == "all" else None)
             whole = photo()
-            frame, found = framing(on_white(whole), one.label)
-            pixels = prepare(take(on_white(whole), frame), config.image_size, config.channels)
-            alpha = None
-            if options.keep_alpha and whole.mode == "RGBA":
-                alpha = prepare(take(whole.getchannel("A"), frame), config.image_size, channels=1)
-            yield replace(
-                one,
-                picture_sha=picture_sha(pixels),
-                picture=to_float(pixels)[None],
-                alpha=alpha,
-                framed=Framed(photo, frame, found),
-                note=one.note
-                or (f"{one.label}: {found}" if found.endswith("no eyes seen") else ""),
-            )
+            white = on_white(whole)
+            faces = [
+                square(one, white, whole, Framed(photo, found.frame, found.how), found.note)
+                for found in finding(white, one.label)
+            ]
+            if options.face != "all":
+                yield faces[0]
+            elif together:
+                yield replace(faces[0], faces=tuple(faces))
+            else:
+                for from_left, face in enumerate(faces, 1):
+                    part = part_of(face, f"-face{from_left}")
+                    yield replace(part, state=find(part.place, part.input_sha))
+
+    def square(
+        one: Loaded, white: Image.Image, whole: Image.Image, framed: Framed, note: str
+    ) -> Loaded:
+        from ...pictures.images import picture_sha, prepare, to_float
+        from ...pictures.photos.frames import take
+
+        pixels = prepare(take(white, framed.frame), config.image_size, config.channels)
+        alpha = None
+        if getattr(options, "keep_alpha", False) and whole.mode == "RGBA":
+            transparency = take(whole.getchannel("A"), framed.frame)
+            alpha = prepare(transparency, config.image_size, channels=1)
+        return replace(
+            one,
+            picture_sha=picture_sha(pixels),
+            picture=to_float(pixels)[None],
+            alpha=alpha,
+            framed=framed,
+            note="; ".join(filter(None, [one.note, note and f"{one.label}: {note}"])),
+        )
 
     return load
 
 
-def _framing(
-    run: Run, align: bool, landmarks: str | None
-) -> Callable[[Image.Image, str], tuple[Frame, str]]:
-    """What finds the frame in a photo with a label, and says how."""
+def _finding(run: Run, aligned: bool) -> Callable[[Image.Image, str], Sequence[Found]]:
+    """What finds the wanted squares, at least one, of a photo with a label: of faces by landmarks
+    where a file has them, else by detectors."""
     from ...files import sha256
-    from ...pictures.photos.faces import FaceFinder
+    from ...pictures.photos.faces import FaceFinder, Found, chosen, number_of
     from ...pictures.photos.frames import Frame
     from ...pictures.photos.landmarks import named, read_landmarks
 
     size, options = run.model.config.image_size, run.options
-    if landmarks is not None:
-        known = read_landmarks(Path(landmarks))
-        run.job.options["landmarks_sha256"] = sha256(Path(landmarks))  # others, other pictures
-        return lambda photo, label: (named(known, label).frame(size), "landmarks")
-    if not align:
-        return lambda photo, label: (Frame.fitted(*photo.size, size, options.fit), WHOLE)
-    finder, one_at_a_time = FaceFinder(), Lock()
+    if not aligned:
+        return lambda photo, _: [Found(Frame.fitted(*photo.size, size, options.fit), WHOLE)]
+    face, one_at_a_time = number_of(options.face), Lock()
+    known: dict[str, list[Landmarks]] = {}
+    if options.landmarks is not None:
+        file = Path(options.landmarks)
+        known, run.job.options["landmarks_sha256"] = read_landmarks(file), sha256(file)
+    # Whoever relies on detectors hears at once that there are none.
+    finders = [FaceFinder()] if options.align or not known else []
 
-    def by_detectors(photo: Image.Image, label: str) -> tuple[Frame, str]:
+    def finding(photo: Image.Image, label: str) -> list[Found]:
+        if listed := named(known, label):
+            given = [Found(one.frame(size), "landmarks") for one in listed]
+            return chosen(sorted(given, key=lambda one: one.frame.scale), face)
         with one_at_a_time:
-            found = finder(photo)
-        return found.frame(size), found.source
+            try:
+                finders[:] = finders or [FaceFinder()]
+                found = chosen(finders[0](photo, size), face)
+            except (UsageError, InputError) as error:
+                where = f"has no entry in {options.landmarks}, and " if known else ""
+                raise InputError(f"{label}: {where}{error}") from error
+        if not known:
+            return found
+        unlisted = f"has no entry in {options.landmarks}: "
+        return [replace(one, note=f"{unlisted}{one.note or one.how}") for one in found]
 
-    return by_detectors
+    return finding
 
 
 def _photo(data: bytes, name: str, number: int | None) -> Callable[[], Image.Image]:
@@ -111,71 +147,48 @@ def _photo(data: bytes, name: str, number: int | None) -> Callable[[], Image.Ima
     return photo
 
 
-def pasted(one: Loaded, edited: Tensor) -> Tensor:
-    """The photo with its edited square (C, H, W), float in [-1, 1]: uint8 (3 or 4, height, width).
+def faces_of(batch: Iterable[Loaded]) -> list[Loaded]:
+    """Every picture of a batch, also where several are faces of one photo."""
+    return [face for one in batch for face in one.faces or (one,)]
 
-    Raises InputError where there is no photo.
-    """
+
+def by_photo(batch: Iterable[Loaded], made: Iterable[T]) -> Iterator[tuple[Loaded, list[T]]]:
+    """Each of a batch with what was made of its faces, in the order of `faces_of`."""
+    left = iter(made)
+    for one in batch:
+        yield one, list(islice(left, len(faces_of([one]))))
+
+
+def framed(one: Loaded) -> dict[str, Any]:
+    """Where in its photo a picture is, as records and recipes have it."""
+    if len(one.faces) > 1:
+        return {"frames": [framed(face)["frame"] for face in one.faces]}
+    return {} if one.framed is None else {"frame": one.framed.frame.to_json()}
+
+
+def row_file(
+    run: Run, one: Loaded, rows: Sequence[Sequence[Tensor]], facts: dict[str, Any]
+) -> bytes:
+    """A picture's edits side by side as a file, each in its photo where that is wanted: of each
+    face the edits (C, H, W), as many of each."""
+    import torch
+
+    columns = list(zip(*rows, strict=True))
+    pasting = run.options.paste_back
+    pictures = [_pasted(one, column) if pasting else column[0] for column in columns]
+    return picture_file(run, one, torch.cat(pictures, dim=2), facts)
+
+
+def _pasted(one: Loaded, edits: Sequence[Tensor]) -> Tensor:
+    """The photo with an edited square (C, H, W), float in [-1, 1], of each face: uint8 (3 or 4,
+    height, width). Raises InputError where there is no photo."""
     from ...pictures.images import to_tensor
     from ...pictures.photos.frames import paste_back
 
-    if one.framed is None or one.picture is None:
+    if one.framed is None:
         raise InputError(f"{one.label}: --paste-back needs the photo, not its codes")
     photo = one.framed.photo()
-    return to_tensor(paste_back(photo, one.picture[0], edited, one.framed.frame))
-
-
-@dataclass(frozen=True)
-class Mask:
-    """A grey picture, upright and in 8 bits: white is what may change."""
-
-    image: Image.Image
-    name: str
-    size: int  # of the model's pictures
-    fit: str
-
-    @classmethod
-    def read(cls, run: Run, name: str) -> Mask:
-        """A picture file of any kind; what is transparent counts as white. Raises InputError."""
-        from ...files import sha256
-        from ...pictures.images import normalised, on_white, open_picture
-
-        image = on_white(normalised(open_picture(Path(name), name))).convert("L")
-        run.job.options["mask_sha256"] = sha256(Path(name))  # another mask makes other pictures
-        size = run.model.config.image_size
-        return cls(image, name, size, run.options.fit)
-
-    def of(self, batch: Sequence[Loaded]) -> Tensor:
-        """Of each picture, in the model's frame as the picture is: (N, 1, H, W), 0 … 1.
-
-        Raises InputError for a mask that isn't as large as a picture; codes take one of any size.
-        """
-        import torch
-
-        from ...pictures.images import prepare
-        from ...pictures.photos.frames import take
-
-        masks = []
-        for one in batch:
-            if one.size is not None and one.size != self.image.size:
-                width, height = one.size
-                raise InputError(
-                    f"{one.label} has {width}x{height} pixels and the mask {self.name} "
-                    f"{self.image.width}x{self.image.height}; draw one over the picture itself"
-                )
-            if one.framed is not None:
-                masks.append(prepare(take(self.image, one.framed.frame), self.size, channels=1))
-            else:
-                masks.append(prepare(self.image, self.size, 1, self.fit))
-        return torch.stack(masks).float() / 255
-
-    def over(self, batch: Sequence[Loaded], edited: Tensor) -> Tensor:
-        """Edits (N, C, H, W) where they show, and the pictures as they came elsewhere: what goes
-        back into a photo, so that it keeps its own pixels. Codes have none and keep the edits'."""
-        import torch
-
-        from ...engine.editing import by_mask
-
-        rows = zip(batch, edited, strict=True)
-        came = [two if one.picture is None else one.picture[0] for one, two in rows]
-        return by_mask(self.of(batch))(torch.stack(came), edited)
+    for face, edited in zip(faces_of([one]), edits, strict=True):
+        assert face.picture is not None and face.framed is not None
+        photo = paste_back(photo, face.picture[0], edited, face.framed.frame)
+    return to_tensor(photo)

@@ -1,37 +1,72 @@
-"""Faces found in photos by OpenCV's cascades of Haar features, which its wheels before 5 bring.
+"""Faces found in photos by OpenCV's cascades of Haar features, which its wheels before 5 bring, and
+brought into the frame by a network that has seen aligned faces (`refining`).
 
-The cascades see upright faces, tilted by up to about 20 degrees. So a photo is searched in three
+The cascade sees upright faces, tilted by up to about 20 degrees. So a photo is searched in three
 turns, and what is found looked at again in finer ones: the middle of the turns in which a face is
-seen is its tilt, and one that is seen in few of them is none.
+seen is its tilt, from where the network begins.
 """
 
 from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 from PIL import Image, ImageOps
 
 from ...errors import InputError, UsageError
 from .frames import Frame, Point, take
 from .landmarks import Landmarks
+from .refining import Refiner
 
-FACES = "frontalface_alt2"
-EYES = ("eye", "eye_tree_eyeglasses", "lefteye_2splits", "righteye_2splits")
+CASCADE = "haarcascade_frontalface_alt2.xml"
 TURNS = (0, -30, 30)  # degrees, of the whole photo
 FINER_TURNS = range(-64, 65, 8)  # of what was found
-SEEN = 4  # of the finer turns, at least
+SEEN = 3  # of the finer turns, at least
+SEARCHES = ((1.1, 4), (1.05, 2))  # steps of size and votes: the second where the first is in vain
+# How far apart the network's answers may be, in sides: on faces they rarely are, elsewhere mostly.
+DOUBT = 0.05
 # In pixels: the photo's copy that is searched, a face in it at least, a face in closer looks.
-SEARCHED, SMALLEST, FINER, CLOSE = 640, 36, 100, 256
+SEARCHED, SMALLEST, FINER = 640, 36, 100
 # Where a box that the cascade draws around a face has the eyes, as shares of its side: the mean
-# over aligned faces put into photos at known places. Found eyes are at most REACH off.
+# over aligned faces put into photos at known places.
 EYES_IN_BOX = ((0.317, 0.38), (0.683, 0.38))
-REACH = 0.12
-WITH_EYES, WITHOUT_EYES = "found by face and eyes", "found by face alone: no eyes seen"
+BY_NETWORK, BY_BOX = "found by cascade and network", "found by cascade alone"
+NOT_SURE = f"{BY_BOX}, the network isn't sure of it; --landmarks says where a face is"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A frame in a photo, how it was found, and what the user should know of that."""
+
+    frame: Frame
+    how: str
+    note: str = ""
+
+
+def number_of(text: str) -> str | int:
+    """Read which of a photo's faces is meant: "largest", "all", or a number from the left, from 1
+    on. Raises UsageError."""
+    if text in ("largest", "all"):
+        return text
+    if not (text.isdecimal() and int(text[:9]) >= 1):
+        raise UsageError(f"--face {text!r} isn't largest, all, or a number from 1 on")
+    return int(text)
+
+
+def chosen(found: Iterable[Found], face: str | int) -> list[Found]:
+    """Those that are meant, of at least one, the largest first, from the left. Raises InputError
+    for a number that there isn't."""
+    if face == "largest":
+        return [next(iter(found))]
+    across = sorted(found, key=lambda one: one.frame.middle)
+    if isinstance(face, int) and face > len(across):
+        count = "one face" if len(across) == 1 else f"{len(across)} faces"
+        raise InputError(f"has {count}, not {face}")
+    return across if isinstance(face, str) else across[face - 1 : face]
 
 
 @dataclass(frozen=True)
@@ -47,6 +82,12 @@ class Face:
         near = math.dist(self.middle, other.middle) < 0.2 * self.side
         return near and 0.75 < other.side / self.side < 1.33
 
+    def frame(self, size: int) -> Frame:
+        """CelebA's frame, a square of `size` pixels, as such a box lies in it on average."""
+        view = self.view(size)
+        left, right = (view.back((x * size, y * size)) for x, y in EYES_IN_BOX)
+        return Landmarks(left, right).frame(size)
+
     def view(self, pixels: int, room: float = 1.0) -> Frame:
         """The box, grown by `room`, turned upright, as a square of `pixels`."""
         scale = pixels / (room * self.side)
@@ -55,10 +96,15 @@ class Face:
         return Frame.similarity(alpha, beta, pixels)
 
 
-class FaceFinder:
-    """Finds the largest face in a photo. Not for several threads at once.
+def _is_in(point: Point, frames: Iterable[Frame]) -> bool:
+    """Whether a point of the photo lies about in the middle of one of the squares."""
+    return any(math.dist(one.middle, point) * one.scale < one.size / 4 for one in frames)
 
-    Raises UsageError where OpenCV is missing or brings no cascades.
+
+class FaceFinder:
+    """Finds faces in photos. Not for several threads at once.
+
+    Raises UsageError where OpenCV is missing or brings no cascades, ModelError for the network.
     """
 
     def __init__(self) -> None:
@@ -72,42 +118,46 @@ class FaceFinder:
                 "finding faces needs OpenCV and the cascades that it brings before version 5: "
                 "pip install 'pdae-cli[align]', or give --landmarks"
             ) from error
-        self._cascades = {
-            name: detector(str(Path(haarcascades) / f"haarcascade_{name}.xml"))
-            for name in (FACES, *EYES)
-        }
+        self._cascade, self._refined = detector(str(Path(haarcascades) / CASCADE)), Refiner()
 
-    def __call__(self, photo: Image.Image) -> Landmarks:
-        """The eyes of the largest face in an RGB photo whose eyes are seen, or of the largest face
-        if no eyes are; `source` says which.
+    def __call__(self, photo: Image.Image, size: int) -> Iterator[Found]:
+        """The frames, squares of `size` pixels, of the faces in an RGB photo, the largest first:
+        those that the network is sure of, or the largest alone where it is of none.
 
         Raises InputError where no face is found.
         """
+        sure, unsure = list[Frame](), list[Frame]()
+        for step, votes in SEARCHES:
+            for face in self._searched(photo, step, votes):
+                if _is_in(face.middle, sure):
+                    continue
+                box = face.frame(size)
+                frame, doubt = self._refined(photo, box)
+                if doubt > DOUBT:
+                    unsure.append(box)
+                elif not _is_in(frame.middle, sure):
+                    sure.append(frame)
+                    yield Found(frame, BY_NETWORK)
+            if sure:
+                return
+        if not unsure:
+            raise InputError("no face found; give its landmarks with --landmarks")
+        yield Found(unsure[0], BY_BOX, NOT_SURE)
+
+    def _searched(self, photo: Image.Image, step: float, votes: int) -> Iterator[Face]:
+        """Faces as the finer turns see them, the largest first."""
         whole = Face((photo.width / 2, photo.height / 2), math.hypot(*photo.size), 0.0)
         seen: list[Face] = []
         for turn in TURNS:
             view = replace(whole, tilt=turn).view(SEARCHED)
-            seen += self._faces(photo, view, turn, 1.1, 4, SMALLEST)
-        blind = None
+            seen += self._faces(photo, view, turn, step, votes, SMALLEST)
         for face in sorted(seen, key=lambda face: -face.side):
             if confirmed := self._looked_at(photo, face):
-                landmarks = self._landmarks(photo, confirmed)
-                if landmarks.source == WITH_EYES:
-                    return landmarks
-                blind = blind or landmarks
-        if blind is None:
-            raise InputError("no face found; give its landmarks with --landmarks")
-        return blind
-
-    def _faces(
-        self, photo: Image.Image, view: Frame, tilt: float, step: float, votes: int, least: int
-    ) -> Iterator[Face]:
-        """The faces in a view of the photo."""
-        for x, y, side in self._detect(FACES, take(photo, view), step, votes, least, view.size):
-            yield Face(view.back((x + side / 2, y + side / 2)), side / view.scale, tilt)
+                yield confirmed
 
     def _looked_at(self, photo: Image.Image, face: Face) -> Face | None:
-        """The face as the finer turns see it, or None where too few do."""
+        """The face as the finer turns see it, or None where too few do. Where upright is one of
+        them, nothing says that it is tilted."""
         seen = []
         for turn in FINER_TURNS:
             view = replace(face, tilt=turn).view(round(1.7 * FINER), room=1.7)
@@ -116,39 +166,19 @@ class FaceFinder:
         if len(seen) < SEEN:
             return None
         x, y = (mean(values) for values in zip(*(one.middle for one in seen), strict=True))
-        side, tilt = mean(one.side for one in seen), mean(one.tilt for one in seen)
-        return Face((x, y), side, tilt)
+        upright = any(one.tilt == 0 for one in seen)
+        tilt = 0.0 if upright else mean(one.tilt for one in seen)
+        return Face((x, y), mean(one.side for one in seen), tilt)
 
-    def _landmarks(self, photo: Image.Image, face: Face) -> Landmarks:
-        """A face's eyes: the mean of where its box and the eyes' cascades have them."""
-        view = face.view(CLOSE)
-        boxed = [(x * CLOSE, y * CLOSE) for x, y in EYES_IN_BOX]
-        seen = self._eyes(take(photo, view), boxed)
-        pairs = zip(boxed, seen or boxed, strict=True)
-        left, right = (view.back(((x1 + x2) / 2, (y1 + y2) / 2)) for (x1, y1), (x2, y2) in pairs)
-        return Landmarks(left, right, source=WITH_EYES if seen else WITHOUT_EYES)
-
-    def _eyes(self, face: Image.Image, expected: list[Point]) -> list[Point] | None:
-        """Both eyes in a face's square, if cascades see both: the median of what they see."""
-        top = face.crop((0, 0, CLOSE, round(0.62 * CLOSE)))
-        centres = [
-            (x + side / 2, y + side / 2)
-            for name in EYES
-            for x, y, side in self._detect(name, top, 1.05, 3, CLOSE // 10, round(0.44 * CLOSE))
-        ]
-        near = [[one for one in centres if math.dist(one, eye) < REACH * CLOSE] for eye in expected]
-        if not all(near):
-            return None
-        return [(median(x for x, _ in one), median(y for _, y in one)) for one in near]
-
-    def _detect(
-        self, name: str, picture: Image.Image, step: float, votes: int, least: int, most: int
-    ) -> list[tuple[int, int, int]]:
-        """Left, top and side of what a cascade finds."""
+    def _faces(
+        self, photo: Image.Image, view: Frame, tilt: float, step: float, votes: int, least: int
+    ) -> Iterator[Face]:
+        """The faces in a view of the photo."""
         import numpy
 
-        pixels = numpy.asarray(ImageOps.equalize(picture.convert("L")))
-        found = self._cascades[name].detectMultiScale(
-            pixels, step, votes, minSize=(least, least), maxSize=(most, most)
-        )
-        return [(int(x), int(y), int(side)) for x, y, side, _ in found]
+        pixels = numpy.asarray(ImageOps.equalize(take(photo, view).convert("L")))
+        size = (view.size, view.size)
+        boxes = self._cascade.detectMultiScale(pixels, step, votes, 0, (least, least), size)
+        for x, y, side, _ in boxes:
+            middle = (float(x + side / 2), float(y + side / 2))
+            yield Face(view.back(middle), float(side) / view.scale, tilt)

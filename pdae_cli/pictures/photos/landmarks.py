@@ -30,7 +30,6 @@ class Landmarks:
     left_eye: Point
     right_eye: Point
     mouth: Point | None = None
-    source: str = "given"
 
     def frame(self, size: int) -> Frame:
         """The square of `size` pixels in which the face lies as in CelebA's aligned pictures.
@@ -48,17 +47,24 @@ class Landmarks:
         return Frame.between(points, CELEBA[: len(points)], size)
 
 
-def read_landmarks(path: Path) -> dict[str, Landmarks]:
-    """Read {"FILE": {"left_eye": [x, y], "right_eye": [x, y], "mouth": [x, y]}, …}: the mouth, or
-    its corners `left_mouth` and `right_mouth`, may be there; a `nose` isn't used, as in CelebA's
-    own alignment. Raises InputError with one line."""
+def read_landmarks(path: Path) -> dict[str, list[Landmarks]]:
+    """Read {"FILE": {"left_eye": [x, y], "right_eye": [x, y], "mouth": [x, y]}, …}, or lists of
+    such faces: the mouth, or its corners `left_mouth` and `right_mouth`, may be there; a `nose`
+    isn't used, as in CelebA's own alignment. Raises InputError with one line."""
     try:
         data = json.loads(read_limited(path, MAX_BYTES), parse_constant=float)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f'{path}: not an object {{"FILE": {{"left_eye": [x, y], …}}, …}}')
-    return {name: _landmarks(points, f"{path}: {name}") for name, points in data.items()}
+    return {name: _faces(faces, f"{path}: {name}") for name, faces in data.items()}
+
+
+def _faces(data: Any, where: str) -> list[Landmarks]:
+    faces = data if isinstance(data, list) else [data]
+    if not faces:
+        raise InputError(f"{where}: a list of no faces")
+    return [_landmarks(points, where) for points in faces]
 
 
 def _landmarks(data: Any, where: str) -> Landmarks:
@@ -83,11 +89,11 @@ def _point(value: Any, where: str) -> Point:
     return float(numbers[0]), float(numbers[1])
 
 
-def named(landmarks: Mapping[str, Landmarks], label: str) -> Landmarks:
-    """The entry of the file of this label: its path as given, or as much of its end as is listed.
-    Raises InputError where there is none."""
+def named(landmarks: Mapping[str, list[Landmarks]], label: str) -> list[Landmarks]:
+    """The faces that the file has of this label: its path as given, or as much of its end as is
+    listed; none where it isn't."""
     parts = label.replace("\\", "/").split("/")
     for end in [label, *("/".join(parts[first:]) for first in range(len(parts)))]:
         if end in landmarks:
             return landmarks[end]
-    raise InputError(f"{label}: has no entry in the landmarks file")
+    return []

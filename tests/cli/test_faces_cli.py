@@ -1,0 +1,204 @@
+"""Faces in photos for every command that reads pictures: --align, --landmarks, --face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command, picture
+from PIL import Image
+
+from pdae_cli.engine.codes import from_bytes
+from pdae_cli.errors import InputError, UsageError
+from pdae_cli.pictures.images import to_tensor
+from pdae_cli.pictures.photos.faces import Found
+from pdae_cli.pictures.photos.landmarks import Landmarks
+
+LEFT = {"left_eye": [40, 50], "right_eye": [62, 54], "mouth": [46, 76]}
+RIGHT = {"left_eye": [150, 80], "right_eye": [180, 76], "mouth": [167, 112]}  # the larger one
+FAST = ("--inference-steps", 2)
+EDIT = ("--attr", "smiling=2", *FAST)
+ALL = ("--landmarks", "faces.json", "--face", "all")
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A photo of two faces, one of another, and where they are."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    picture(1, (240, 160)).save("in/two.png")
+    picture(2, (240, 160)).save("in/one.png")
+    write({"two.png": [LEFT, RIGHT], "one.png": RIGHT})
+    return tmp_path
+
+
+def write(faces: dict[str, Any]) -> None:
+    Path("faces.json").write_text(json.dumps(faces))
+
+
+def opened(name: str) -> torch.Tensor:
+    with Image.open(name) as image:
+        return to_tensor(image).int()
+
+
+def done(run: Any) -> list[dict[str, Any]]:
+    assert run.code == 0, run.err
+    return [json.loads(line) for line in run.text.splitlines()]
+
+
+def squares(pdae: Command) -> None:
+    """The faces of both photos, cut out at the model's size."""
+    line = ("align", "in", "-o", "cut", "--size", 32, "--landmarks", "faces.json", "--quiet")
+    assert pdae(*line, "--face", "all").code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "suffix"), [("encode", ".safetensors"), ("reconstruct", ".png")]
+)
+def test_aligning_at_once_is_aligning_first(
+    pdae: Command, work: Path, command: str, suffix: str
+) -> None:
+    squares(pdae)
+    assert pdae(command, "cut/two-face2.png", "-o", f"first{suffix}", *FAST).code == 0
+    line = (command, "in/two.png", "--landmarks", "faces.json", *FAST, "--json")
+    record = done(pdae(*line, "-o", f"once{suffix}"))[0]
+    assert record["frame"]["size"] == 32
+    if suffix == ".png":
+        assert opened("first.png").equal(opened("once.png"))
+    else:
+        one, other = (from_bytes(Path(f"{name}.safetensors").read_bytes(), name)
+                      for name in ("first", "once"))  # fmt: skip
+        assert one.z.equal(other.z) and one.x_T is not None and other.x_T is not None
+        assert one.x_T.equal(other.x_T)
+
+
+def test_the_ends_of_a_way_are_aligned(pdae: Command, work: Path) -> None:
+    squares(pdae)
+    line = ("interpolate", "cut/two-face2.png", "cut/one-face1.png", "--steps", 3, *FAST)
+    assert pdae(*line, "-o", "first.png").code == 0
+    line = ("interpolate", "in/two.png", "in/one.png", "--steps", 3, *FAST)
+    run = pdae(*line, "--landmarks", "faces.json", "-o", "once.png")
+    assert run.code == 0, run.err
+    assert opened("first.png").equal(opened("once.png"))
+    several = pdae(*line, *ALL, "-o", "never.png")
+    assert several.code == 3 and "hold 3 pictures or codes, not one each" in several.err
+
+
+def test_codes_of_all_faces_are_rows_or_files(pdae: Command, work: Path) -> None:
+    assert pdae("encode", "in", *ALL, "--no-noise", "-o", "z.safetensors").code == 0
+    codes = from_bytes(Path("z.safetensors").read_bytes(), "z")
+    assert codes.sources == ("in/one.png-face1", "in/two.png-face1", "in/two.png-face2")
+    line = ("encode", "in", *ALL, "--no-noise", "-o", "z", "--json")
+    names = ["z/one-face1.safetensors", "z/two-face1.safetensors", "z/two-face2.safetensors"]
+    assert [record["output"] for record in done(pdae(*line))] == names
+    assert {record["status"] for record in done(pdae(*line))} == {"unchanged"}
+
+
+def test_faces_are_counted_from_the_left_and_the_largest_is_the_default(
+    pdae: Command, work: Path
+) -> None:
+    squares(pdae)
+    line = ("align", "in/two.png", "--size", 32, "--landmarks", "faces.json")
+    for number, face in (("largest", 2), ("1", 1), ("2", 2)):
+        assert pdae(*line, "--face", number, "-o", f"{number}.png").code == 0
+        assert opened(f"{number}.png").equal(opened(f"cut/two-face{face}.png"))
+    run = pdae("align", "in", "--landmarks", "faces.json", "--face", 2, "-o", "second")
+    assert run.code == 3 and "in/one.png: has one face, not 2" in run.err
+    assert [path.name for path in Path("second").glob("*.png")] == ["two.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--face", "0", "--align"), "isn't largest, all, or a number"),
+        (("--face", "both", "--align"), "isn't largest, all, or a number"),
+        (("--face", "2"), "--align"),
+        (("--face", "all", "--landmarks", "faces.json"), "need a folder"),
+    ],
+)
+def test_faces_that_cant_be_chosen_are_refused_before_any_work(
+    pdae: Command, work: Path, options: tuple[str, ...], said: str
+) -> None:
+    run = pdae("manipulate", "in/two.png", *options, *EDIT, "-o", "out.png")
+    assert run.code == 2 and said in run.err and run.err.count("\n") == 1
+    assert not Path("out.png").exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_all_faces_go_back_into_one_photo(pdae: Command, work: Path, batch_size: int) -> None:
+    """The edits of both are the edits of each, one after the other."""
+    line = ("manipulate", "in/two.png", "--paste-back", *EDIT, "--batch-size", batch_size)
+    record = done(pdae(*line, *ALL, "--json", "-o", "both.png"))[0]
+    faces, before, both = record["faces"], opened("in/two.png"), opened("both.png")
+    assert [face["attributes"]["Smiling"]["scale"] for face in faces] == [2, 2]
+    assert faces[0]["frame"]["matrix"] != faces[1]["frame"]["matrix"]
+    assert pdae(*line, "--landmarks", "faces.json", "--face", 1, "-o", "left.png").code == 0
+    assert pdae(*line, "--landmarks", "faces.json", "-o", "right.png").code == 0
+    left, right = (opened(f"{name}.png") - before for name in ("left", "right"))
+    assert left[..., :120].any() and right[..., 120:].any()
+    assert (both - before - left - right).abs().max() <= (left * right != 0).any() * 2
+    again = pdae("redo", "both.png")
+    assert again.code == 0, again.err
+
+
+def test_all_faces_are_made_anew_within_masks(pdae: Command, work: Path) -> None:
+    mask = Image.new("L", (240, 160))
+    mask.paste(255, (0, 0, 90, 160))
+    mask.save("mask.png")
+    line = ("inpaint", "in/two.png", "--mask", "mask.png", "--paste-back", *ALL, *FAST)
+    record = done(pdae(*line, "--json", "-o", "made.png"))[0]
+    assert len(record["frames"]) == 2
+    changed = opened("made.png") != opened("in/two.png")
+    assert changed[..., :90].any() and not changed[..., 95:].any()
+
+
+class Finder:
+    """A finder that sees one face in every photo, unless it is told not to."""
+
+    sees = True
+
+    def __call__(self, photo: Image.Image, size: int) -> Iterator[Found]:
+        if not self.sees:
+            raise InputError("no face found; give its landmarks with --landmarks")
+        eyes = Landmarks((100.0, 60.0), (130.0, 62.0))
+        yield Found(eyes.frame(size), "found by a test", "not sure")
+
+
+def test_photos_that_the_file_doesnt_name_are_left_to_the_finder(
+    pdae: Command, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdae_cli.pictures.photos.faces.FaceFinder", Finder)
+    write({"two.png": RIGHT})
+    line = ("align", "in", "--landmarks", "faces.json", "-o", "out", "--json")
+    run = pdae(*line)
+    one, two = done(run)
+    assert (one["found"], two["found"]) == ("found by a test", "landmarks")
+    assert "in/one.png: has no entry in faces.json: not sure" in run.err
+    assert "two.png: has" not in run.err
+    monkeypatch.setattr(Finder, "sees", False)
+    run = pdae(*line, "--overwrite")
+    assert run.code == 3 and "in/one.png: has no entry in faces.json, and no face" in run.err
+
+
+def test_a_finder_that_isnt_there_fails_those_that_need_it(
+    pdae: Command, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise UsageError("finding faces needs OpenCV")
+
+    monkeypatch.setattr("pdae_cli.pictures.photos.faces.FaceFinder", missing)
+    write({"two.png": RIGHT})
+    run = pdae("align", "in", "--landmarks", "faces.json", "-o", "out")
+    assert run.code == 3 and "has no entry in faces.json, and finding faces needs OpenCV" in run.err
+    assert Path("out/two.png").exists()
+    assert pdae("encode", "in", "--align", "-o", "z").code == 2
+
+
+def test_lists_of_no_faces_are_refused(pdae: Command, work: Path) -> None:
+    write({"two.png": []})
+    run = pdae("align", "in", "--landmarks", "faces.json", "-o", "out")
+    assert run.code == 3 and "faces.json: two.png: a list of no faces" in run.err
