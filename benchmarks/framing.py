@@ -1,6 +1,6 @@
-"""Train the network that brings faces into the frame: weights/frame/model.safetensors.
+"""Train the network that brings faces into the frame: weights/frame/network.safetensors.
 
-    OMP_NUM_THREADS=1 python benchmarks/framing.py DATA.zip -o weights/frame/model.safetensors
+    OMP_NUM_THREADS=1 python benchmarks/framing.py DATA.zip -o weights/frame/network.safetensors
 
 DATA.zip holds aligned faces and a labels.csv with their split, as for training; `train` is learnt
 from, and `val` looked at. A face is seen under a random similarity, through a random soft hole, so

@@ -25,7 +25,7 @@ from .refining import Refiner
 CASCADE = "haarcascade_frontalface_alt2.xml"
 TURNS = (0, -30, 30)  # degrees, of the whole photo
 FINER_TURNS = range(-64, 65, 8)  # of what was found
-SEEN = 3  # of the finer turns, at least
+SEEN = 4  # of the finer turns, at least
 SEARCHES = ((1.1, 4), (1.05, 2))  # steps of size and votes: the second where the first is in vain
 # How far apart the network's answers may be, in sides: on faces they rarely are, elsewhere mostly.
 DOUBT = 0.05
