@@ -56,6 +56,19 @@ def test_several_attributes_end_where_they_should_at_once(pdae: Command, work: P
         assert one["Blond_Hair"]["to"] == [0.5, 1.5]
 
 
+def test_a_number_ends_at_a_value_of_its_own(pdae: Command, work: Path) -> None:
+    attributes = tiny_model().attributes
+    assert attributes is not None
+    attributes.facts["Blond_Hair"] = {"score_mean": 35.0, "score_sd": 9.0, "unit": "years"}
+    write_attributes(Path("mine"), attributes)
+    for one in moved(pdae, "--attr", "blond_hair", "--to", "40u", "-o", "out"):
+        assert one["Blond_Hair"]["after"] == pytest.approx(40, abs=1e-3)
+        assert (one["Blond_Hair"]["to"], one["Blond_Hair"]["unit"]) == (40, "u")
+    line = ("manipulate", "in/0.png", "--attr", "smiling", "--to", "1u", *FAST, "-o", "a.png")
+    run = pdae(*line, model="mine")
+    assert run.code == 2 and "Smiling is no number" in run.err.replace("smiling", "Smiling")
+
+
 def test_kept_scores_stay_and_recipes_are_followed(pdae: Command, work: Path) -> None:
     line = ("manipulate", "in/0.png", "--attr", "smiling", "--to", "1sd", "--keep", "blond_hair",
             *FAST, "--json", "-o", "out.png")  # fmt: skip
