@@ -23,7 +23,7 @@ from .run.batches import Made, Run
 from .run.destination import Destination, stem_of
 from .run.loading import Loaded
 from .run.making import picture_file
-from .run.photos import squares_of_photos
+from .run.photos import framed, squares_of_photos
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def cut_out(run: Run, one: Loaded, size: int) -> Made:
     if one.framed is None:
         raise InputError("align takes photos, not codes")
     frame, photo = one.framed.frame.resized(size), one.framed.photo()
-    record: dict[str, Any] = {"frame": frame.to_json(), "found": one.framed.found}
+    record: dict[str, Any] = framed(one) | {"frame": frame.to_json()}
     pixels = to_tensor(take(on_white(photo), frame))
     if one.alpha is not None:
         pixels = with_alpha(pixels, to_tensor(take(photo.getchannel("A"), frame)))

@@ -271,8 +271,7 @@ class Edit:
             record: dict[str, Any] = {"attributes": report}
             if self.kept:
                 record["kept"] = {name: self._scores(name, here) for name in self.kept}
-            if one.framed is not None:
-                record |= framed(replace(one, faces=())) | {"found": one.framed.found}
+            record |= framed(replace(one, faces=()))
             if distances is not None:
                 record["distance"] = distances[row]
             records.append(record)

@@ -160,10 +160,12 @@ def by_photo(batch: Iterable[Loaded], made: Iterable[T]) -> Iterator[tuple[Loade
 
 
 def framed(one: Loaded) -> dict[str, Any]:
-    """Where in its photo a picture is, as records and recipes have it."""
+    """Where in its photo a picture is and how that was found, as records and recipes have it."""
     if len(one.faces) > 1:
         return {"frames": [framed(face)["frame"] for face in one.faces]}
-    return {} if one.framed is None else {"frame": one.framed.frame.to_json()}
+    if one.framed is None:
+        return {}
+    return {"frame": one.framed.frame.to_json(), "found": one.framed.found}
 
 
 def row_file(

@@ -28,7 +28,7 @@ FINER_TURNS = range(-64, 65, 8)  # of what was found
 SEEN = 4  # of the finer turns, at least
 SEARCHES = ((1.1, 4), (1.05, 2))  # steps of size and votes: the second where the first is in vain
 # How far apart the network's answers may be, in sides: on faces they rarely are, elsewhere mostly.
-DOUBT = 0.05
+DOUBT = 0.035
 # In pixels: the photo's copy that is searched, a face in it at least, a face in closer looks.
 SEARCHED, SMALLEST, FINER = 640, 36, 100
 # Where a box that the cascade draws around a face has the eyes, as shares of its side: the mean
