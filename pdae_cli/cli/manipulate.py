@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ModelError, UsageError
 from .attributes import print_attributes
 from .complete import attributes
-from .options import FILES, EditOptions, Inputs, OutputPath, RandomNoise, option, takes
+from .options import FILES, EditOptions, Inputs, OutputPath, option, takes
 from .run.batches import Batch, Made, Run
 from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, stem_of
 from .run.inputs import Item
@@ -54,7 +54,7 @@ class ManipulateOptions(EditOptions):
         "Attribute whose score is to stay as it is; repeatable.",
         autocompletion=attributes,
     )
-    random_noise: RandomNoise = False
+    random_noise: bool = option(False, None, "Fresh x_T from --seed.", "--random-noise", rare=True)
     list_attributes: bool = option(False, None, "Print the model's attributes.", "--list")
     mask: str | None = option(
         None, None, "As large as the input: only what is white changes; or a folder."
