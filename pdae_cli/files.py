@@ -11,8 +11,6 @@ import secrets
 import shutil
 import stat
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -135,10 +133,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """Read a regular file. Raises InputError for what is none, can't be read or is larger."""
+def read_limited(path: Path, limit: int, head: int | None = None) -> bytes:
+    """Read a regular file, or its first `head` bytes. Raises InputError for what is none, can't be
+    read or is larger than `limit`."""
     with _opened(path, limit) as (file, size):
-        return file.read(size)
+        return file.read(size if head is None else head)
 
 
 def sha256_limited(path: Path, limit: int) -> str:
@@ -173,18 +172,6 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[BinaryIO, int]]:
 def _without_waiting(path: str, flags: int) -> int:
     """Open also what would wait for another program, a FIFO say, at once."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """Read a zip's member. Raises InputError for one that is damaged, encrypted or larger."""
-    try:
-        if archive.getinfo(name).file_size > limit:
-            raise InputError(f"{name}: unpacks to more than {limit >> 20} MiB")
-        return archive.read(name)
-    except (OSError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise InputError(f"{name}: can't be unpacked: {error}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{name}: the zip is damaged: {error}") from error
 
 
 def sha256(path: Path) -> str:

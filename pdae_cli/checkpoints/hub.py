@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ..engine.model import ignore
 from ..errors import ModelError
-from ..pictures.decoding import READABLE
+from ..pictures.listing import HEIC_SUFFIXES, SUFFIXES
 
 # Everything that one of our models or of diffusers' pipelines is made of.
 FOLDERS = ("", "unet/", "vqvae/", "vae/")
@@ -32,7 +32,7 @@ def is_hub_id(name: str) -> bool:
     """Whether a name can be that of a model on the Hub: owner/name, with an optional @revision. One
     that ends as files do is a file that isn't here, and nothing that others need know."""
     repository = name.partition("@")[0]
-    is_file = PurePosixPath(repository).suffix.lower() in READABLE | FILES
+    is_file = PurePosixPath(repository).suffix.lower() in SUFFIXES | HEIC_SUFFIXES | FILES
     formed = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) is not None
     return formed and not is_file and name[0] not in "./~"
 

@@ -8,6 +8,7 @@ adding one such file, and a line in `convert`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ class Source:
 
 def open_source(name: str, config: Path | None = None, announce: Announce = ignore) -> Source:
     """Open a file, a folder, or a Hub id with an optional `@revision`. Raises ModelError."""
-    if Path(name).exists():
+    if os.path.exists(name):  # noqa: PTH110, Path.exists raises on names that are too long
         return Source(Path(name), config)
     if is_hub_id(name):
         folder, licence = fetch(name, announce)

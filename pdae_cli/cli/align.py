@@ -48,7 +48,7 @@ def align(
     Faces are found by OpenCV (pip install 'pdae-cli[align]') or given: --landmarks takes a JSON
     file {"FILE": {"left_eye": [x, y], "right_eye": [x, y], "mouth": [x, y]}, …} in pixels.
     """
-    items = options.items(inputs)
+    items = options.items("align", inputs)
     stem = stem_of(items, "-aligned")
     destination = Destination.parse(output, f".{format}", stream=options.stream, stem=stem)
     with Run(options.load(), options, "align", destination) as run:

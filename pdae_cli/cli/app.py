@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import typer
 from .. import __version__
 from ..errors import STOPPED, OutOfMemory, PdaeError, UsageError
 from ..files import unwritable
-from . import attributes, codes, evaluate, train
+from . import attributes, codes, data, evaluate, train
 from .align import align
 from .convert import convert
 from .decode import decode
@@ -54,6 +55,7 @@ for command in COMMANDS:
     app.command(epilog=MORE.format(command.__name__))(command)
 app.add_typer(attributes.app, name="attributes")
 app.add_typer(codes.app, name="codes")
+app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(train.app, name="train")
 
@@ -111,8 +113,12 @@ def run() -> None:
     # from everybody else. This many turns of it lose nothing: docs/performance.md.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
+    # Before Pillow is: blocks as large as this go back to the system when a picture is done with,
+    # smaller ones stay with the thread that decoded it.
+    os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     # Of oddities in pictures that still decode. Here, because reading threads share the filters.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     with standard_streams():
         try:
             code = _code()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError, UsageError
+from ..pictures.listing import CODES, SUFFIXES
 from .data import labels_of, needed, open_data
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
 from .run.destination import writable
-from .run.inputs import CODES, PICTURES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,9 +72,10 @@ def fit(
     out, folder = Output(options.json, options.quiet), writable_folder(options.model)
     model = options.load()
     if with_ is not None and without is not None:
-        lesson = of_two(_pictures(model, with_), _pictures(model, without), name or with_.name)
+        kinds = _pictures(model, with_, out), _pictures(model, without, out)
+        lesson = of_two(*kinds, name or with_.name)
     else:
-        pictures = _pictures(model, Path(str(data)))
+        pictures = _pictures(model, Path(str(data)), out)
         table = needed(labels_of(pictures, labels, options.quiet), pictures.root)
         lesson = of_labels(pictures, table)
     if lesson.left:
@@ -106,8 +107,8 @@ def _replaced(
     return found
 
 
-def _pictures(model: Model, data: Path) -> Pictures:
-    return open_data(data, model.config.image_size, model.config.channels)
+def _pictures(model: Model, data: Path, out: Output, output: Path | None = None) -> Pictures:
+    return open_data(data, model.config.image_size, model.config.channels, out, output=output)
 
 
 def _normalised(model: Model, pictures: Pictures, out: Output) -> Tensor:
@@ -249,7 +250,7 @@ def discover(
     if data.suffix.lower() == CODES:
         z = model.normalise(_read_codes(model, data).z)
     else:
-        z = _normalised(model, _pictures(model, data), out)
+        z = _normalised(model, _pictures(model, data, out, output).checked(), out)
     found = principal(z, count)
 
     def change(known: Attributes | None) -> Attributes:
@@ -258,7 +259,7 @@ def discover(
 
     model.attributes = change(model.attributes)
     if output is not None:
-        _write_sheet(output, model, found, _first(model, picture or data, options), options)
+        _write_sheet(output, model, found, _first(model, picture or data, options, output), options)
         out.say(f"{output} shows them")
     change_attributes(folder, change)
     _print(found, out)
@@ -273,15 +274,17 @@ def _read_codes(model: Model, path: Path) -> Codes:
     return codes
 
 
-def _first(model: Model, source: Path, options: DiscoverOptions) -> Codes:
+def _first(model: Model, source: Path, options: DiscoverOptions, output: Path) -> Codes:
     """Codes of a picture, or of the first in a codes file, folder or zip."""
     from ..pictures.images import to_float
 
     if source.suffix.lower() == CODES:
         return _read_codes(model, source)[:1]
-    if source.suffix.lower() in PICTURES:
+    if source.suffix.lower() in SUFFIXES:
         return model.encode([source], options.sampling())
-    return model.encode(to_float(_pictures(model, source).stack([0])), options.sampling())
+    pictures = _pictures(model, source, Output(quiet=True), output)
+    first = pictures.readable(range(len(pictures)), 1)
+    return model.encode(to_float(pictures.stack(first)), options.sampling())
 
 
 def _write_sheet(

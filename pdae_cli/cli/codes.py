@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError, UsageError, counted
+from ..pictures.listing import CODES, SUFFIXES
 from .options import FILES, FilesFrom, Null, OutputPath, Recursive, SaidOptions, option, takes
 from .output import Output
 from .run.destination import Destination
-from .run.inputs import CODES, PICTURES, collect
+from .run.inputs import collect
+from .run.manifest import own_outputs
 
 if TYPE_CHECKING:
     from ..engine.codes import Codes
@@ -47,14 +49,17 @@ class CodesOptions(SaidOptions):
         from ..engine.codes import from_bytes
 
         named = inputs or []
-        items = collect(named, self.files_from, self.recursive, null=self.null)
+        without = own_outputs("codes", self.given)
+        items = collect(named, self.files_from, self.recursive, null=self.null, without=without)
         wanted = [item for item in items if item.is_codes or item.name in named]
         if not wanted:
             raise UsageError("no codes there; `pdae encode` makes them of pictures")
         folders = [name for name in named if os.path.isdir(name)]  # noqa: PTH112, for long names
         if folders and not self.recursive:
             here = {item.label for item in items}
-            deeper = (one for one in collect(folders, recursive=True) if one.is_codes)
+            deeper = (
+                one for one in collect(folders, recursive=True, without=without) if one.is_codes
+            )
             if left := sum(one.label not in here for one in deeper):
                 files = counted(left, "codes file")
                 Output().warn(f"{files} in sub-folders left out; -r takes them")
@@ -148,7 +153,7 @@ def file_names(sources: Sequence[str]) -> list[str]:
     names = []
     for source in sources:
         name = re.split(r"[/\\]", source)[-1]
-        if Path(name).suffix.lower() in PICTURES | {CODES}:
+        if Path(name).suffix.lower() in SUFFIXES | {CODES}:
             name = Path(name).stem
         names.append(re.sub(r"[^\w .()+=@,-]", "_", name).strip(" .-")[:LONGEST_NAME])
     if all(names) and len({name.casefold() for name in names}) == len(names):

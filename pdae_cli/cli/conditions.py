@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError
+from ..pictures.listing import CODES, is_archive, is_folder
 from .options import (
     PICTURES,
     SOLVING,
@@ -22,7 +24,6 @@ from .options import (
     option,
 )  # fmt: skip
 from .run.batches import Run
-from .run.inputs import CODES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,11 +187,11 @@ def _normalised(run: Run, path: Path) -> Tensor:
         codes = from_bytes(read_limited(path, MAX_BYTES), str(path))
         model.check(codes)
         return model.normalise(codes.z)
-    if path.is_file() and path.suffix.lower() != ".zip":
+    if not is_folder(path) and not is_archive(path) and os.path.exists(path):  # noqa: PTH110
         raise UsageError(f"{path} is one picture; name a folder, zip or codes file of several")
-    pictures = open_data(path, config.image_size, config.channels, options.fit, options.quiet)
+    output = options.given.get("output")
+    pictures = open_data(
+        path, config.image_size, config.channels, run.out, options.fit, output and Path(output)
+    ).checked()
     with run.out.progress("encode", len(pictures)) as bar:
-        z = encode_all(model, pictures, bar.advance_to)
-    if pictures.bad:
-        raise InputError(next(iter(pictures.bad.values())))
-    return model.normalise(z)
+        return model.normalise(encode_all(model, pictures, bar.advance_to))

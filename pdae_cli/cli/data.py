@@ -1,33 +1,55 @@
-"""The pictures that a user names as DATA."""
+"""The pictures that a user names as DATA: opened for other commands, and checked by pdae data."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..errors import UsageError
+import typer
+
+from ..errors import InputError, UsageError
+from .options import SaidOptions, takes
 from .output import Output
 from .run.launch import launched
 
 if TYPE_CHECKING:
-    from ..training.data import Pictures
+    from ..training.data import Pictures, Source
     from ..training.labels import Labels
+
+SHOWN = 5  # of each kind of thing, for people; --json has all
+
+app = typer.Typer(no_args_is_help=True, help="Your own data: look through it before a long run.")
 
 
 def open_data(
-    data: Path, size: int, channels: int, fit: str = "crop", quiet: bool = False
+    data: Path,
+    size: int,
+    channels: int,
+    out: Output | None,
+    fit: str = "crop",
+    output: Path | None = None,
 ) -> Pictures:
-    """Open pictures as `training.data.open_pictures`; say where a table is kept."""
-    from ..training.data import open_pictures
+    """Open pictures in a model's frame, but those that the command writes itself, to `output`; say
+    where a table is kept, and what can't be read, unless `out` is None. Raises InputError,
+    UsageError."""
+    from ..training.data import nothing, open_pictures
     from ..training.tables import source_of
 
+    say = warn = nothing
+    if out is not None and launched()[0] == 0:
+        say, warn = out.say, out.warn
     if source_of(data) is not None:
-        out = Output(quiet=quiet or launched()[0] > 0)
-        out.say(f"reading {data} into the cache of datasets, HF_DATASETS_CACHE, if it isn't there")
-    return open_pictures(data, size, channels, fit)
+        say(f"reading {data} into the cache of datasets, HF_DATASETS_CACHE, if it isn't there")
+    without = [] if output is None else [os.path.realpath(output)]
+    return open_pictures(data, size, channels, fit, warn=warn, say=say, without=without)
 
 
-def labels_of(pictures: Pictures, labels: Path | None, quiet: bool = False) -> Labels | None:
+def labels_of(
+    pictures: Pictures | Source, labels: Path | None, quiet: bool = False
+) -> Labels | None:
     """Find the labels of pictures (`training.labels.find_labels`), and say what isn't taken."""
     from ..training.labels import find_labels
 
@@ -43,3 +65,77 @@ def needed(labels: Labels | None, data: Path, instead: str = "") -> Labels:
     if labels is None:
         raise UsageError(f"{data} has no labels.csv; pass --labels CSV{instead}")
     return labels
+
+
+@app.command()
+@takes(SaidOptions)
+def check(
+    options: SaidOptions,
+    data: Annotated[Path, typer.Argument(help="Folder, zip, table, or data set of the Hub.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Table of labels; default: labels.csv inside DATA.")
+    ] = None,
+) -> None:
+    """Read all pictures of DATA: which can't be, sizes, modes, duplicates, labels. Exit 3 if any
+    is bad.
+
+    Example: pdae data check photos/
+    """
+    from ..pictures.checking import check as check_pictures
+    from ..training.data import open_source
+
+    out = Output(options.json, options.quiet)
+    source = open_source(data, say=out.say)
+    table = labels_of(source, labels, options.quiet)
+    with out.progress("read", len(source.names)) as bar:
+        found = check_pictures(source.names, source.read, source.label, bar.advance)
+    bad = found.unreadable | {
+        name: f"{data / name}: can't be opened: {reason}" for name, reason in source.closed.items()
+    }
+    for reason in bad.values():
+        out.error(reason)
+    balance = {} if table is None else _balance(table, source.names)
+    pictures = len(source.names) - len(found.unreadable)
+    record: dict[str, Any] = {"input": str(data), "pictures": pictures, "unreadable": bad}
+    record |= {"formats": found.formats, "modes": found.modes, "sizes": found.sizes}
+    record |= {"duplicates": found.duplicates, "labels": balance}
+    for line in ("",) if options.json else _lines(record):
+        out.result(record, line)
+    if bad:
+        raise typer.Exit(InputError.exit_code)
+
+
+def _balance(labels: Labels, names: list[str]) -> dict[str, dict[str, float]]:
+    """How many pictures have each attribute, don't, or aren't known to; of a number, how many have
+    one, and between which."""
+    columns = labels.matrix(names).T
+    words = {"with": 1, "without": 0, "unknown": -1}
+    found: dict[str, dict[str, float]] = {
+        name: {word: int((column == value).sum()) for word, value in words.items()}
+        for name, column in zip(labels.attributes, columns, strict=True)
+    }
+    for name, values in labels.numbers.items():
+        known = [values[one] for one in names if one in values]
+        if known:
+            found[name] = {"known": len(known), "least": min(known), "most": max(known)}
+    return found
+
+
+def _lines(record: dict[str, Any]) -> Iterator[str]:
+    """What was found, for people: a line for each subject."""
+    bad, groups = record["unreadable"], record["duplicates"]
+    yield f"{record['input']}: {record['pictures']} pictures, {len(bad)} that can't be read"
+    for what in ("formats", "modes", "sizes"):
+        yield f"{what}: {_most(record[what])}"
+    if groups:
+        shown = "; ".join(" = ".join(group[:SHOWN]) for group in groups[:SHOWN])
+        yield f"duplicates: {sum(map(len, groups))} pictures are {len(groups)}: {shown}"
+    for name, count in record["labels"].items():
+        yield f"{name}: " + ", ".join(f"{n:g} {word}" for word, n in count.items())
+
+
+def _most(counts: Counter[str]) -> str:
+    """The most frequent, and how many kinds there are besides."""
+    parts = [f"{name} {count}" for name, count in counts.most_common(SHOWN)]
+    rest = len(counts) - SHOWN
+    return ", ".join(parts) + (f" and {rest} more" if rest > 0 else "")

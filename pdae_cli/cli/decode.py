@@ -22,7 +22,7 @@ def decode(
 
     Example: pdae decode z.safetensors -o face.png
     """
-    items = options.items(inputs, streamed=False)
+    items = options.items("decode", inputs, streamed=False)
     stem = stem_of(items, "-decoded")
     destination = Destination.parse(output, f".{format}", stream=options.stream, stem=stem)
     model = options.load()

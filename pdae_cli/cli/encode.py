@@ -30,7 +30,7 @@ def encode(
     """
     from ..engine.codes import stack, to_bytes
 
-    items = options.items(inputs)
+    items = options.items("encode", inputs)
     destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX}, stem=stem_of(items))
     model = options.load()
     sampling = options.sampling()

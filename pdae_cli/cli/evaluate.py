@@ -313,12 +313,12 @@ def judge(
     if output.suffix.lower() != ".safetensors":
         raise UsageError(f"-o {output}: the judge is a .safetensors")
     options.free(output)
-    out = Output(options.json, options.quiet)
+    out = options.out()
     model = options.load()
     size = image_size or model.config.image_size
-    pictures = open_data(data, size, model.config.channels, options.fit, options.quiet)
+    pictures = open_data(data, size, model.config.channels, out, options.fit)
     labels = needed(labels_of(pictures, options.labels, options.quiet), data)
-    train, held_out = split(pictures, labels)
+    train, held_out = (part.checked() for part in split(pictures, labels))
     how: dict[str, Any] = {"seed": seed, "report": out.say, "device": model.device}
     made, auroc = train_judge(train, held_out, labels, epochs, **how)
     write_judge(output, made, plain(auroc))
@@ -371,7 +371,8 @@ def likelihood(
     guided = {"guidance", "guide_from", "guide_until"} & options.changes().keys()
     if guided and not conditional:
         raise UsageError("guidance is by z; add --conditional, or leave guidance, guide-… out")
-    items, model, sampling = options.items(inputs), options.load(), options.sampling()
+    items, model = options.items("evaluate likelihood", inputs), options.load()
+    sampling = options.sampling()
     nfe = probes * (2 * (len(model.trajectory(sampling).grid()) - 1) + 1)
     facts: dict[str, Any] = {"conditional": conditional, "probes": probes, "nfe": nfe}
     facts |= {"seed": options.seed, "model": model.name}

@@ -71,6 +71,10 @@ class EvaluateOptions(SeedOptions, ModelOptions):
         if self.output is not None:
             self.free(*(self.output / name for name in OUTPUTS))
 
+    def out(self) -> Output:
+        """Where it is said."""
+        return Output(self.json, self.quiet)
+
     def free(self, *paths: Path) -> None:
         """Raise InputError for a file that exists and isn't to be replaced, or whose folder can't
         be written, StorageError for a full disk: before the work, not after it."""
@@ -88,9 +92,11 @@ class EvaluateOptions(SeedOptions, ModelOptions):
 
         if self.output is not None:
             needs_matplotlib()
-        quiet, model = self.quiet or model is not None, model or self.load()
+        quiet = self.quiet or model is not None
+        out = self.out() if model is None else None  # else it is said already
+        model = model or self.load()
         config = model.config
-        pictures = open_data(data, config.image_size, config.channels, self.fit, quiet)
+        pictures = open_data(data, config.image_size, config.channels, out, self.fit, self.output)
         labels = labels_of(pictures, self.labels, quiet)
         return Material(self, model, pictures, labels, sizes)
 
@@ -197,7 +203,7 @@ class Material:
 
     @property
     def out(self) -> Output:
-        return Output(self.options.json, self.options.quiet)
+        return self.options.out()
 
     def _size(self, experiment: str) -> int:
         return self.options.pictures or self.sizes[experiment]
@@ -213,13 +219,13 @@ class Material:
         return to_float(pictures.stack(self.rows(pictures, count)))
 
     def rows(self, pictures: Pictures, count: int, seed: int | None = None) -> list[int]:
-        """Draw at most `count` numbers of the pictures, by this seed or --seed."""
+        """Draw at most `count` numbers of pictures that can be read, by this seed or --seed."""
         import torch
 
         from ..diffusion.noise import generator
 
         chosen = generator(self.options.seed if seed is None else seed, "evaluated")
-        return torch.randperm(len(pictures), generator=chosen)[:count].tolist()
+        return pictures.readable(torch.randperm(len(pictures), generator=chosen).tolist(), count)
 
     def judge(
         self, path: Path | None, epochs: int = JUDGE_EPOCHS, most: int | None = None
@@ -237,9 +243,9 @@ class Material:
             found.check(self.train.channels, self.train.size)
             return found
         labels = needed(self.labels, self.data, ", or a judge's file as --judge")
-        pictures = self.train
-        if most is not None:
-            rows = self.rows(pictures, most, JUDGE_SEED)
-            pictures = pictures.subset([pictures.names[row] for row in rows])
+        pictures, held_out = self.train, self.held_out.checked()
+        rows = self.rows(pictures, len(pictures) if most is None else most, JUDGE_SEED)
+        rows = rows if most is not None else sorted(rows)
+        pictures = pictures.subset([pictures.names[row] for row in rows])
         how: dict[str, Any] = {"report": self.out.say, "device": self.model.device}
-        return train_judge(pictures, self.held_out, labels, epochs, JUDGE_SEED, **how)[0]
+        return train_judge(pictures, held_out, labels, epochs, JUDGE_SEED, **how)[0]

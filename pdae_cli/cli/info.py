@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..pictures.listing import CODES, HEIC_SUFFIXES, SUFFIXES
 from .output import Output
-from .run.inputs import CODES, MAX_CODES, PICTURES
+from .run.inputs import MAX_CODES
 
 
 def info(
@@ -31,7 +32,7 @@ def info(
         record = _model(what)
     elif suffix == CODES:
         record = _tensors(path)
-    elif suffix in PICTURES or os.path.isfile(path):  # noqa: PTH113
+    elif suffix in SUFFIXES | HEIC_SUFFIXES or os.path.isfile(path):  # noqa: PTH113
         record = _picture(path)
     else:
         record = _model(what)

@@ -76,7 +76,7 @@ def _complete(
     from ..engine import editing
     from ..engine.codes import Z_ALONE
 
-    items, changes = options.items(inputs), options.changes()
+    items, changes = options.items(command, inputs), options.changes()
     destination = Destination.parse(
         output, f".{format}", stream=options.stream, stem=stem_of(items, behind)
     )

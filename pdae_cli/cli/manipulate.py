@@ -89,7 +89,7 @@ def manipulate(
         print_attributes(options)
         return
     steps = edits(options.attr or [], options.scale or [], options.to or [])
-    items = options.items(inputs)
+    items = options.items("manipulate", inputs)
     destination = Destination.parse(
         output, _suffix(options.format, items), PICTURE_SUFFIXES | {CODES_SUFFIX},
         stream=options.stream, stem=stem_of(items, _behind(steps, bool(options.to))),

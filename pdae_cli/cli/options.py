@@ -130,6 +130,7 @@ class SaidOptions:
 
     json: bool = option(False, FILES, "A JSON line for each result.", "--json")
     quiet: bool = option(False, FILES, "Say nothing but failures.", "--quiet", "-q")
+    given: dict[str, Any] = field(default_factory=dict)  # every parameter of the command, by name
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,6 @@ class ModelOptions(SaidOptions):
     compile: bool = option(
         False, MODEL, "torch.compile: pays for many pictures.", "--compile", rare=True
     )
-    given: dict[str, Any] = field(default_factory=dict)  # every parameter of the command, by name
 
     def load(self, device: str | None = None) -> Model:
         """Load the model onto its device, or onto this one."""
@@ -309,14 +309,19 @@ class FileOptions(StreamOptions):
     files_from: FilesFrom = None
     null: Null = False
 
-    def items(self, inputs: list[str] | None, streamed: bool = True) -> Iterable[Item]:
-        """The inputs; unless they are `streamed`, --stream is about the output alone."""
+    def items(
+        self, command: str, inputs: list[str] | None, streamed: bool = True
+    ) -> Iterable[Item]:
+        """The inputs, without what the command wrote itself; unless they are `streamed`, --stream
+        is about the output alone."""
         from .run.inputs import collect
+        from .run.manifest import own_outputs
 
         stream, say = self.stream if streamed else None, Output(quiet=self.quiet).say
         return collect(
-            inputs, self.files_from, self.recursive, null=self.null, stream=stream, say=say
-        )
+            inputs, self.files_from, self.recursive, null=self.null, stream=stream, say=say,
+            without=own_outputs(command, self.given),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

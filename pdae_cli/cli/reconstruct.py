@@ -36,7 +36,7 @@ def reconstruct(
     from ..evaluation import metrics
     from ..pictures.images import to_pixels
 
-    items = options.items(inputs)
+    items = options.items("reconstruct", inputs)
     destination = Destination("")
     if output is not None:
         destination = Destination.parse(output, f".{format}", stream=options.stream)

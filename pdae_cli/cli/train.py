@@ -113,11 +113,14 @@ class TrainFlags:
 
         from ..training.data import Task, split
 
-        pictures = open_data(data, config.image_size, config.channels, self.fit, self.quiet)
+        out = Output(self.json, self.quiet or launched()[0] > 0)
+        pictures = open_data(data, config.image_size, config.channels, out, self.fit, folder)
         dtype = torch.float16 if self.weights_dtype == "float16" else torch.float32
         train, held_out = split(pictures, labels_of(pictures, self.labels, self.quiet))
+        with out.progress("read", len(pictures)) as bar:
+            train, held_out = train.checked(bar.advance), held_out.checked(bar.advance)
         if len(held_out) == 1:
-            Output(quiet=self.quiet or launched()[0] > 0).say(
+            out.say(
                 "one picture is held out, so nothing is measured with another picture's z; more "
                 "pictures, or a `split` column in the labels, hold out more"
             )
@@ -126,10 +129,10 @@ class TrainFlags:
     def condition(self, data: Path, columns: str) -> Condition:
         """Read the labels of these columns."""
         from ..training.conditional import condition
-        from ..training.data import open_pictures
+        from ..training.data import open_source
         from ..training.labels import find_labels
 
-        names = open_pictures(data, 1).names
+        names = open_source(data).names
         return condition(find_labels(data, self.labels, names), split_names(columns))
 
     def trackers(self) -> list[str]:

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Lock
 
 from PIL import ExifTags, Image, ImageCms
 
 from ..errors import InputError
 from ..files import read_limited
+from .listing import HEAD, MAX_PICTURE, kind_of, reads_heic
 from .metadata import exif_tag
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # nothing else is decoded
-READABLE = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # and HEIC; nothing else
 MAX_PIXELS = 64_000_000  # of a picture, or of all frames of an animation
 MAX_FRAMES = 10_000
-MAX_BYTES = 1 << 30  # of a file
+LARGE = 16_000_000  # pixels: several such pictures at once would take much memory
 LIMIT = f"the limit of {MAX_PIXELS // 10**6} million; make the picture smaller first"
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # 16-bit files open in one of these
 T = Image.Transpose
@@ -40,7 +41,27 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
         image = _opened(source, name)
         image.load()
         _try_mode(image)
+        if image.format in ("WEBP", "AVIF") and _is_large(image) and not has_more_frames(image):
+            # Their decoders keep the pixels twice for as long as the picture lives.
+            format, image = image.format, image.copy()
+            image.format = format
     return image
+
+
+@contextmanager
+def turn(lock: Lock, data: bytes) -> Iterator[None]:
+    """Hold the lock while a file is decoded and brought into a frame, where the picture is so large
+    that several at once would take much memory: WebP's decoder takes it from the header on."""
+    with ExitStack() as held:
+        held.enter_context(lock)
+        try:
+            with _naming(""):
+                large = _is_large(_opened(data, ""))
+        except InputError:
+            large = False
+        if not large:
+            held.close()
+        yield
 
 
 def open_frames(source: Path | bytes, name: str) -> Iterator[Image.Image]:
@@ -82,14 +103,26 @@ def has_more_frames(image: Image.Image) -> bool:
     return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
+def _is_large(image: Image.Image) -> bool:
+    return image.width * image.height > LARGE
+
+
 def _opened(source: Path | bytes, name: str) -> Image.Image:
     """Read and check the header, decode nothing."""
-    data = read_limited(source, MAX_BYTES) if isinstance(source, Path) else source
+    data = read_limited(source, MAX_PICTURE) if isinstance(source, Path) else source
     if not data:
         raise InputError(f"{name}: an empty file, not a picture")
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MiB")
-    image = Image.open(io.BytesIO(data), formats=FORMATS)  # an MPO as the JPEG it begins with
+    if len(data) > MAX_PICTURE:
+        raise InputError(f"{name}: larger than {MAX_PICTURE >> 20} MiB")
+    formats: tuple[str, ...] = FORMATS  # an MPO is opened as the JPEG it begins with
+    if kind_of(data[:HEAD]) == "HEIC":
+        if not reads_heic():
+            raise InputError(f"{name}: a HEIC picture; pip install 'pdae-cli[heic]' reads it")
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(thumbnails=False)
+        formats = ("HEIF",)
+    image = Image.open(io.BytesIO(data), formats=formats)
     if image.width * image.height > MAX_PIXELS:
         raise InputError(f"{name}: {image.width}x{image.height} pixels are more than {LIMIT}")
     has_more_frames(image)  # GIFs look ahead for this and remember; later it would undo load()
@@ -117,7 +150,7 @@ def _naming(name: str) -> Iterator[None]:
         known = ", ".join(FORMATS)
         raise InputError(f"{name}: not a picture that can be read ({known})") from error
     except Exception as error:  # decoders raise nearly everything on broken files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or f"it is damaged ({type(error).__name__})"
         raise InputError(f"{name}: can't be read as a picture: {reason}") from error
 
 

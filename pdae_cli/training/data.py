@@ -3,95 +3,165 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
-from ..files import read_member
-from ..pictures.decoding import READABLE
+from ..pictures.decoding import turn
 from ..pictures.images import open_picture, prepare
+from ..pictures.listing import is_archive, is_folder, list_pictures
 from .labels import Labels
-from .tables import MAX_FILE, Table, open_table
+from .tables import open_table
 
 CACHE_BYTES = 4 << 30  # decoded pictures are kept in memory up to this size
 ENOUGH = 32  # held-out pictures that figures mean something on
-BAD_SHARE = 0.01  # unreadable pictures are replaced by their neighbours up to this share
+NAMED = 20  # unreadable pictures that are said one by one
+BAD_SHARE = 0.5  # of a data set: more unreadable pictures than this aren't left out
+
+Say = Callable[[str], None]
+
+
+def nothing(text: str) -> None:
+    """Say nothing."""
 
 
 @dataclass
-class Pictures:
-    """Pictures by number, each uint8 (C, size, size) in a model's frame.
-
-    Decoded pictures are remembered while all of them fit into CACHE_BYTES. An unreadable picture
-    is replaced by the next readable one and counted in `bad`.
-    """
+class Source:
+    """The files of a data set: by name, `read` gives their bytes; `warn` is told of each that is no
+    picture, once."""
 
     root: Path
     names: list[str]  # paths in a folder or zip, numbers of a table's rows
-    size: int
-    channels: int = 3
-    fit: str = "crop"
-    table: Table | None = None
-    bad: dict[str, str] = field(default_factory=dict)
+    read: Callable[[str], bytes]
+    warn: Say = nothing
+    label: str = ""  # what stands before a name where it is said
+    closed: dict[str, str] = field(default_factory=dict)  # folders that can't be opened: why
+    bad: dict[str, str] = field(default_factory=dict)  # pictures that can't be read: why
 
-    def __post_init__(self) -> None:
-        zipped = self.table is None and self.root.is_file()
-        self._zip = zipfile.ZipFile(self.root) if zipped else None
-        shape = (len(self.names), self.channels, self.size, self.size)
-        fits = len(self.names) * self.channels * self.size**2 <= CACHE_BYTES
+    def leave_out(self, name: str, reason: str) -> None:
+        """Note and say that a picture can't be read. Raises InputError when most can't."""
+        if name in self.bad:
+            return
+        self.bad[name] = reason
+        if len(self.bad) > BAD_SHARE * len(self.names):
+            raise InputError(
+                f"{self.root}: {len(self.bad)} of {len(self.names)} pictures can't be read, "
+                f"the first: {next(iter(self.bad.values()))}"
+            )
+        if len(self.bad) <= NAMED:
+            self.warn(f"{reason}; left out")
+        elif len(self.bad) == NAMED + 1:
+            self.warn(f"more can't be read: `pdae data check {self.root}` names them all")
+
+
+class Frames:
+    """A source's pictures in a model's frame, by number: uint8 (C, size, size). They are remembered
+    while all of them fit into CACHE_BYTES."""
+
+    def __init__(self, source: Source, size: int, channels: int, fit: str) -> None:
+        self.source, self.size, self.channels, self.fit = source, size, channels, fit
+        self._large = Lock()
+        count = len(source.names)
+        fits = count * channels * size**2 <= CACHE_BYTES
+        shape = (count, channels, size, size)
         self._cache = torch.empty(shape, dtype=torch.uint8) if fits else None
-        self._cached = torch.zeros(len(self.names), dtype=torch.bool)
+        self._cached = torch.zeros(count, dtype=torch.bool)
+
+    def one(self, row: int) -> Tensor:
+        """Return a picture (C, size, size). Raises InputError where it can't be read."""
+        if self._cache is not None and self._cached[row]:
+            return self._cache[row]
+        name = self.source.names[row]
+        data = self.source.read(name)
+        with turn(self._large, data):
+            image = open_picture(data, self.source.label + name)
+            picture = prepare(image, self.size, self.channels, self.fit)
+        if self._cache is not None:
+            self._cache[row] = picture
+            self._cached[row] = True
+        return picture
+
+    def stack(self, rows: Tensor) -> Tensor:
+        """Return pictures (N, C, size, size). Raises InputError for one that can't be read."""
+        if self._cache is not None and bool(self._cached[rows].all()):
+            return self._cache[rows]
+        with ThreadPoolExecutor() as pool:
+            return torch.stack(list(pool.map(self.one, rows.tolist())))
+
+    def why_not(self, row: int) -> str:
+        """Say why a picture can't be read; nothing where it can."""
+        try:
+            self.one(row)
+        except InputError as error:
+            return str(error)
+        return ""
+
+
+class Pictures:
+    """Some pictures of a source in a model's frame, by number, each uint8 (C, size, size)."""
+
+    def __init__(self, frames: Frames, rows: Sequence[int]) -> None:
+        self.frames, self._rows = frames, torch.tensor(rows, dtype=torch.long)
+        self.names = [frames.source.names[row] for row in rows]
+        self.root, self.bad = frames.source.root, frames.source.bad
+        self.size, self.channels = frames.size, frames.channels
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return picture `index`, or the next readable one. Raises InputError when too many are
-        bad."""
-        if self._cache is not None and self._cached[index]:
-            return self._cache[index]
-        name = self.names[index]
-        label = name if self.table is None else f"row {name}"
-        try:
-            picture = prepare(
-                open_picture(self._bytes(name), label), self.size, self.channels, self.fit
-            )
-        except (InputError, OSError) as error:
-            self.bad[name] = str(error)
-            if len(self.bad) > min(max(1, BAD_SHARE * len(self)), len(self) - 1):
-                raise InputError(
-                    f"{self.root}: {len(self.bad)} of {len(self)} pictures can't be read, "
-                    f"the first: {next(iter(self.bad.values()))}"
-                ) from error
-            picture = self[(index + 1) % len(self)]
-        if self._cache is not None:
-            self._cache[index] = picture
-            self._cached[index] = True
-        return picture
-
-    def _bytes(self, name: str) -> bytes:
-        if self.table is not None:
-            return self.table.read(int(name))
-        if self._zip is not None:
-            return read_member(self._zip, name, MAX_FILE)
-        return (self.root / name).read_bytes()
+        """Return a picture. Raises InputError where it can't be read."""
+        return self.frames.one(int(self._rows[index]))
 
     def stack(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures as one uint8 tensor (N, C, size, size)."""
-        if self._cache is not None and bool(self._cached[torch.as_tensor(indices)].all()):
-            return self._cache[torch.as_tensor(indices)]
-        with ThreadPoolExecutor() as pool:
-            return torch.stack(list(pool.map(self.__getitem__, map(int, indices))))
+        """Return pictures as one uint8 tensor (N, C, size, size). Raises InputError where one can't
+        be read: nothing takes its place."""
+        return self.frames.stack(self._rows[torch.as_tensor(indices)])
 
-    def subset(self, names: list[str]) -> Pictures:
+    def subset(self, names: Sequence[str]) -> Pictures:
         """Return the pictures of these names, in this order."""
-        return Pictures(self.root, names, self.size, self.channels, self.fit, self.table)
+        rows = dict(zip(self.names, self._rows.tolist(), strict=True))
+        return Pictures(self.frames, [rows[name] for name in names])
+
+    def readable(
+        self,
+        indices: Sequence[int],
+        count: int | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[int]:
+        """Read pictures until `count` can be read, by default all, and return their numbers. Those
+        that can't are said. Raises InputError where none can.
+        """
+        found, waiting = list[int](), list(indices)
+        count = len(waiting) if count is None else count
+        while waiting and len(found) < count:
+            part, waiting = waiting[: count - len(found)], waiting[count - len(found) :]
+            with ThreadPoolExecutor() as pool:
+                reasons = pool.map(self.frames.why_not, self._rows[torch.tensor(part)].tolist())
+                for index, reason in zip(part, reasons, strict=True):
+                    if reason:
+                        self.frames.source.leave_out(self.names[index], reason)
+                    else:
+                        found.append(index)
+                    progress(1)
+        if not found:
+            raise InputError(
+                f"{self.root}: none of the {len(indices)} pictures that are needed can be read"
+            )
+        return found
+
+    def checked(self, progress: Callable[[int], None] = lambda count: None) -> Pictures:
+        """Read all, and return those that can be read, numbered anew: whoever numbers them before a
+        run pairs no label with another picture. Raises InputError where none can be read."""
+        good = self.readable(range(len(self)), progress=progress)
+        return Pictures(self.frames, self._rows[torch.tensor(good)].tolist())
 
 
 @dataclass(frozen=True)
@@ -104,26 +174,41 @@ class Task:
     dtype: torch.dtype = torch.float32
 
 
-def open_pictures(data: Path, size: int, channels: int = 3, fit: str = "crop") -> Pictures:
-    """Open all pictures below a folder or in a zip, sorted by name, or of a table (see
-    `tables.source_of`), by row. Raises InputError, UsageError."""
+def open_source(
+    data: Path, warn: Say = nothing, say: Say = nothing, without: Collection[str] = ()
+) -> Source:
+    """Open a folder or zip, by name, or a table (see `tables.source_of`), by row. `say` is told
+    what is left out, among it the real paths `without`. Raises InputError, UsageError."""
     if table := open_table(data):
-        names = [str(row) for row in range(len(table))]
-        return Pictures(data, names, size, channels, fit, table)
-    if data.is_dir():
-        files = (path for path in data.rglob("*") if path.is_file())
-        names = [path.relative_to(data).as_posix() for path in files]
-    elif data.is_file() and zipfile.is_zipfile(data):
-        with zipfile.ZipFile(data) as archive:
-            names = archive.namelist()
-    elif data.exists():
-        raise UsageError(f"{data} is no folder, zip, Parquet file or tar shard of pictures")
-    else:
+        rows = [str(row) for row in range(len(table))]
+        return Source(data, rows, lambda name: table.read(int(name)), warn, "row ")
+    if not is_folder(data) and not is_archive(data):
+        if os.path.exists(data):  # noqa: PTH110
+            raise UsageError(f"{data} is no folder, zip, Parquet file or tar shard of pictures")
         raise InputError(f"{data}: no such folder, zip or data set")
-    names = sorted(name for name in names if Path(name).suffix.lower() in READABLE)
-    if not names:
-        raise InputError(f"{data} holds no pictures ({', '.join(sorted(READABLE))})")
-    return Pictures(data, names, size, channels, fit)
+    listing = list_pictures(data, without=without)
+    if told := listing.told():
+        say(told)
+    if not listing.names:
+        raise InputError(f"{data} holds no pictures")
+    return Source(data, sorted(listing.names), listing.read, warn, closed=listing.closed)
+
+
+def open_pictures(
+    data: Path,
+    size: int,
+    channels: int = 3,
+    fit: str = "crop",
+    warn: Say = nothing,
+    say: Say = nothing,
+    without: Collection[str] = (),
+) -> Pictures:
+    """Open all pictures of `open_source` in a model's frame. Raises InputError, also where a folder
+    of it can't be opened, UsageError."""
+    source = open_source(data, warn, say, without)
+    for name, reason in source.closed.items():
+        raise InputError(f"{data / name}: can't be opened: {reason}; let it be read, or move it")
+    return Pictures(Frames(source, size, channels, fit), range(len(source.names)))
 
 
 def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ..errors import InputError, printable
-from ..pictures.decoding import READABLE
+from ..pictures.listing import SUFFIXES
 
 MAX_BYTES = 64 << 20  # of a table: CelebA's attributes take 26 MB
 MAX_CELLS = 12_000_000  # CelebA's are 8.3 million
@@ -121,7 +121,7 @@ def _named(
 
 def is_picture(cell: str) -> bool:
     """Whether a cell looks like a picture's name."""
-    return PurePosixPath(cell.strip()).suffix.lower() in READABLE
+    return PurePosixPath(cell.strip()).suffix.lower() in SUFFIXES
 
 
 def _decoded(content: bytes, source: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,9 @@ from torch import Tensor
 
 from ..engine.tensors import TensorsError, strict_json
 from ..errors import InputError, printable
-from ..files import read_limited, read_member
+from ..files import read_limited
+from ..pictures.archives import Archive
+from ..pictures.listing import is_archive, is_folder
 from .delimited import MAX_BYTES, MAX_CELLS, MAX_TEXTS, Sheet, read_sheet, short
 from .matching import matched, plain
 from .tables import open_table
@@ -128,22 +129,18 @@ def _read(path: Path, data: Path) -> Labels | None:
 
 def _content(path: Path, data: Path) -> bytes:
     if not path.exists() and (member := path.as_posix()) in _members(data):
-        with zipfile.ZipFile(data) as archive:
-            return read_member(archive, member, MAX_BYTES)
+        return Archive(data).read(member, MAX_BYTES)
     return read_limited(path, MAX_BYTES)
 
 
 def _members(data: Path) -> list[str]:
     """The names in a zip; nothing of what is none."""
-    if not (data.is_file() and zipfile.is_zipfile(data)):
-        return []
-    with zipfile.ZipFile(data) as archive:
-        return archive.namelist()
+    return Archive(data).names() if is_archive(data) else []
 
 
 def _own(data: Path) -> list[Path]:
     """Files of labels inside a folder or zip, there also in its one folder, as OWN has them."""
-    if data.is_dir():
+    if is_folder(data):
         return [data / name for name in OWN if (data / name).is_file()]
     shallow = [PurePosixPath(name) for name in _members(data) if name.count("/") < 2]
     return [Path(one) for name in OWN for one in shallow if one.name == name]

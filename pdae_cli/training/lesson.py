@@ -42,9 +42,11 @@ class Lesson:
 
 
 def of_two(with_: Pictures, without: Pictures, name: str) -> Lesson:
-    """Pictures that have an attribute, and such that haven't. Raises UsageError for its name."""
+    """Pictures that have an attribute, and such that haven't, as far as they can be read. Raises
+    UsageError for its name."""
     check_names([name])
-    parts = [list(part) for part in zip(split(with_, None), split(without, None), strict=True)]
+    kinds = [[part.checked() for part in split(one, None)] for one in (with_, without)]
+    parts = [list(part) for part in zip(*kinds, strict=True)]
     marks = [
         torch.tensor([1] * len(one) + [0] * len(other), dtype=torch.int8)[:, None]
         for one, other in parts
@@ -55,7 +57,7 @@ def of_two(with_: Pictures, without: Pictures, name: str) -> Lesson:
 def of_labels(pictures: Pictures, labels: Labels) -> Lesson:
     """All that labels tell apart. Raises UsageError where that is nothing, or for names that
     attributes can't have."""
-    parts = split(pictures, labels)
+    parts = [part.checked() for part in split(pictures, labels)]
     marks = [labels.matrix(part.names) for part in parts]
     values = [labels.values(part.names) for part in parts]
     told = both_kinds(marks[0])

@@ -5,6 +5,7 @@ function of (seed, step, row)."""
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
 from ..files import read_limited
+from ..pictures.listing import is_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +80,7 @@ class Table:
 def source_of(data: Path) -> dict[str, Any] | None:
     """Say how `datasets` is to load what a user named, and which split; None for folders and zips.
     Raises UsageError for a pattern of too many files."""
-    if data.is_dir():
+    if is_folder(data):
         described = any((data / name).is_file() for name in METADATA)
         return {"path": "imagefolder", "data_dir": str(data)} if described else None
     # A path has left one slash of a URL's two.
@@ -86,7 +88,7 @@ def source_of(data: Path) -> dict[str, Any] | None:
     if kind := KINDS.get(PurePosixPath(text).suffix):
         return {"path": kind, "data_files": braces(text)}
     hub = HUB.fullmatch(text)
-    return None if hub is None or data.exists() else hub.groupdict()
+    return None if hub is None or os.path.exists(data) else hub.groupdict()  # noqa: PTH110
 
 
 @lru_cache(maxsize=2)  # pictures and labels are asked for one after the other

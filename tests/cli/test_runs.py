@@ -198,16 +198,18 @@ class TestNames:
     def test_damaged_zips(self, pdae: Command, tmp_path: Path) -> None:
         path = tmp_path / "p.zip"
         path.write_bytes(b"PK not a zip")
-        assert pdae("encode", path, "-o", tmp_path / "o").code == 2
+        picture().save(tmp_path / "x.png")
+        result = pdae("encode", path, tmp_path / "x.png", "-o", tmp_path / "o0", "--no-noise")
+        assert result.code == 3 and "can't be read as a zip" in result.err
+        assert list(outputs(tmp_path / "o0")) == ["x.safetensors"]
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a.png", os.urandom(400))
-            picture().save(tmp_path / "x.png")
             archive.write(tmp_path / "x.png", "b.png")
         data = bytearray(path.read_bytes())
         data[60] ^= 255  # within a.png's content
         path.write_bytes(bytes(data))
         result = pdae("encode", path, "-o", tmp_path / "o", "--no-noise")
-        assert result.code == 3 and "the zip is damaged" in result.err
+        assert result.code == 3 and "p.zip/a.png: can't be unpacked" in result.err
         assert list(outputs(tmp_path / "o")) == ["b.safetensors"]
 
     def test_named_files_mirror_their_paths_with_r(

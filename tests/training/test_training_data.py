@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from conftest import picture
 from small_runs import OPTIONS, drawn, folder_of
 
 from pdae_cli.errors import InputError
-from pdae_cli.training.data import Pictures, open_pictures, split
+from pdae_cli.pictures.listing import Listing
+from pdae_cli.training.data import Frames, Pictures, Source, open_pictures, split
 from pdae_cli.training.stage import order
 
 
@@ -67,34 +67,48 @@ def test_flips_are_fair(pictures: Pictures) -> None:
     )
 
 
-def test_a_picture_that_cant_be_read_is_replaced_and_counted(tmp_path: Path) -> None:
-    for number in range(300):
+def test_a_bad_picture_is_left_out_with_its_name(tmp_path: Path) -> None:
+    """The others keep their names and pixels, whichever is bad, and each is said once."""
+    for number in range(30):
         picture(number, (4, 4)).save(tmp_path / f"{number:03}.png")
-    (tmp_path / "100.png").write_bytes(b"no")
+    whole = open_pictures(tmp_path, 4)
+    for bad in ("000.png", "012.png", "029.png"):
+        (tmp_path / bad).write_bytes(b"no")
+    said: list[str] = []
+    pictures = open_pictures(tmp_path, 4, warn=said.append)
+    with pytest.raises(InputError, match=r"012.png"):
+        pictures.stack([11, 12])
+    checked = pictures.checked()
+    assert checked.names == [name for name in whole.names if name not in pictures.bad]
+    assert list(pictures.bad) == ["000.png", "012.png", "029.png"]
+    for row, name in enumerate(checked.names):
+        assert torch.equal(checked[row], whole.subset([name])[0])
+    again = pictures.subset(list(reversed(pictures.names))).checked()
+    assert again.names == list(reversed(checked.names)) and len(said) == 3
+    assert all("left out" in line for line in said)
+    rows = pictures.readable([12, 3, 0, 5, 7], 2)
+    assert rows == [3, 5]
+
+
+def test_most_or_all_of_what_is_needed_bad(tmp_path: Path) -> None:
+    for number in range(8):
+        picture(number, (4, 4)).save(tmp_path / f"{number}.png")
+        if number < 5:
+            (tmp_path / f"{number}.png").write_bytes(b"no")
     pictures = open_pictures(tmp_path, 4)
-    assert torch.equal(pictures[100], pictures[101]) and list(pictures.bad) == ["100.png"]
-    for number in range(20):
-        (tmp_path / f"{number:03}.png").write_bytes(b"no")
-    with pytest.raises(InputError, match="can't be read, the first"):
-        open_pictures(tmp_path, 4).stack(range(30))
+    with pytest.raises(InputError, match="none of the 1 pictures"):
+        pictures.subset(["3.png"]).checked()
+    with pytest.raises(InputError, match=r"5 of 8 pictures can't be read, the first: 3.png"):
+        pictures.checked()
 
 
-def test_where_none_can_be_read_none_is_replaced(tmp_path: Path) -> None:
-    """A single one, as may be held out, and two."""
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(b"no")
-        pictures = open_pictures(tmp_path, 4)
-        with pytest.raises(InputError, match=f"{len(pictures)} of {len(pictures)} pictures can't"):
-            pictures.stack([0])
-
-
-def test_zip_bombs_arent_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "it.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.png", b"\0" * 100_000)
-    monkeypatch.setattr("pdae_cli.training.data.MAX_FILE", 1000)
-    with pytest.raises(InputError, match="unpacks to more"):
-        open_pictures(path, 4)._bytes("a.png")
+def test_a_folder_that_cant_be_opened_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = Listing(tmp_path, ["a.png"], closed={"locked": "Permission denied"})
+    monkeypatch.setattr("pdae_cli.training.data.list_pictures", lambda *a, **k: listing)
+    with pytest.raises(InputError, match="locked: can't be opened: Permission denied"):
+        open_pictures(tmp_path, 4)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +117,11 @@ def test_zip_bombs_arent_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_split_follows_names_not_order(tmp_path: Path, count: int, held_out: int) -> None:
     """A tenth of few, 32 of some; of many the 2 % that their own hashes say, whatever else is."""
     names = [f"{number}.png" for number in range(count)]
-    parts = split(Pictures(tmp_path, names, 1), None)
-    again = split(Pictures(tmp_path, names[::-1], 1), None)
+
+    def named(names: list[str]) -> Pictures:
+        return Pictures(Frames(Source(tmp_path, names, str.encode), 1, 1, "crop"), range(count))
+
+    parts, again = split(named(names), None), split(named(names[::-1]), None)
     for part, other in zip(parts, again, strict=True):
         assert set(part.names) == set(other.names)
     train, chosen = parts

@@ -190,10 +190,8 @@ class Run:
         for item in items if self.destination.folder else ():
             path = self.destination.path(item.place)
             if path in taken:
-                deep = self.options.given.get("recursive")
-                hint = "" if deep else ", or pass -r to mirror folders"
                 both = f"{taken[path]} and {item.label} would both become {path}"
-                raise UsageError(f"{both}; rename one{hint}")
+                raise UsageError(f"{both}; rename one, or write them into two folders")
             taken[path] = item.label
 
     def _check_folder(self, count: int, what: str) -> None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import codecs
 import glob
 import os
-import re
 import sys
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import InputError, UsageError
-from ...files import read_limited, read_member
+from ...files import read_limited
+from ...pictures.listing import (
+    CODES,
+    MAX_PICTURE,
+    Listing,
+    is_archive,
+    is_folder,
+    list_pictures,
+    natural,
+)
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-CODES = ".safetensors"
-MAX_PICTURE = 1 << 30  # bytes of a picture file
 MAX_CODES = 8 << 30
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -47,9 +51,10 @@ def collect(
     null: bool = False,
     stream: str | None = None,
     say: Callable[[str], None] = lambda text: None,
+    without: Collection[str] = (),
 ) -> Iterable[Item]:
     """The inputs in order, folders, zips and globs expanded in natural order; `say` is told what is
-    left out.
+    left out, among it the command's own output: real paths `without`.
 
     A list, or for a `stream` of pictures on standard input an iterator. Raises UsageError.
     """
@@ -63,7 +68,7 @@ def collect(
         if names != ["-"]:
             raise UsageError("--stream reads standard input: give - as the one input")
         return _streamed()
-    return [item for name in names for item in _expanded(name, recursive, say)]
+    return [item for name in names for item in _expanded(name, recursive, say, without)]
 
 
 def _listed(files_from: str | None, null: bool) -> list[str]:
@@ -85,78 +90,64 @@ def _globbed(name: str, recursive: bool) -> list[str]:
     """What a pattern stands for, where the shell left it as it is; else the name itself."""
     if os.path.lexists(name) or not glob.has_magic(name):
         return [name]
-    return sorted(glob.glob(name, recursive=recursive), key=_natural) or [name]  # noqa: PTH207
+    return sorted(glob.glob(name, recursive=recursive), key=natural) or [name]  # noqa: PTH207
 
 
-def _expanded(name: str, recursive: bool, say: Callable[[str], None]) -> list[Item]:
+def _expanded(
+    name: str, recursive: bool, say: Callable[[str], None], without: Collection[str]
+) -> list[Item]:
     path = Path(name)
     if name == "-":
         return [Item("-", Path("stdin"), _stdin, "-")]
-    if os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises on names that are too long
-        return _folder(path, recursive, say)
-    if path.suffix.lower() == ".zip" and os.path.isfile(path):  # noqa: PTH113
-        return _zip(path)
-    return [_file(name, _mirrored(path) if recursive else Path(path.stem))]
-
-
-def _file(name: str, place: Path) -> Item:
-    limit = MAX_CODES if name.lower().endswith(CODES) else MAX_PICTURE
-    return Item(name, place, partial(read_limited, Path(name), limit), name)
-
-
-def _mirrored(path: Path) -> Path:
-    """A named file's own path, below the output folder: never above it, never absolute."""
-    return Path(*(part for part in path.parts if part not in (path.anchor, ".."))).with_suffix("")
-
-
-def _folder(folder: Path, recursive: bool, say: Callable[[str], None]) -> list[Item]:
-    """Pictures and codes in a folder, or with `recursive` below it, not through links."""
-    found, deeper = [], 0
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [one for one in folders if not one.startswith(".")]
-        here = [Path(parent, file) for file in files if _taken(file)]
-        if recursive or Path(parent) == folder:
-            found += here
-        else:
-            deeper += len(here)
-    lie = "lies" if deeper == 1 else "lie"
-    if not found:
-        hint = f"; {deeper} {lie} deeper, -r looks there" if deeper else ""
-        raise UsageError(f"{folder} holds no pictures or codes{hint}")
-    if deeper:
-        say(f"{folder}: {deeper} more {lie} in its folders; -r takes them too")
-    found.sort(key=lambda path: _natural(path.relative_to(folder).as_posix()))
-    return [_file(str(path), path.relative_to(folder).with_suffix("")) for path in found]
-
-
-def _zip(path: Path) -> list[Item]:
-    """Pictures and codes in a zip; its folders are mirrored."""
+    folder = is_folder(path)
+    if not folder and not is_archive(path):
+        limit = MAX_CODES if path.suffix.lower() == CODES else MAX_PICTURE
+        place = _place(path) if recursive else Path(_place(path).name)
+        return [Item(name, place, partial(read_limited, path, limit), name)]
     try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: can't be read as a zip: {error}") from error
-    names = sorted((n for n in archive.namelist() if _taken(PurePosixPath(n).name)), key=_natural)
-    if not names:
-        raise UsageError(f"{path} holds no pictures or codes")
-    return [
-        Item(
-            f"{path}/{name}",
-            _mirrored(Path(name)),
-            partial(read_member, archive, name, MAX_PICTURE),
-            f"{path}/{name}",
-        )
-        for name in names
-    ]
+        listing = list_pictures(path, {CODES}, without)
+    except InputError as error:  # it costs itself alone
+        return [_failed(name, _place(path), str(error))]
+    deeper = 0
+    if folder and not recursive:
+        whole, listing = listing, listing.here()
+        deeper = len(whole.names) - len(listing.names)
+    told, lie = listing.told(), "lies" if deeper == 1 else "lie"
+    if not listing.names and not listing.closed:
+        hint = f"; {deeper} {lie} deeper, -r looks there" if deeper else ""
+        raise UsageError(f"{name} holds no pictures or codes{hint}" + (f"; {told}" if told else ""))
+    if deeper:
+        say(f"{name}: {deeper} more {lie} in its folders; -r takes them too")
+    if told:
+        say(told)
+    return list(_items(listing))
 
 
-def _taken(name: str) -> bool:
-    return Path(name).suffix.lower() in PICTURES | {CODES} and not name.startswith(".")
+def _items(listing: Listing) -> Iterator[Item]:
+    """What a folder or zip holds, and the folders in it that can't be opened, which will fail."""
+    for name in listing.names:
+        label = f"{listing.root}/{name}" if listing.archive else str(listing.root / name)
+        limit = MAX_CODES if name.lower().endswith(CODES) else MAX_PICTURE
+        yield Item(label, _place(Path(name)), partial(listing.read, name, limit), label)
+    for name, reason in sorted(listing.closed.items()):
+        label = str(listing.root / name)
+        yield _failed(label, Path(name), f"{label}: can't be opened: {reason}")
 
 
-def _natural(path: str) -> list[tuple[int, str]]:
-    """a2 before a10."""
-    parts = re.split(r"([0-9]+)", Path(path).as_posix().casefold())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+def _failed(label: str, place: Path, error: str) -> Item:
+    """What can't be read, as we know already."""
+
+    def read() -> bytes:
+        raise InputError(error)
+
+    return Item(label, place / "-", read, label)
+
+
+def _place(path: Path) -> Path:
+    """A file's own path without suffix, below the output folder: never above it, never absolute."""
+    parts = [part for part in path.parts if part not in (path.anchor, "..")] or ["out"]
+    stem = Path(parts[-1]).stem
+    return Path(*parts[:-1], stem if stem.strip(".") else parts[-1])
 
 
 def _stdin() -> bytes:

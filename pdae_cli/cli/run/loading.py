@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
@@ -77,14 +78,15 @@ def numbered(made_of: str = "") -> Load:
 def pictures_and_codes(model: Model, options: Any) -> Load:
     """Load an item as what the model takes: a picture, each of its frames, or each row of a codes
     file. Of the options those of ReadOptions and WriteOptions count."""
+    from ...engine.codes import from_bytes
+    from ...pictures import decoding, images
+    from ...pictures.metadata import exif_of
+
     reading = options if isinstance(options, ReadOptions) else ReadOptions()
     writing = options if isinstance(options, WriteOptions) else WriteOptions()
+    large = Lock()
 
     def load(item: Item, find: Find) -> Iterator[Loaded]:
-        from ...engine.codes import from_bytes
-        from ...pictures.decoding import has_more_frames, open_frames
-        from ...pictures.images import open_picture
-
         data = item.read()
         input_sha = hashlib.sha256(data).hexdigest()
         whole = Loaded(item, item.label, item.place, input_sha)
@@ -105,30 +107,30 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
         if whole.state.done:
             yield whole
             return
-        first = open_picture(data, item.label)
-        if not has_more_frames(first):
+        with decoding.turn(large, data):
+            yield from pictures(whole, data, find)
+
+    def pictures(whole: Loaded, data: bytes, find: Find) -> Iterator[Loaded]:
+        first = decoding.open_picture(data, whole.label)
+        if not decoding.has_more_frames(first):
             yield framed(whole, first)
         elif reading.frames == "first":
-            note = f"{item.label}: the first of its frames alone; --frames all takes each"
+            note = f"{whole.label}: the first of its frames alone; --frames all takes each"
             yield replace(framed(whole, first), note=note)
         else:
-            for number, image in enumerate(open_frames(data, item.label)):
+            for number, image in enumerate(decoding.open_frames(data, whole.label)):
                 part = part_of(whole, f"-{number:04d}")
-                yield framed(replace(part, state=find(part.place, input_sha)), image)
+                yield framed(replace(part, state=find(part.place, whole.input_sha)), image)
 
     def framed(one: Loaded, image: Image.Image) -> Loaded:
-        from ...pictures.decoding import upright_size
-        from ...pictures.images import alpha_of, picture_sha, prepare, to_float
-        from ...pictures.metadata import exif_of
-
         size, fit = model.config.image_size, reading.fit
-        pixels = prepare(image, size, model.config.channels, fit)
+        pixels = images.prepare(image, size, model.config.channels, fit)
         return replace(
             one,
-            picture_sha=picture_sha(pixels),
-            picture=to_float(pixels)[None],
-            size=upright_size(image),
-            alpha=alpha_of(image, size, fit) if writing.keep_alpha else None,
+            picture_sha=images.picture_sha(pixels),
+            picture=images.to_float(pixels)[None],
+            size=decoding.upright_size(image),
+            alpha=images.alpha_of(image, size, fit) if writing.keep_alpha else None,
             exif=exif_of(image) if writing.keep_exif else None,
         )
 

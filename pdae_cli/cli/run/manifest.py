@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from typing import Any
 
 from ...errors import InputError
 from ...files import append, sha256, unwritable
+from ...pictures.listing import MANIFEST as FOLDER
+from ...pictures.listing import is_folder
 from .inputs import Item
 from .recipes import Recipe
 
-FOLDER = ".pdae"
 LINE = 1 << 20  # bytes of a line; longer ones are damage
 
 
@@ -102,6 +104,43 @@ def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
     return State(done=True) if made_of == now else State(reason="its input changed")
 
 
+def _read(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
+    """Read what the manifests of a folder say: of each output, and of each job."""
+    entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    jobs: dict[str, dict[str, Any]] = {}
+    for path in sorted((folder / FOLDER).glob("manifest*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            try:
+                entry = json.loads(line) if 0 < len(line) < LINE else None
+            except (ValueError, RecursionError):
+                continue  # torn by a full disk or a power failure: its output is made again
+            if not isinstance(entry, dict) or not all(
+                isinstance(entry.get(part) or {}, dict) for part in ("record", "options")
+            ):
+                continue
+            if "output" in entry:
+                entries[str(entry["output"])].append(entry)
+            elif "job" in entry:
+                jobs[str(entry["job"])] = entry
+    return entries, jobs
+
+
+def own_outputs(command: str, given: dict[str, Any]) -> set[str]:
+    """Return the real paths of what a command with these parameters writes, and in its output
+    folder of what it wrote before: none of it is an input."""
+    named = [str(given[name]) for name in ("output", "sheet") if given.get(name)]
+    found = {os.path.realpath(name) for name in named if name != "-"}
+    for folder in [Path(one) for one in found if is_folder(Path(one))]:
+        try:
+            entries, jobs = _read(folder)
+        except OSError:
+            continue  # as opening it will say
+        for name, lines in entries.items():
+            if any(jobs.get(str(line.get("job")), {}).get("command") == command for line in lines):
+                found.add(str(folder / name))
+    return found
+
+
 class Manifest:
     """The outputs of one folder, as all processes that write there record them."""
 
@@ -109,33 +148,15 @@ class Manifest:
         """`part` names this process among those that share the work. Raises InputError."""
         self.folder, self.job = folder, job
         self._own = folder / FOLDER / f"manifest{part}.jsonl"
-        self._entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._jobs: dict[str, dict[str, Any]] = {}
         try:
             self._own.parent.mkdir(parents=True, exist_ok=True)
             if self._own.parent.is_symlink():  # another's, who has us write elsewhere
                 raise OSError(errno.ELOOP, f"{FOLDER} is a link")
-            for path in sorted(self._own.parent.glob("manifest*.jsonl")):
-                for line in path.read_bytes().splitlines():
-                    self._learn(line)
+            self._entries, self._jobs = _read(folder)
         except OSError as error:
             raise unwritable(folder, error) from error
         if job.digest not in self._jobs:
             self._append([{"job": job.digest, **vars(job)}])
-
-    def _learn(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line) if 0 < len(line) < LINE else None
-        except (ValueError, RecursionError):
-            return  # torn by a full disk or a power failure: its output is made again
-        if not isinstance(entry, dict) or not all(
-            isinstance(entry.get(part) or {}, dict) for part in ("record", "options")
-        ):
-            return
-        if "output" in entry:
-            self._entries[str(entry["output"])].append(entry)
-        elif "job" in entry:
-            self._jobs[str(entry["job"])] = entry
 
     def state(self, output: Path, source: str) -> State:
         """What is to be done about an output, made of an input with this SHA-256."""

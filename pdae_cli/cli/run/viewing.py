@@ -79,7 +79,8 @@ class Viewer:
         path = Path(name)
         if path.suffix.lower() not in suffixes:
             raise UsageError(f"{option} {name}: its name ends in {' or '.join(suffixes)}")
-        if path.exists() and not self.overwrite and not _ours(path):
+        # Path.exists raises on names that are too long.
+        if os.path.exists(path) and not self.overwrite and not _ours(path):  # noqa: PTH110
             raise UsageError(f"{option} {name} exists and isn't one of ours; pass --overwrite")
 
     def see(
@@ -195,11 +196,12 @@ def _name(label: Any) -> str:
 
 def _ours(path: Path) -> bool:
     """Whether an earlier run made this page or sheet."""
-    from ...pictures.decoding import MAX_BYTES, open_picture
+    from ...pictures.decoding import open_picture
+    from ...pictures.listing import MAX_PICTURE
     from ...pictures.metadata import read_recipe
 
     if path.suffix.lower() in PAGES:
-        return GENERATOR in read_limited(path, MAX_BYTES)[:2000]
+        return GENERATOR in read_limited(path, MAX_PICTURE, 2000)
     try:
         recipe = read_recipe(open_picture(path, str(path)))
     except InputError:
