@@ -22,7 +22,7 @@ from report import stamp, table, write_between_marks
 from torch import Tensor
 
 import pdae_cli
-from pdae_cli.checkpoints.diffusers import write_diffusers
+from pdae_cli.checkpoints.export import write_diffusers
 from pdae_cli.diffusion.trajectory import PRESETS, Sampling
 from pdae_cli.engine.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine.model import Model

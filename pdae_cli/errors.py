@@ -1,10 +1,13 @@
-"""Every failure a user can cause, with its exit code.
+"""Every failure a user can cause, with its exit code; and what numbers out of files may be.
 
 A message is one line: what failed, why, and what to do. Commands let these pass; `cli` turns them
 into a line on stderr and the exit code.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 STOPPED = 130  # the exit code of what Ctrl-C or SIGTERM ended
 
@@ -43,6 +46,37 @@ class OutOfMemory(PdaeError):
     """The device has no room for the work."""
 
     exit_code = 5
+
+
+class Range(NamedTuple):
+    """What a number may be, both ends included: `steps: Annotated[int, Range(1, 1000)]`."""
+
+    least: float
+    most: float
+
+
+def check_ranges(config: object, kind: type[Exception] = ValueError) -> None:
+    """Raise an error of that kind, which names the field, where a number of a dataclass lies
+    outside of the range that its annotation gives it."""
+    for name, (least, most) in ranges(type(config)).items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not least <= number <= most:
+                large = isinstance(number, int) and number.bit_length() > 64
+                told = "so large a number" if large else number
+                raise kind(f"{name.replace('_', ' ')} must be {least} to {most}, not {told}")
+
+
+@cache
+def ranges(kind: Any) -> dict[str, Range]:
+    """Find the ranges that a dataclass's annotations give: by field, of all numbers in it."""
+    found = {name: _range(hint) for name, hint in get_type_hints(kind, None, None, True).items()}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _range(hint: Any) -> Range | None:
+    inner = (*getattr(hint, "__metadata__", ()), *map(_range, get_args(hint)))
+    return next((one for one in inner if isinstance(one, Range)), None)
 
 
 def printable(text: str) -> str:

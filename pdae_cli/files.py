@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from .errors import InputError, StorageError
 
@@ -131,6 +131,31 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with replacing(path) as file:
         file.write(data)
+
+
+# What lies around in place of a file: how it begins, and what it is.
+MISTAKEN = {
+    rb"version https://git-lfs": "a Git-LFS pointer, not the file itself: run `git lfs pull` there",
+    rb"(?:\.\./)*/?\.?(?:git/)?annex/objects/": "a git-annex pointer: run `git annex get` there",
+    rb"(?i)<(?:!doctype|html|head|body)": "a web page (HTML), not the file: download it again",
+    rb"<\?xml|<Error>": "a server's answer (XML), not the file: download it again",
+}
+
+
+def mistaken_for(data: bytes) -> str | None:
+    """Tell what a file is that was saved in another's place, by how it begins; None if nothing."""
+    begin = data[:200].removeprefix(b"\xef\xbb\xbf").lstrip()
+    return next((what for how, what in MISTAKEN.items() if re.match(how, begin)), None)
+
+
+def read_stream(stream: IO[bytes], limit: int) -> bytes:
+    """Read a stream to its end, or to a byte more than the limit; piece by piece, since asked for
+    all at once Python sets aside as much as might come."""
+    pieces, left = [], limit + 1
+    while left > 0 and (piece := stream.read(min(left, 1 << 20))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def read_limited(path: Path, limit: int, head: int | None = None) -> bytes:

@@ -118,7 +118,7 @@ def read_pickles_here(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return content
 
-    monkeypatch.setattr("pdae_cli.checkpoints.source.read_pickle", read)
+    monkeypatch.setattr("pdae_cli.checkpoints.reading.read_pickle", read)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 32), mode: str = "RGB") -> Image.Image:

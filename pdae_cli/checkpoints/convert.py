@@ -80,7 +80,10 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
             rows.append(Entry(f"{tensors.where} → {names}", used, ""))
             for why, count in tensors.left_out.items():
                 rows.append(Entry(f"{tensors.where}, {why}", 0, f"{count} tensors"))
-        rows += [Entry(why, 0, f"{count} tensors") for why, count in found.ignored.items()]
+        others = found.ignored | {
+            k: v for part in found.parts for k, v in part.source.beside.items()
+        }
+        rows += [Entry(why, 0, f"{count} tensors") for why, count in others.items()]
         name = source.folder.name
         model = native.assembled(found.config, networks, attributes=found.attributes, name=name)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
@@ -99,7 +102,9 @@ def _compared(found: Found, model: Model) -> str:
         from diffusers import UNet2DModel
     except ImportError:
         return "every tensor used once, every weight filled (install diffusers to compare numbers)"
-    config = {k: v for k, v in found.settings.items() if not k.startswith("_")}
+    config = {
+        k: v for k, v in found.settings.items() if k in diffusers.UNET.known() - {"_class_name"}
+    }
     theirs = UNet2DModel.from_config(config).eval()
     theirs.load_state_dict({k: v.float() for k, v in found.parts[0].source.tensors.items()})
     x = torch.randn(2, *model.config.state_shape, generator=torch.Generator().manual_seed(0))

@@ -12,24 +12,137 @@ from ..errors import ModelError
 from ..networks.half_unet import HalfUNetConfig
 from ..networks.unet import UNetConfig
 from . import names
-from .guided import ADM, NORM, heads, schedule_config
+from .guided import ADM, NORM, heads, schedule_config, time_scale
 from .pdae import add_latent, celeba_attributes
-from .source import Found, Settings, Source, vector
+from .source import Fields, Found, Settings, Source, vector
 from .transfer import Part, Tensors
 
 NAME = "diffae"
 LICENCE = "MIT (phizaz/diffae) if these are its weights; else unknown"
 CHECKPOINT = "last.ckpt"
+LATENT_USUAL = {
+    "latent_beta_scheduler": "const0.008", "latent_znormalize": True,
+    "latent_rescale_timesteps": False, "latent_clip_sample": False,
+}  # fmt: skip
 # Of U-Net and encoder: our field, theirs.
 COMMON = {"image_size": "image_size", "channels": "in_channels", "base_channels": "model_channels"}
 
 
+TOP = Fields(
+    "Diff-AE: hyper_parameters",
+    taken={
+        "model_conf": "the networks, below",
+        "T": "timesteps; linear betas scaled by 1000 / them",
+        "beatgans_rescale_timesteps": "the network is asked at t 1000 / T",
+        "latent_beta_scheduler": "of a latent DPM: refused unless const0.008",
+        "latent_znormalize": "of a latent DPM: refused unless True",
+        "latent_rescale_timesteps": "of a latent DPM: refused unless False",
+        "latent_clip_sample": "of a latent DPM: refused unless False",
+    },
+    fixed={
+        "beta_scheduler": ("linear",),
+        "diffusion_type": ("beatgans",),
+        "net_autoenc_stochastic": (False,),
+        "net_enc_use_time": (False,),
+        "model_mean_type": ("eps",),
+        "latent_model_mean_type": ("eps",),
+        "model_var_type": ("fixed_large",),
+    },
+    idle={
+        "of training, evaluation and data": "seed train_cond0_prob train_pred_xstart_detach "
+        "train_interpolate_prob train_interpolate_img manipulate_cls manipulate_shots "
+        "manipulate_znormalize manipulate_seed manipulate_mode manipulate_loss accum_batches "
+        "batch_size batch_size_eval latent_infer_path data_name data_val_name dropout ema_decay "
+        "eval_num_images eval_every_samples eval_ema_every_samples fid_use_torch fp16 grad_clip "
+        "img_size lr weight_decay num_workers parallel postfix sample_size sample_every_samples "
+        "save_every_samples total_samples warmup pretrain continue_from eval_programs eval_path "
+        "base_dir use_cache_dataset data_cache_dir work_cache_dir name T_sampler optimizer "
+        "loss_type model_name model_type train_mode latent_loss_type",
+        "of its sampling; --inference-steps and --parity are ours": "T_eval latent_T_eval "
+        "gen_type latent_gen_type latent_model_var_type",
+        "which model_conf repeats": "net_attn net_beatgans_attn_head net_beatgans_embed_channels "
+        "net_resblock_updown net_enc_pool net_beatgans_gradient_checkpoint "
+        "net_beatgans_resnet_two_cond net_beatgans_resnet_use_zero_module "
+        "net_beatgans_resnet_cond_channels net_ch_mult net_ch net_enc_attn net_enc_k "
+        "net_enc_num_res_blocks net_enc_channel_mult net_enc_grad_checkpoint "
+        "net_latent_channel_mult net_latent_condition_bias net_latent_dropout net_latent_layers "
+        "net_latent_num_hid_channels net_latent_num_time_layers net_latent_skip_layers "
+        "net_latent_time_emb_channels net_latent_use_norm net_latent_time_last_act "
+        "net_latent_activation net_latent_net_type net_latent_net_last_act net_num_res_blocks "
+        "net_num_input_res_blocks net_enc_num_cls style_ch autoenc_mid_attn",
+    },
+)
+MODEL = Fields(
+    "Diff-AE: model_conf",
+    taken={
+        "image_size": "side of the pictures",
+        "in_channels": "channels of the pictures",
+        "out_channels": "refused unless in_channels",
+        "model_channels": "width of the first level",
+        "channel_mult": "widths of the levels",
+        "num_res_blocks": "blocks a level",
+        "embed_channels": "of the time embedding",
+        "attention_resolutions": "feature-map sizes with attention",
+        "num_heads": "attention heads, where num_head_channels is -1",
+        "num_heads_upsample": "refused unless -1 or num_heads",
+        "num_head_channels": "channels a head",
+        "resblock_updown": "resampling in residual blocks, or by convolutions",
+        "use_new_attention_order": "order of q, k, v; tensors are reordered",
+        "dropout": "in training",
+        "num_input_res_blocks": "refused unless num_res_blocks",
+        "time_embed_channels": "refused unless model_channels",
+        "resnet_cond_channels": "refused unless enc_out_channels",
+        "enc_out_channels": "dimensions of z: an autoencoder",
+        "enc_num_res_block": "blocks a level of the encoder",
+        "enc_channel_mult": "its levels; null: channel_mult",
+        "enc_attn_resolutions": "its attention; null: attention_resolutions",
+        "resnet_two_cond": "of an autoencoder: refused unless True",
+        "latent_net_conf": "the latent DPM, below",
+    },
+    fixed={
+        "dims": (2,),
+        "num_classes": (),
+        "conv_resample": (True,),
+        "input_channel_mult": (),
+        "enc_pool": ("adaptivenonzero",),
+        "enc_use_time_condition": (False,),
+    },
+    idle={
+        "of speed and memory": "use_checkpoint attn_checkpoint enc_grad_checkpoint",
+        "of initial weights": "resnet_use_zero_module",
+    },
+)
+LATENT = Fields(
+    "Diff-AE: latent_net_conf",
+    taken={
+        "num_channels": "refused unless z's dimensions",
+        "num_hid_channels": "width of the hidden layers",
+        "num_layers": "layers, with the last, linear one",
+        "num_time_emb_channels": "sinusoids of the timestep",
+        "skip_layers": "refused unless all but the first",
+        "dropout": "in training",
+    },
+    fixed={
+        "use_norm": (True,),
+        "condition_bias": (1,),
+        "num_time_layers": (2,),
+        "time_last_act": (False,),
+        "activation": ("silu",),
+        "last_act": ("none",),
+    },
+    idle={},
+)
+
+
 def recognises(source: Source) -> bool:
     """A `last.ckpt` of PyTorch Lightning with Diff-AE's settings in it, or its folder."""
-    if source.path.is_dir():
-        return (source.path / CHECKPOINT).exists()
-    content = source.content()
-    return isinstance(content.get("state_dict"), dict) and "hyper_parameters" in content
+    if source.path.is_dir() and not (source.path / CHECKPOINT).exists():
+        return False
+    content = source.content(source.path / CHECKPOINT if source.path.is_dir() else None)
+    settings = content.get("hyper_parameters")
+    return isinstance(content.get("state_dict"), dict) and (
+        isinstance(settings, dict) and "model_conf" in settings
+    )
 
 
 def read(source: Source) -> Found:
@@ -42,17 +155,20 @@ def read(source: Source) -> Found:
             f"{path} holds no averaged model (ema_model); a classifier is taken along with the "
             "autoencoder beside it: convert that"
         )
+    notes: list[str] = []
     settings = Settings(f"{path}, hyper_parameters", source.part(path, "hyper_parameters"))
-    shape = settings.below("model_conf")
+    settings = settings.follow(TOP, notes)
+    shape = settings.below("model_conf").follow(MODEL, notes)
     tensors = Tensors.below("ema_model.", state, f"{path}, ema_model")
-    unet, table = _unet(shape), None
+    timesteps = settings.get("T", int)
+    scale = time_scale(settings, "beatgans_rescale_timesteps", timesteps, default=False)
+    unet, table = _unet(shape, scale), None
     encoder = _encoder(shape) if "enc_out_channels" in shape.values else None
     if encoder is not None:
         unet = replace(unet, z_channels=encoder.z_dim)
         table = names.adm_unet(unet, "time_embed.time_embed", "cond_emb_layers.1")
-    settings.expect(beta_scheduler="linear", beatgans_rescale_timesteps=False)
     config = ModelConfig(
-        settings.build(schedule_config, "linear", settings.get("T", int)),
+        settings.build(schedule_config, "linear", timesteps),
         unet,
         encoder=encoder,
         normalisation=None if encoder is None else _statistics(source, state, encoder.z_dim),
@@ -61,7 +177,8 @@ def read(source: Source) -> Found:
         source=f"{NAME}: {path.parent.name}/{path.name}",
     )
     new_order = bool(shape.get("use_new_attention_order", bool, False))
-    found = Found(config, [Part("dpm", tensors, table or names.adm_unet(unet), new_order)])
+    parts = [Part("dpm", tensors, table or names.adm_unet(unet), new_order)]
+    found = Found(config, parts, notes=notes)
     plain = [k for k, v in state.items() if k.startswith("model.") and isinstance(v, Tensor)]
     found.ignored = {"model (not the averaged weights)": len(plain)}
     if encoder is not None:
@@ -72,11 +189,10 @@ def read(source: Source) -> Found:
     return found
 
 
-def _unet(shape: Settings) -> UNetConfig:
+def _unet(shape: Settings, scale: float) -> UNetConfig:
     """The U-Net of a DDPM, or of an autoencoder without its conditioning on z."""
     given = shape.values
-    shape.expect(dims=2, num_classes=None, conv_resample=True, input_channel_mult=None)
-    shape.expect(out_channels=given.get("in_channels"))
+    shape.refuse("out_channels", given.get("in_channels"))
     shape.refuse("num_heads_upsample", -1, given.get("num_heads"))
     shape.refuse("num_input_res_blocks", None, given.get("num_res_blocks"))
     shape.refuse("time_embed_channels", None, given.get("model_channels"))
@@ -90,12 +206,14 @@ def _unet(shape: Settings) -> UNetConfig:
         **heads(shape),
         learn_sigma=False,
         dropout=shape.get("dropout", float, 0.0),
+        time_scale=scale,
         **ADM | {"resampling": "residual" if residual else "convolution"},
     )
 
 
 def _encoder(shape: Settings) -> HalfUNetConfig:
-    shape.expect(enc_pool="adaptivenonzero", resnet_two_cond=True, resblock_updown=True)
+    shape.refuse("resnet_two_cond", True)
+    shape.refuse("resblock_updown", True)
     attention = shape.values.get("enc_attn_resolutions")
     multipliers = shape.values.get("enc_channel_mult")
     return shape.build(
@@ -123,9 +241,10 @@ def _statistics(source: Source, state: dict[str, Any], z_dim: int) -> Normalisat
 def _add_latent(
     settings: Settings, net: Settings, tensors: Tensors, z_dim: int, found: Found
 ) -> None:
-    settings.expect(latent_beta_scheduler="const0.008", latent_znormalize=True)
-    net.expect(use_norm=True, condition_bias=1, num_channels=z_dim)
-    net.expect(num_time_layers=2, time_last_act=False)
+    for name, usual in LATENT_USUAL.items():
+        settings.refuse(name, usual)
+    net = net.follow(LATENT, found.notes)
+    net.refuse("num_channels", z_dim)
     part = Tensors.below("latent_net.", tensors.tensors, f"{tensors.where}.latent_net")
     tensors.leave_out(r"latent_net\..*", "latent_net (accounted for on its own)")
     add_latent(found, part, net, z_dim, "num_hid_channels", "num_time_emb_channels")

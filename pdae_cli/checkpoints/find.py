@@ -10,8 +10,8 @@ from ..engine.model import Model, ignore
 from ..errors import ModelError, UsageError
 from ..files import bundled_models, check_writable
 from ..networks.first_stage import FirstStage
-from . import diffusers
 from .convert import read_foreign
+from .first_stage import load_first_stage as read_first_stage
 from .hub import Announce, fetch, is_hub_id
 from .native import is_native, read_model
 from .source import open_source
@@ -69,9 +69,12 @@ def load_dpm(name: str, announce: Announce = ignore) -> Model:
     source = open_source(name, announce=announce)
     if is_native(source.path):
         return read_model(source.path, name)
-    return read_foreign(source).model
+    made = read_foreign(source)
+    for note in made.notes:
+        announce(note)
+    return made.model
 
 
 def load_first_stage(name: str, announce: Announce = ignore) -> FirstStage:
     """Load diffusers' AutoencoderKL or VQModel, alone or a pipeline's. Raises ModelError."""
-    return diffusers.load_first_stage(open_source(name, announce=announce))
+    return read_first_stage(open_source(name, announce=announce))

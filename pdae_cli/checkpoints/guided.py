@@ -1,5 +1,5 @@
-"""openai/guided-diffusion: unconditional models, a bare state dict and the flags beside it; and
-what Diff-AE and PDAE, which grew from it, share with it."""
+"""openai's improved- and guided-diffusion: unconditional models, a state dict and the flags beside
+it; and what Diff-AE, PDAE and latent-diffusion, which grew from them, share with them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.config import ModelConfig, ScheduleConfig
+from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.unet import UNetConfig
 from . import names
-from .source import Found, Settings, Source
+from .reading import SAFETENSORS, read_text
+from .source import Fields, Found, Settings, Source
 from .transfer import Part, Tensors
 
 NAME = "guided-diffusion"
 LICENCE = "MIT (openai/guided-diffusion) if these are its weights; else unknown"
-WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
+WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", SAFETENSORS}
+MARK = "time_embed.0.weight"  # a tensor of every ADM U-Net
 
 # What the flags are where a command line doesn't name them.
 DEFAULTS: dict[str, Any] = {
@@ -26,11 +29,61 @@ DEFAULTS: dict[str, Any] = {
     "channel_mult": "", "dropout": 0.0, "class_cond": False, "use_scale_shift_norm": True,
     "resblock_updown": False, "use_new_attention_order": False, "learn_sigma": False,
     "diffusion_steps": 1000, "noise_schedule": "linear", "predict_xstart": False,
-    "rescale_timesteps": False,
+    "sigma_small": False,
 }  # fmt: skip
+FIELDS = Fields(
+    "improved-/guided-diffusion: flags",
+    taken={
+        "image_size": "side of x_t, and the default channel_mult",
+        "num_channels": "width of the first level",
+        "channel_mult": "widths of the levels; empty: the programs' own of 32, 64, 128, 256, 512",
+        "num_res_blocks": "blocks a level",
+        "attention_resolutions": "feature-map sizes with attention",
+        "num_heads": "attention heads, where num_head_channels is -1",
+        "num_heads_upsample": "refused unless -1 or num_heads",
+        "num_head_channels": "channels a head",
+        "dropout": "in training",
+        "use_scale_shift_norm": "how the time enters: scale and shift, or added",
+        "resblock_updown": "resampling in residual blocks, or by convolutions",
+        "use_new_attention_order": "order of q, k, v; tensors are reordered",
+        "learn_sigma": "twice as many channels out; solvers use eps alone",
+        "sigma_small": "variance of ancestral sampling: the posterior's, else beta",
+        "diffusion_steps": "timesteps; linear betas are scaled by 1000 / them",
+        "noise_schedule": "linear or cosine",
+        "rescale_timesteps": "the network is asked at t 1000 / diffusion_steps; must be given "
+        "where that isn't t: improved-diffusion's default is True, guided-diffusion's False",
+        "predict_xstart": "the network predicts x_0",
+    },
+    fixed={
+        "class_cond": (False,),
+        "clip_denoised": (True,),
+        "large_size": (),
+        "small_size": (),
+        "in_channels": (3,),
+        "use_spatial_transformer": (False,),
+    },
+    idle={
+        "of training": "use_kl rescale_learned_sigmas lr batch_size microbatch ema_rate "
+        "lr_anneal_steps weight_decay schedule_sampler data_dir save_interval log_interval "
+        "resume_checkpoint fp16_scale_growth p2_gamma p2_k",
+        "of speed and memory": "use_checkpoint use_fp16",
+        "of its sampling; --inference-steps, --solver and --parity are ours": "timestep_respacing "
+        "use_ddim num_samples model_path out_dir",
+        "of a classifier beside the model": "classifier_path classifier_scale classifier_use_fp16 "
+        "classifier_width classifier_depth classifier_attention_resolutions classifier_pool "
+        "classifier_use_scale_shift_norm classifier_resblock_updown",
+    },
+)
+# Flags of no default of ours, by their type.
+TEXT_FLAGS: dict[str, Any] = {
+    "rescale_timesteps": False, "clip_denoised": True, "use_spatial_transformer": False,
+    "in_channels": 3,
+}  # fmt: skip
+MAX_FLAGS = 64 << 10  # bytes of a text of them
 BOOLEANS = dict.fromkeys(("true", "yes", "1"), True) | dict.fromkeys(("false", "no", "0"), False)
 MULTIPLIERS = {
     512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4),
+    32: (1, 2, 2, 2),
 }  # fmt: skip
 # Of every ADM network; of its U-Nets, unless flags say otherwise.
 NORM: dict[str, Any] = {"groups": 32, "norm_eps": 1e-5}
@@ -44,43 +97,52 @@ def heads(shape: Settings, channels: str = "num_head_channels") -> dict[str, Any
 
 
 def schedule_config(betas: str, timesteps: int) -> ScheduleConfig:
-    """ADM's betas: linear ones scaled so that any number of timesteps ends in the same noise."""
+    """ADM's betas: linear ones scaled so that any number of timesteps ends in the same noise.
+    Raises ValueError for fewer than 21, whose last beta would be 1."""
     scale = 1000 / max(1, timesteps)
     return ScheduleConfig(betas, timesteps, 1e-4 * scale, 0.02 * scale)
 
 
+def time_scale(flags: Settings, name: str, timesteps: int, default: Any = ...) -> float:
+    """What timesteps are multiplied by before the network sees them."""
+    return 1000 / max(1, timesteps) if flags.get(name, bool, default) else 1.0
+
+
 def recognises(source: Source) -> bool:
-    """A `.pt` file that is a bare state dict of an ADM U-Net, or a folder with one and flags."""
+    """A file with a state dict of an ADM U-Net, or a folder with one and flags."""
     if source.path.is_dir():
         return (source.path / "model_flags.json").exists() and len(_weights(source.path)) == 1
-    content = source.content()
-    return "time_embed.0.weight" in content and "input_blocks.0.0.weight" in content
+    tensors = Tensors.around(MARK, source.content(), str(source.path)).tensors
+    return MARK in tensors and "input_blocks.0.0.weight" in tensors
 
 
 def read(source: Source) -> Found:
     """eps_theta, with its learned variance if it has one."""
     weights = _weights(source.path)[0] if source.path.is_dir() else source.path
-    flags = _flags(source)
-    unet = _unet(flags)
-    tensors = Tensors.below("", source.content(weights), str(weights))
+    notes = ["the weights are taken as they are; of several files, the ema_* one is the better"]
+    flags = _flags(source).follow(FIELDS, notes)
+    flags = Settings(flags.where, {**DEFAULTS, **flags.values})
+    tensors = Tensors.around(MARK, source.content(weights), str(weights))
     flags.refuse("noise_schedule", "linear", "cosine")
     timesteps = flags.get("diffusion_steps", int)
-    if timesteps != 1000:
-        flags.expect(rescale_timesteps=False)
+    if timesteps != 1000 and "rescale_timesteps" not in flags.values:
+        raise ModelError(
+            f"{flags.where} doesn't say rescale_timesteps, which matters with {timesteps} "
+            "timesteps: True is improved-diffusion's default, False guided-diffusion's; add the "
+            "one it was trained with"
+        )
+    unet = _unet(flags, time_scale(flags, "rescale_timesteps", timesteps, default=False))
+    fixed = "small" if flags.get("sigma_small", bool) else "large"
     config = ModelConfig(
         flags.build(schedule_config, flags.values["noise_schedule"], timesteps),
         unet,
         prediction="x_0" if flags.get("predict_xstart", bool) else "eps",
         licence=LICENCE,
-        variance="learned" if unet.learn_sigma else "large",
+        variance="learned" if unet.learn_sigma else fixed,
         source=f"{NAME}: {weights.name}",
     )
     new_order = flags.get("use_new_attention_order", bool)
     parts = [Part("dpm", tensors, names.adm_unet(unet), new_order)]
-    notes = ["the weights are taken as they are; of several files, the ema_* one is the better"]
-    others = sorted(set(flags.values) - set(DEFAULTS))
-    if others:
-        notes.append(f"flags that don't shape the network, left out: {', '.join(others)}")
     return Found(config, parts, notes=notes)
 
 
@@ -93,27 +155,27 @@ def _flags(source: Source) -> Settings:
     place = source.config or source.folder / "model_flags.json"
     path = source.first("flags (pass them as --config)", [place])
     if path.suffix in (".json", ".yml", ".yaml"):
-        return Settings.read(path, DEFAULTS)
+        return Settings.read(path)
     try:
-        words = shlex.split(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        words = shlex.split(read_text(path, MAX_FLAGS))
+    except ValueError as error:
         raise ModelError(f"{path} can't be read as flags: {error}") from error
     words = [part for word in words for part in word.split("=", 1)]
-    flags = dict(DEFAULTS)
+    flags: dict[str, Any] = {}
     for name, value in itertools.zip_longest(words[::2], words[1::2]):
         if not name.startswith("--") or value is None:
-            raise ModelError(f"{path}: at {name!r}, write --name value pairs")
+            raise ModelError(f"{path}: at {shown(name)}, write --name value pairs")
         key = name.removeprefix("--")
-        kind = type(DEFAULTS.get(key, ""))
+        kind = type(DEFAULTS.get(key, TEXT_FLAGS.get(key, "")))
         try:
             flags[key] = BOOLEANS[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError) as error:
-            raise ModelError(f"{path}: {name} {value!r} isn't of type {kind.__name__}") from error
+            told = f"{shown(name)[1:-1]} {shown(value)}"
+            raise ModelError(f"{path}: {told} isn't of type {kind.__name__}") from error
     return Settings(str(path), flags)
 
 
-def _unet(flags: Settings) -> UNetConfig:
-    flags.expect(class_cond=False)
+def _unet(flags: Settings, scale: float) -> UNetConfig:
     flags.refuse("num_heads_upsample", -1, flags.values["num_heads"])
     size, text = flags.get("image_size", int), flags.get("channel_mult", str)
     if not text and size not in MULTIPLIERS:
@@ -124,12 +186,22 @@ def _unet(flags: Settings) -> UNetConfig:
         channels=3,
         patch=1,
         **flags.integers(base_channels="num_channels", blocks="num_res_blocks"),
-        multipliers=tuple(map(float, text.split(","))) if text else MULTIPLIERS[size],
-        attention=tuple(map(int, flags.get("attention_resolutions", str).split(","))),
+        multipliers=_listed(flags, "channel_mult", float) if text else MULTIPLIERS[size],
+        attention=_listed(flags, "attention_resolutions", int),
         **heads(flags),
-        time_conditioning="scale_shift" if flags.values["use_scale_shift_norm"] else "additive",
-        resampling="residual" if flags.values["resblock_updown"] else "convolution",
+        time_conditioning="scale_shift" if flags.get("use_scale_shift_norm", bool) else "additive",
+        resampling="residual" if flags.get("resblock_updown", bool) else "convolution",
         learn_sigma=flags.get("learn_sigma", bool),
         dropout=flags.get("dropout", float),
+        time_scale=scale,
         **NORM,
     )
+
+
+def _listed(flags: Settings, name: str, kind: type[Any]) -> tuple[Any, ...]:
+    """Numbers with commas between them. Raises ModelError."""
+    text = flags.get(name, str)
+    try:
+        return tuple(kind(one) for one in text.split(",") if one)
+    except ValueError as error:
+        raise ModelError(f"{flags.where}: {name} is {shown(text)}, not numbers") from error

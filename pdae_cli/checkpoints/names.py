@@ -26,8 +26,6 @@ ADM_TIME = {"0": "0", "2": "2"}
 DIFFUSERS_BLOCK = {"conv": "conv"} | dict(zip(BLOCK, (
     "norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut",
 ), strict=True))  # fmt: skip
-# Attention before diffusers 0.12.
-DIFFUSERS_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def _leaves(ours: str, theirs: str, names: Mapping[str, str]) -> Table:

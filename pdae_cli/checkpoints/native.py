@@ -36,6 +36,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.half_unet import HalfUNet, HalfUNetConfig
 from ..networks.latent import LatentConfig, LatentDPM
 from ..networks.unet import UNet
+from .reading import MAX_CONFIG_BYTES, read_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -44,7 +45,6 @@ LOCK = ".attributes.lock"
 PATIENCE = 60  # seconds, with another process that changes attributes
 LATENT_DPM = "latent_dpm.safetensors"
 CLASSIFIER = "classifier.safetensors"
-MAX_CONFIG_BYTES = 4 << 20
 WEIGHTS_SHAS = "weights_sha256"  # in the config: of the weights, and of those before them
 FIELDS = {"gradient": "gradient_estimator"}  # of a Model; others are called as in the weights
 
@@ -145,9 +145,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:
     """Read the config, and the SHA-256 that its weights may have; none in older ones."""
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB")
-    facts = safe.strict_json(path.read_bytes())
+    facts = safe.strict_json(read_text(path))
     recorded = facts.pop(WEIGHTS_SHAS, [])
     if not isinstance(recorded, list):
         raise ValueError(f"{WEIGHTS_SHAS} is {safe.shown(recorded)}, not a list")

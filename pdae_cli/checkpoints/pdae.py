@@ -11,19 +11,75 @@ from torch import Tensor
 
 from ..engine.attributes import Attributes
 from ..engine.config import ModelConfig, Normalisation, ScheduleConfig
+from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.encoder import EncoderConfig
 from ..networks.latent import LatentConfig
 from ..networks.unet import UNetConfig
 from . import names
 from .guided import ADM, heads, schedule_config
-from .source import Found, Settings, Source, vector
+from .source import Fields, Found, Settings, Source, vector
 from .transfer import Part, Tensors
 
 NAME = "pdae"
 LICENCE = "none stated by the authors of the weights (ckczzj/PDAE)"
 KINDS = ("ema_decoder", "ema_denoise_fn", "ema_latent_denoise_fn", "ema_classifier")
 ENCODER_HEADS = 4  # of E_phi's attention: fixed in the authors' code
+
+SECTIONS = Fields(
+    "PDAE: config.yml",
+    taken={
+        "denoise_fn_config": "eps_theta, below",
+        "diffusion_config": "the schedule, below",
+        "train_dataset_config": "image_size: the side of a DPM's pictures",
+        "latent_denoise_fn_config": "the latent DPM, below",
+        "trained_ddpm_config": "where an autoencoder's DPM is described",
+    },
+    fixed={},
+    idle={
+        "of training and its data": "dataloader_config eval_dataset_config optimizer_config "
+        "runner_config inferred_latents trained_ddpm_checkpoint "
+        "trained_representation_learning_checkpoint trained_representation_learning_config",
+        "of networks whose tensors say how they are built": "encoder_config decoder_config",
+    },
+)
+SCHEDULE = Fields(
+    "PDAE: diffusion_config",
+    taken={
+        "betas_type": "linear or cosine",
+        "timesteps": "timesteps; linear betas scaled by 1000 / them",
+    },
+    fixed={},
+    idle={},
+)
+DPM = Fields(
+    "PDAE: denoise_fn_config",
+    taken={
+        "input_channel": "channels of x_t",
+        "base_channel": "width of the first level",
+        "channel_multiplier": "widths of the levels",
+        "num_residual_blocks_of_a_block": "blocks a level",
+        "attention_resolutions": "attention at image_size / these",
+        "num_heads": "attention heads, where head_channel is -1",
+        "head_channel": "channels a head",
+        "use_new_attention_order": "order of q, k, v; tensors are reordered",
+        "dropout": "in training",
+    },
+    fixed={"dims": (2,), "num_class": ()},
+    idle={"the name of a class": "model", "of speed and memory": "use_checkpoint"},
+)
+LATENT = Fields(
+    "PDAE: latent_denoise_fn_config",
+    taken={
+        "input_channel": "refused unless z's dimensions",
+        "model_channel": "width of the hidden layers",
+        "num_layers": "layers, with the last, linear one",
+        "time_emb_channel": "sinusoids of the timestep",
+        "dropout": "in training",
+    },
+    fixed={"use_norm": (True,)},
+    idle={"the name of a class": "model"},
+)
 
 CELEBA_ATTRIBUTES = tuple(
     """
@@ -55,19 +111,24 @@ def read(source: Source) -> Found:
     if "ema_decoder" not in content and "ema_denoise_fn" not in content:
         raise ModelError(
             f"{path} holds no diffusion model and no autoencoder (it holds "
-            f"{', '.join(list(content)[:6])}); convert its autoencoder, which takes it along"
+            f"{', '.join(map(shown, [*content][:6]))}); convert its autoencoder, which takes it "
+            "along"
         )
-    settings = Settings.read(source.first("config.yml (pass it as --config)", places))
+    notes: list[str] = []
+    place = source.first("config.yml (pass it as --config)", places)
+    settings = Settings.read(place).follow(SECTIONS, notes)
     if "ema_decoder" not in content:
         image_size = settings.below("train_dataset_config").get("image_size", int)
-        return _read_dpm(source, settings, source.tensors(path, "ema_denoise_fn"), image_size)
+        tensors = source.tensors(path, "ema_denoise_fn")
+        return _read_dpm(source, settings, tensors, image_size, notes)
     decoder = source.tensors(path, "ema_decoder")
     encoder_tensors = source.tensors(path, "ema_encoder")
     encoder = _encoder(encoder_tensors)
     default = f"pre-trained-dpms/{folder.name}/config.yml"
     stated = source.upwards(str(settings.get("trained_ddpm_config", str, default)))
     config = source.first("config of the autoencoder's DPM", stated)
-    found = _read_dpm(source, Settings.read(config), decoder, encoder.image_size)
+    of_dpm = Settings.read(config).follow(SECTIONS, notes)
+    found = _read_dpm(source, of_dpm, decoder, encoder.image_size, notes)
     found.config = replace(found.config, encoder=encoder)
     gradient = names.pdae_gradient(found.config.unet)
     found.parts += [
@@ -111,13 +172,17 @@ def _checkpoint(source: Source) -> Path:
     )
 
 
-def _read_dpm(source: Source, settings: Settings, tensors: Tensors, image_size: int) -> Found:
+def _read_dpm(
+    source: Source, settings: Settings, tensors: Tensors, image_size: int, notes: list[str]
+) -> Found:
     """eps_theta, as its DPM's config describes it."""
-    shape, diffusion = settings.below("denoise_fn_config"), settings.below("diffusion_config")
-    shape.expect(dims=2, num_class=None)
+    shape = settings.below("denoise_fn_config").follow(DPM, notes)
+    diffusion = settings.below("diffusion_config").follow(SCHEDULE, notes)
     diffusion.refuse("betas_type", "linear", "cosine")
     channels = shape.get("input_channel", int)
-    rates = shape.numbers("attention_resolutions")
+    rates = [int(rate) for rate in shape.numbers("attention_resolutions")]
+    if any(rate < 1 for rate in rates):
+        raise ModelError(f"{shape.where}: attention_resolutions are {shown(rates)}")
     output = tensors.tensors.get("out.2.weight")
     unet = shape.build(
         UNetConfig,
@@ -125,7 +190,7 @@ def _read_dpm(source: Source, settings: Settings, tensors: Tensors, image_size: 
         channels=channels,
         **shape.integers(base_channels="base_channel", blocks="num_residual_blocks_of_a_block"),
         multipliers=shape.numbers("channel_multiplier"),
-        attention=tuple(image_size // int(rate) for rate in rates),
+        attention=tuple(image_size // rate for rate in rates),
         **heads(shape, "head_channel"),
         learn_sigma=output is not None and len(output) == 2 * channels,
         dropout=shape.get("dropout", float, 0.0),
@@ -136,7 +201,7 @@ def _read_dpm(source: Source, settings: Settings, tensors: Tensors, image_size: 
     told = f"{NAME}: {source.folder.name}/{source.path.name}"
     config = ModelConfig(schedule, unet, licence=LICENCE, source=told)
     new_order = bool(shape.get("use_new_attention_order", bool, False))
-    found = Found(config, [Part("dpm", tensors, names.adm_unet(unet), new_order)])
+    found = Found(config, [Part("dpm", tensors, names.adm_unet(unet), new_order)], notes=notes)
     content = source.content()
     taken = {"ema_decoder", "ema_encoder"} if "ema_decoder" in content else {"ema_denoise_fn"}
     for key, value in content.items():
@@ -156,7 +221,7 @@ def _encoder(tensors: Tensors) -> EncoderConfig:
     convs = [(index, shape) for index, shape, qkv in layers if len(shape) == 4 and not qkv]
     linears = [shape for _, shape, qkv in layers if len(shape) == 2 and not qkv]
     before = [sum(one < index for one, _ in convs) for index, _, qkv in layers if qkv]
-    if not convs or len(linears) != 1 or len(before) != 1:
+    if not 1 <= len(convs) <= 10 or len(linears) != 1 or len(before) != 1:
         raise ModelError(f"{tensors.where} isn't an encoder of PDAE: its layers are others")
     image_size = 4 * 2 ** len(convs)
     return Settings(tensors.where, {}).build(
@@ -172,7 +237,7 @@ def _encoder(tensors: Tensors) -> EncoderConfig:
 
 def _add_neighbours(source: Source, z_dim: int, found: Found) -> None:
     """Add z's statistics, the latent DPM and the classifier, where the release has them."""
-    name = source.folder.name
+    name, notes = source.folder.name, found.notes
 
     def neighbour(*places: str) -> Path | None:
         every = (path for one in places for path in source.upwards(f"trained-models/{one}"))
@@ -180,15 +245,16 @@ def _add_neighbours(source: Source, z_dim: int, found: Found) -> None:
 
     statistics = neighbour(f"latents/{name}.pt", f"latents/{name.removesuffix('128')}.pt")
     if statistics is None:
-        found.notes.append("no statistics of z (trained-models/latents): attributes need them")
+        notes.append("no statistics of z (trained-models/latents): attributes need them")
     else:
         values = source.content(statistics)
         mean, std = (vector(values.get(k), f"{statistics}, {k}", z_dim) for k in ("mean", "std"))
         found.config = replace(found.config, normalisation=Normalisation(mean, std))
     latent = neighbour(f"latent_denoise_fn/{name}/checkpoint.pt")
     if latent is not None:
-        shape = Settings.read(latent.parent / "config.yml").below("latent_denoise_fn_config")
-        shape.expect(use_norm=True, input_channel=z_dim)
+        settings = Settings.read(latent.parent / "config.yml").follow(SECTIONS, notes)
+        shape = settings.below("latent_denoise_fn_config").follow(LATENT, notes)
+        shape.refuse("input_channel", z_dim)
         tensors = source.tensors(latent, "ema_latent_denoise_fn")
         add_latent(found, tensors, shape, z_dim, "model_channel", "time_emb_channel")
     path = neighbour("classifier/checkpoint.pt")
@@ -196,10 +262,10 @@ def _add_neighbours(source: Source, z_dim: int, found: Found) -> None:
         return
     attributes = celeba_attributes(source.tensors(path, "ema_classifier"))
     if attributes.weight.shape[1] != z_dim:
-        found.notes.append(f"{path} is of another autoencoder: its z has other dimensions")
+        notes.append(f"{path} is of another autoencoder: its z has other dimensions")
         return
     found.attributes = attributes
-    found.notes.append(f"attributes from {path}; the release doesn't say whose z they are of")
+    notes.append(f"attributes from {path}; the release doesn't say whose z they are of")
 
 
 def add_latent(

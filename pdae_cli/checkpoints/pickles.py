@@ -31,6 +31,7 @@ from torch import Tensor
 # Absolute, unlike elsewhere: the child runs this file alone, without the rest of its package.
 from pdae_cli.engine.tensors import check
 from pdae_cli.errors import ModelError
+from pdae_cli.files import mistaken_for
 
 if sys.platform != "win32":
     import resource
@@ -55,6 +56,13 @@ TENSORS, ANSWER, ERRORS = "tensors.safetensors", "answer.json", "errors.txt"
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch's magic number, pickled
 LIGHTNING_KEY = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+# What NumPy's numbers and arrays name, in a trainer's bookkeeping; nothing of it is called.
+NUMPY = (
+    "numpy.dtype", "numpy.ndarray",
+    "numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct",
+)  # fmt: skip
+NOT_READ = "<a number or an array of NumPy's, not read>"  # no value that a setting could have
 RESAVE = "re-save it as tensors only, where you trust it"
 NO_ROOM = "check that the folder for temporary files (TMPDIR) has room"
 UNKNOWN_GLOBAL = re.compile(r"GLOBAL (.+?) (?:was not an allowed|whose module)")
@@ -74,8 +82,9 @@ def read_pickle(path: Path, drop: Collection[str] = DROPPED) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-    except OSError as error:
-        raise ModelError(f"{path} can't be read: {error.strerror}; check the name") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path} can't be read: {reason}; check the name") from error
     if not path.is_file() or not os.access(path, os.R_OK):
         raise ModelError(f"{path} is not a file that can be read; give the checkpoint itself")
     try:
@@ -156,6 +165,16 @@ class _Inert:
         raise TypeError(f"{LIGHTNING_KEY} is a name here, not something to be made")
 
 
+class _Skipped:
+    """Stands for whatever NumPy would make. It takes anything and keeps nothing."""
+
+    def __new__(cls, *args: Any) -> _Skipped:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def _child(path: Path, folder: Path, drop: Collection[str]) -> None:
     """Read the file within limits that its size explains, and leave an answer in the folder."""
     size = path.stat().st_size
@@ -189,9 +208,11 @@ def _child(path: Path, folder: Path, drop: Collection[str]) -> None:
 def _unpack(path: Path, drop: Collection[str], size: int) -> tuple[Any, dict[str, Tensor]]:
     """Read the content as JSON values, and its tensors by the numbers that stand for them there."""
     with path.open("rb") as file:
-        head = file.read(32)
+        head = file.read(200)
     zipped = head.startswith(ZIP)
-    if not zipped and LEGACY not in head:
+    if (other := mistaken_for(head)) is not None:
+        raise _Refusal(f"is {other}")
+    if not zipped and LEGACY not in head[:32]:
         raise _Refusal(
             "is not a file that torch.save wrote, and nothing in it was run; "
             "give a .pt, .ckpt, .bin or .pkl checkpoint"
@@ -199,7 +220,8 @@ def _unpack(path: Path, drop: Collection[str], size: int) -> tuple[Any, dict[str
     try:
         if zipped:
             _check_records(path)
-        with torch.serialization.safe_globals([(_Inert, LIGHTNING_KEY)]):
+        stand_ins = [(_Inert, LIGHTNING_KEY), *((_Skipped, name) for name in NUMPY)]
+        with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         if not isinstance(content, dict):
             kind = type(content).__name__
@@ -261,6 +283,8 @@ class _Flattener:
             raise _Refusal(f"nests deeper than {MAX_DEPTH} levels; {RESAVE}")
         if scalar:
             return value
+        if type(value) is _Skipped:
+            return NOT_READ
         if isinstance(value, Tensor):
             return {"tensor": self._number(value, where)}
         if isinstance(value, (list, tuple)):

@@ -7,24 +7,22 @@ adding one such file, and a line in `convert`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import yaml
 from torch import Tensor
 
 from ..engine.attributes import Attributes
 from ..engine.config import ModelConfig
 from ..engine.model import ignore
+from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.latent import LatentConfig
 from .hub import Announce, fetch, is_hub_id
-from .native import MAX_CONFIG_BYTES
-from .pickles import read_pickle
+from .reading import read_config, read_weights
 from .transfer import Part, Tensors
 
 P = ParamSpec("P")
@@ -33,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass
 class Source:
-    """What the user named. Pickles are read once, and only when a reader needs their content."""
+    """What the user named. Weights are read once, and only when a reader needs their content."""
 
     path: Path  # a file or folder
     config: Path | None = None  # a config that the user named
@@ -46,35 +44,37 @@ class Source:
         return self.path if self.path.is_dir() else self.path.parent
 
     def content(self, path: Path | None = None) -> dict[str, Any]:
-        """Read a pickle; without a path the named file, and nothing of a folder. Raises
+        """Read a file of weights; without a path the named one, and nothing of a folder. Raises
         ModelError."""
         if path is None and self.path.is_dir():
             return {}
         path = path or self.path
         if path not in self._read:
-            self._read[path] = read_pickle(path)
+            self._read[path] = read_weights(path)
         return self._read[path]
 
     def part(self, path: Path, key: str) -> dict[str, Any]:
-        """Read the dictionary that a pickle holds under a key. Raises ModelError."""
+        """Read the dictionary that a file holds under a key. Raises ModelError."""
         content = self.content(path)
         part = content.get(key)
         if not isinstance(part, dict):
-            raise ModelError(f"{path} lacks {key}; it holds {', '.join(list(content)[:6])}")
+            raise ModelError(
+                f"{path} lacks {key}; it holds {', '.join(map(shown, [*content][:6]))}"
+            )
         return part
 
     def tensors(self, path: Path, key: str) -> Tensors:
-        """Read the tensors that a pickle holds under a key. Raises ModelError."""
+        """Read the tensors that a file holds under a key. Raises ModelError."""
         return Tensors.below("", self.part(path, key), f"{path}, {key}")
 
     def first(self, what: str, places: Iterable[Path]) -> Path:
         """Find the first of the places that exists. Raises ModelError that names them all."""
         looked = list(dict.fromkeys(places))
         for place in looked:
-            if place.exists():
+            if os.path.exists(place):  # noqa: PTH110, Path.exists raises on names that are too long
                 return place
-        shown = ", ".join(map(str, looked[:6]))
-        raise ModelError(f"{self.path}: found no {what}; looked for {shown}")
+        names = ", ".join(str(place)[-200:] for place in looked[:6])
+        raise ModelError(f"{self.path}: found no {what}; looked for {names}")
 
     def upwards(self, relative: str) -> list[Path]:
         """The places that a path could mean that is relative to this folder or one above it."""
@@ -105,6 +105,23 @@ class Found:
     notes: list[str] = field(default_factory=list)  # what the user should know
 
 
+@dataclass(frozen=True)
+class Fields:
+    """Every field of one kind of config, and what becomes of it: no setting that changes numbers is
+    ignored in silence. The table of docs/checkpoints.md."""
+
+    config: str  # what people call it
+    taken: Mapping[str, str]  # field → what it becomes
+    fixed: Mapping[str, tuple[Any, ...]]  # field → what alone is supported
+    idle: Mapping[str, str]  # why they change nothing here → fields
+    null: str = ""  # fields whose null means something; other nulls are fields that are missing
+
+    def known(self) -> set[str]:
+        """The names of all fields."""
+        idle = {name for names in self.idle.values() for name in names.split()}
+        return {*self.taken, *self.fixed, *idle}
+
+
 @dataclass
 class Settings:
     """A config's fields, read with checks; what is missing or odd is one clear ModelError."""
@@ -113,47 +130,56 @@ class Settings:
     values: Mapping[str, Any]
 
     @classmethod
-    def read(cls, path: Path, defaults: Mapping[str, Any] | None = None) -> Settings:
-        """Read a JSON file, or a YAML file by `safe_load`, that holds an object, over `defaults`.
+    def read(cls, path: Path) -> Settings:
+        """Read a JSON or a YAML file that holds an object. Raises ModelError."""
+        return cls(str(path), read_config(path))
 
-        Raises ModelError.
-        """
-        try:
-            if path.stat().st_size > MAX_CONFIG_BYTES:
-                raise ModelError(f"{path}: larger than {MAX_CONFIG_BYTES >> 20} MiB, no config is")
-            text = path.read_text(encoding="utf-8-sig")
-            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except FileNotFoundError as error:
-            raise ModelError(f"{path} is missing; it says how the networks are built") from error
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelError(f"{path} can't be read as a config: {reason}") from error
-        if not isinstance(content, dict):
-            kind = type(content).__name__
-            raise ModelError(f"{path} is no config: it holds {kind}, not an object")
-        return cls(str(path), {**(defaults or {}), **content})
+    def follow(self, fields: Fields, notes: list[str]) -> Settings:
+        """Leave out nulls that mean defaults; note the fields that nobody knows. Raises ModelError
+        where one of the `fixed` is something else."""
+        meant = fields.null.split()
+        values = {k: v for k, v in self.values.items() if v is not None or k in meant}
+        settings = Settings(self.where, values)
+        for name, usual in fields.fixed.items():
+            settings.refuse(name, *usual)
+        unknown = sorted(map(str, values.keys() - fields.known()))
+        unknown = [name for name in unknown if not name.startswith("_")]
+        if unknown:
+            more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
+            names = ", ".join(shown(name)[1:-1] for name in unknown[:20])
+            notes.append(f"{self.where}: fields that are unknown here, left out: {names}{more}")
+        return settings
 
     def get(self, name: str, kind: Any, default: Any = ...) -> Any:
         """A field of that type (float: whole numbers too), or its default where it is missing."""
         value = self.values.get(name, default)
         if value is ...:
             raise ModelError(f"{self.where} lacks {name}")
-        if kind is float and isinstance(value, int):
+        if kind is float and type(value) is int and abs(value) < 1 << 63:
             value = float(value)
         wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is int)
         if wrong and value is not default:
-            raise ModelError(f"{self.where}: {name} is {value!r}, which can't be")
+            raise ModelError(f"{self.where}: {name} is {shown(value)}, which can't be")
         return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A truth, or null for False, as Python programs take it."""
+        return bool(self.get(name, bool | None, default))
+
+    def word(self, name: str, known: Mapping[str, str], default: str) -> str:
+        """Our word for one of theirs. Raises ModelError for one that isn't known."""
+        self.refuse(name, *known)
+        return known[self.get(name, str, default)]
 
     def integers(self, **names: str) -> dict[str, Any]:
         """Whole numbers by our names, of fields by the source's."""
         return {ours: self.get(theirs, int) for ours, theirs in names.items()}
 
-    def numbers(self, name: str) -> tuple[Any, ...]:
+    def numbers(self, name: str, kind: Any = int | float) -> tuple[Any, ...]:
         """A list of numbers."""
         values = self.get(name, list | tuple)
-        if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
-            raise ModelError(f"{self.where}: {name} is {values!r}, not numbers")
+        if not all(isinstance(one, kind) and not isinstance(one, bool) for one in values):
+            raise ModelError(f"{self.where}: {name} is {shown(values)}, not numbers")
         return tuple(values)
 
     def below(self, name: str) -> Settings:
@@ -162,13 +188,8 @@ class Settings:
 
     def refuse(self, name: str, *usual: Any) -> None:
         """Raise ModelError where a field has a value that our networks can't follow."""
-        if name in self.values and self.values[name] not in usual:
-            raise ModelError(f"{self.where}: {name} {self.values[name]!r} isn't supported")
-
-    def expect(self, **usual: Any) -> None:
-        """Raise ModelError where a field is given and isn't what it usually is."""
-        for name, value in usual.items():
-            self.refuse(name, value)
+        if name in self.values and all(self.values[name] != one for one in usual):
+            raise ModelError(f"{self.where}: {name} {shown(self.values[name])} isn't supported")
 
     def build(self, kind: Callable[P, T], /, *values: P.args, **fields: P.kwargs) -> T:
         """Build a config of ours; a shape that our networks refuse is this config's ModelError."""

@@ -10,9 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.layers import Attention
 from .names import Table
+
+# What torch puts into names, of networks that it compiles or shards, and before them all.
+WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PREFIXES = ("module.", "model.")
+AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged?|shadow)(?:$|[._])")
+
+
+def unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their own names, without what wraps all of them."""
+    found = {WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in found)), ""):
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found if len(found) == len(tensors) else dict(tensors)
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, by the keys that lead to them with dots between."""
+    found: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            found[WRAPPERS.sub("", key)] = value
+        elif isinstance(value, Mapping):
+            found |= {f"{WRAPPERS.sub('', f'{key}.')}{k}": v for k, v in _flat(value).items()}
+    return found
 
 
 @dataclass
@@ -22,7 +47,8 @@ class Tensors:
     where: str  # for messages: the file, and the key in it
     tensors: Mapping[str, Tensor]
     used: set[str] = field(default_factory=set)
-    left_out: dict[str, int] = field(default_factory=dict)  # why → how many tensors
+    left_out: dict[str, int] = field(default_factory=dict)  # why → how many of the tensors
+    beside: dict[str, int] = field(default_factory=dict)  # why → how many others of the file
 
     @classmethod
     def below(cls, prefix: str, content: Mapping[str, Any], where: str) -> Tensors:
@@ -34,7 +60,29 @@ class Tensors:
         }
         if not tensors:
             raise ModelError(f"{where} holds no tensors{f' below {prefix}' if prefix else ''}")
-        return cls(where, tensors)
+        return cls(where, unprefixed(tensors))
+
+    @classmethod
+    def around(cls, mark: str, content: Mapping[str, Any], where: str) -> Tensors:
+        """The network's tensors of which `mark` is one, however deep in dictionaries and below
+        whatever prefix; where several networks have it, the averaged one. Raises ModelError."""
+        every = _flat(content)
+        found = {one.removesuffix(mark) for one in every if one == mark or one.endswith(f".{mark}")}
+        averaged = {one for one in found if AVERAGED.search(one)}
+        chosen = averaged or found or {""}
+        if len(chosen) > 1:
+            names = ", ".join(map(shown, sorted(chosen)[:6]))
+            raise ModelError(
+                f"{where} holds several networks, below {names}; save one of them alone"
+            )
+        (prefix,) = chosen
+        if not every:
+            raise ModelError(f"{where} holds no tensors")
+        below = {k.removeprefix(prefix): v for k, v in every.items() if k.startswith(prefix)}
+        tensors = cls(f"{where}, {shown(prefix)[1:-1]}" if prefix else where, below)
+        if others := len(every) - len(below):
+            tensors.beside[f"{where}, not below {shown(prefix)[1:-1]}"] = others
+        return tensors
 
     def leave_out(self, pattern: str, why: str) -> None:
         """Account for tensors that, by rule, aren't needed."""
@@ -46,7 +94,8 @@ class Tensors:
     def take(self, name: str) -> Tensor:
         """Use a tensor. Raises ModelError if it's missing or was used before."""
         if name not in self.tensors:
-            raise ModelError(f"{self.where} lacks the tensor {name}; is the file complete?")
+            held = ", ".join(map(shown, sorted(self.tensors)[:3]))
+            raise ModelError(f"{self.where} lacks the tensor {name}; it holds {held} …")
         if name in self.used:
             raise ModelError(f"{self.where}: the tensor {name} would be used twice")
         self.used.add(name)
@@ -57,9 +106,10 @@ class Tensors:
         left = sorted(set(self.tensors) - self.used)
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            names = ", ".join(shown(name)[1:-1] for name in left[:3])
             raise ModelError(
                 f"{self.where} holds tensors that its config doesn't account for: "
-                f"{', '.join(left[:3])}{more}; is it the right config?"
+                f"{names}{more}; is it the right config?"
             )
 
 

@@ -26,7 +26,7 @@ def export(
 
     Example: pdae export -m models/mine --to diffusers -o mine-diffusers
     """
-    from ..checkpoints.diffusers import write_diffusers
+    from ..checkpoints.export import write_diffusers
 
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists; choose another -o, or --overwrite")

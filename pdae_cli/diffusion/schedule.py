@@ -15,6 +15,7 @@ from torch import Tensor
 
 BETAS = ("linear", "scaled_linear", "cosine", "constant")
 WEIGHTINGS = ("lambda", "v")
+LEAST_SIGNAL = 1e-20  # of alpha_bar: below it states divided by their signal leave float32
 
 
 def make_betas(kind: str, timesteps: int, beta_start: float, beta_end: float) -> Tensor:
@@ -83,6 +84,10 @@ class Schedule:
         self.timesteps, self.beta = timesteps, make_betas(betas, timesteps, beta_start, beta_end)
         self.alpha = 1 - self.beta
         self.alpha_bar = self.alpha.cumprod(0)
+        if not (self.alpha_bar[0] < 1 and self.alpha_bar[-1] > LEAST_SIGNAL):
+            raise ValueError(
+                f"{betas} betas from {beta_start} to {beta_end} leave no signal at the end"
+            )
         self.alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         self.snr = self.alpha_bar / (1 - self.alpha_bar)
         self.signal, self.noise = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, Range, UsageError, check_ranges
 from . import parity
 from .noise import clone, normal
 from .schedule import Schedule
@@ -25,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
 LATENT_STEPS = 50  # at least; they cost next to nothing
+Timestep = Annotated[int, Range(-1, 100_000)]  # -1: before all of them
 NOT_FINITE = "has numbers that aren't finite; use --dtype float32"
 
 
@@ -32,13 +33,17 @@ NOT_FINITE = "has numbers that aren't finite; use --dtype float32"
 class Sampling:
     """How trajectories are solved. Codes record it, and are decoded as they were encoded."""
 
-    inference_steps: int = 20  # solver steps, each way
+    inference_steps: Annotated[int, Range(1, 1000)] = 20  # solver steps, each way
     solver: str = "dpmpp"  # see solvers.SOLVERS
     spacing: str = "asinh"  # of the time grid: see solvers.SPACINGS
-    corrections: int = 0  # of encoding, through the decode map: see solvers.corrected
-    guidance: float = 1.0  # w: how much of G_psi is added
-    guide_from: int | None = None  # guide only at timesteps t ≤ this; None: from the start
-    guide_until: int | None = None  # … and t ≥ this; None: to the end, samples for 70 % of the way
+    corrections: Annotated[int, Range(0, 20)] = (
+        0  # of encoding, through the decode map: see solvers.corrected
+    )
+    guidance: Annotated[float, Range(-1_000_000, 1_000_000)] = 1.0  # w: how much of G_psi is added
+    guide_from: Timestep | None = None  # guide only at timesteps t ≤ this; None: from the start
+    guide_until: Timestep | None = (
+        None  # … and t ≥ this; None: to the end, samples for 70 % of the way
+    )
     parity: str | None = None  # follow another program's procedure: see parity.PROGRAMS
 
     def __post_init__(self) -> None:
@@ -54,12 +59,7 @@ class Sampling:
         if self.parity is not None and own:
             theirs = "parity is DDIM on the other program's own time grid"
             raise UsageError(f"{theirs}; leave solver, spacing and corrections out")
-        if not 1 <= self.inference_steps <= 1000:
-            raise UsageError(f"inference steps must be 1 to 1000, not {self.inference_steps}")
-        if not math.isfinite(self.guidance):
-            raise UsageError(f"guidance must be a finite number, not {self.guidance}")
-        if not 0 <= self.corrections <= 20:
-            raise UsageError(f"corrections must be 0 to 20, not {self.corrections}")
+        check_ranges(self, UsageError)
         if self.corrections and SOLVERS[self.solver].kind != "ode":
             why = "is exact without" if SOLVERS[self.solver].kind == "pair" else "decodes by chance"
             raise UsageError(f"{self.solver} {why}; leave corrections out")
@@ -145,6 +145,8 @@ class Trajectory:
     sampling: Sampling
     variance: str  # of ancestral sampling
     clip_sample: bool  # of the source's own sampler, where its procedure is followed
+    scheduler: parity.SchedulerConfig = parity.DDIM  # the same
+    prediction: str = "eps"  # the same
     latents: Latents = unchanged
     from_latents: Latents = unchanged  # the way back
 
@@ -212,10 +214,13 @@ class Trajectory:
         """Every timestep at which a network may be asked, in rising order."""
         if self.sampling.parity is None:
             return [node.t for node in reversed(self.grid())]
-        return sorted({step.t for encode in (True, False) for step in self._steps(encode)})
+        ways = (False,) if self.sampling.parity == "diffusers" else (True, False)
+        return sorted({step.t for encode in ways for step in self._steps(encode)})
 
     def evaluations(self) -> tuple[int, int]:
         """Network evaluations (NFE) of encoding one picture, at most, and of decoding it."""
+        if self.sampling.parity is not None:
+            return (count := len(self._steps(encode=False))), count
         once_each = replace(self.sampling, corrections=0)
         plain = Trajectory(self.schedule, once_each, self.variance, self.clip_sample)
         counting, x = Watched(lambda x, t: x), torch.zeros(1, 1, 1, 1)
@@ -233,12 +238,19 @@ class Trajectory:
 
     def _follow(self, predict: Predict, x: Tensor, encode: bool) -> Tensor:
         """DDIM as another program does it."""
-        theirs = self.sampling.parity != "diffusers"
-        return parity.ddim(predict, x, self._steps(encode), theirs or self.clip_sample, theirs)
+        steps = self._steps(encode)
+        if self.sampling.parity != "diffusers":
+            return parity.ddim(predict, x, steps, clip=1, recompute=True)
+        if encode and self.prediction == "x_0":
+            none = "diffusers' DDIMInverseScheduler divides by zero where networks predict x_0"
+            raise UsageError(f"{none}; leave parity out")
+        clip = self.scheduler.clip_sample_range if self.clip_sample else 0
+        v = self.prediction == "v"
+        return parity.ddim(predict, x, steps, clip, recompute=False, predicts_v=v)
 
     def _steps(self, encode: bool) -> list[parity.Step]:
         program, count = str(self.sampling.parity), self.sampling.inference_steps
-        return parity.steps(program, self.schedule, count, encode)
+        return parity.steps(program, self.schedule, count, encode, self.scheduler)
 
 
 def solve_latent(predict: Predict, z_T: Tensor, sampling: Sampling) -> Tensor:

@@ -154,7 +154,8 @@ def _checked(header: Header) -> Facts:
     if facts.get("format") != FORMAT:
         raise ValueError(f"format {shown(facts.get('format'))}, this version reads {FORMAT}")
     read: Facts = build(Facts, facts, "its metadata")
-    build(Sampling, read.sampling, "sampling")
+    sampling = build(Sampling, read.sampling, "sampling")  # 7 of a file is 7.0 of guidance
+    read = replace(read, sampling={name: getattr(sampling, name) for name in read.sampling})
     shapes = {name: spec.shape for name, spec in header.tensors.items()}
     z, x_T, eps_T = (shapes.get(name) for name in ("z", "x_T", "eps_T"))
     if z is None or shapes.keys() - {"z", "x_T", "eps_T"}:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from ..diffusion.parity import DDIM, SchedulerConfig
 from ..diffusion.solvers import VARIANCES
+from ..errors import Range, check_ranges
 from ..networks.classifier import EmbeddingConfig
 from ..networks.encoder import EncoderConfig
 from ..networks.first_stage import FirstStageConfig
@@ -18,36 +19,34 @@ from ..networks.unet import UNetConfig
 from .tensors import shown
 
 FORMAT = "pdae-model-1"
-MAX_TIMESTEPS = 100_000  # a config mustn't make us allocate what it likes
+MAX_TEXT = 8192  # characters of a name, a licence, a path
+Beta = Annotated[float, Range(1e-10, 0.9999)]
+Statistic = Annotated[float, Range(-1e30, 1e30)]
+Deviation = Annotated[float, Range(1e-30, 1e30)]
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     betas: str = "linear"
-    timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    timesteps: Annotated[int, Range(2, 100_000)] = 1000
+    beta_start: Beta = 1e-4
+    beta_end: Beta = 0.02
 
     def __post_init__(self) -> None:
-        if not 1 <= self.timesteps <= MAX_TIMESTEPS:
-            raise ValueError(f"{self.timesteps} timesteps; 1 to {MAX_TIMESTEPS} can be")
-        if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
-            betas = f"betas from {self.beta_start} to {self.beta_end}"
-            raise ValueError(f"{betas}, not between 0 and 1")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class Normalisation:
     """Per-dimension mean and standard deviation of the training set's z."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Statistic, ...]
+    std: tuple[Deviation, ...]
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
             raise ValueError(f"{len(self.mean)} means of z and {len(self.std)} deviations")
-        if not all(map(math.isfinite, self.mean)) or not all(0 < s < math.inf for s in self.std):
-            raise ValueError("means of z must be finite, and its deviations positive")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class ModelConfig:
     licence: str = "unknown"
     variance: str = "small"  # of ancestral sampling: see solvers.VARIANCES
     clip_sample: bool = False  # whether the source's own sampler clamps its prediction of x_0
+    scheduler: SchedulerConfig = DDIM  # the rest of what it does, under parity
     source: str = ""  # what a converted model was before
     labels: EmbeddingConfig | None = None  # of a G_psi that takes labels in z's place
     first_stage: FirstStageConfig | None = None  # of a latent diffusion model
@@ -144,8 +144,10 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return tuple(build(inner[0], one, f"{where}[]") for one in value)
     if origin is dict and isinstance(value, dict):
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 63:
         return float(value)
+    if kind is str and type(value) is str and len(value) > MAX_TEXT:
+        raise ValueError(f"{where} is longer than {MAX_TEXT} characters")
     if isinstance(kind, type) and type(value) is kind:
         return value
     raise ValueError(f"{where} is {shown(value)}, not a {getattr(kind, '__name__', kind)}")

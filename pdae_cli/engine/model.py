@@ -267,7 +267,8 @@ class Model:
     def trajectory(self, sampling: Sampling) -> Trajectory:
         """The way between noise and picture that the settings mean for this model."""
         config, ways = self.config, (self.latents, self.from_latents) if self.first_stage else ()
-        return Trajectory(self.schedule, sampling, config.variance, config.clip_sample, *ways)
+        theirs = config.variance, config.clip_sample, config.scheduler, config.prediction
+        return Trajectory(self.schedule, sampling, *theirs, *ways)
 
     def interpolate(
         self,

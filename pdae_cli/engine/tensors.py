@@ -19,6 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..files import mistaken_for
+
 # Parsed, a header can take 20 times as much memory; it may be as long as the tensors' bytes: codes
 # of 100,000 pictures name each.
 MAX_HEADER = 4 << 20
@@ -37,6 +39,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 METADATA, SEAL, BLANK = "__metadata__", "sha256", "0" * 64
+LARGEST = (1 << 63) - 1  # of whole numbers: what others read as 64 bits
 
 
 class TensorsError(ValueError):
@@ -79,6 +82,8 @@ def check(
     that it may have (None: any). `most_metadata`: characters. Raises TensorsError for what breaks
     the format's rules or these limits, OSError."""
     content = _content(source)
+    if (other := mistaken_for(bytes(content[:200]))) is not None:
+        raise TensorsError(f"it is {other}")
     begin = 8 + int.from_bytes(content[:8], "little")  # of the tensors' bytes
     size = len(content) - begin
     if begin > min(LARGEST_HEADER, max(MAX_HEADER, size)):
@@ -168,11 +173,14 @@ def parts(
     yield from body
 
 
-def strict_json(text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object: no key twice, no NaN, not deep. Raises TensorsError."""
+def strict_json(text: str | bytes, infinities: bool = False) -> dict[str, Any]:
+    """Parse a JSON object: no key twice, not deep, whole numbers of 63 bits, others finite; with
+    `infinities` also Python's names of what isn't. Raises TensorsError."""
+    constant = float if infinities else _refuse_number
+    hooks: dict[str, Any] = {"parse_int": _whole, "parse_float": _finite}
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_number)
+        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=constant, **hooks)
     except RecursionError as error:
         raise TensorsError("its JSON is nested too deep") from error
     except TensorsError:
@@ -211,7 +219,17 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_number(text: str) -> NoReturn:
-    raise TensorsError(f"its JSON has the number {text}")
+    raise TensorsError(f"its JSON has the number {shown(text)[1:-1]}")
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) > LARGEST:
+        _refuse_number(text)
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    return value if math.isfinite(value := float(text)) else _refuse_number(text)
 
 
 def _check_entry(name: str, entry: Any) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import Linear, silu
+from ..errors import check_ranges
+from .layers import Linear, Width, silu
 from .unet import InputHalf, UNetConfig
 
 MAX_CLASSES = 100_000
@@ -32,11 +33,10 @@ class Classes:
 @dataclass(frozen=True)
 class EmbeddingConfig:
     classes: Classes
-    z_dim: int
+    z_dim: Width
 
     def __post_init__(self) -> None:
-        if not 1 <= self.z_dim <= MAX_CLASSES:
-            raise ValueError(f"an embedding of {self.z_dim} dimensions")
+        check_ranges(self)
 
 
 class ClassEmbedding(nn.Module):

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Attention, Conv2d, Linear, groups_of
+from ..errors import Range, check_ranges
+from .layers import Attention, Conv2d, Few, Linear, Side, Width, groups_of
 
 FINAL_SIZE = 4  # the feature map that is flattened
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    image_size: int  # pixels: 4 times a power of two
-    channels: int  # of the pictures
-    widths: tuple[int, ...]  # of the stride-2 convolutions: one for each halving down to 4x4
-    attention_size: int  # one self-attention at this feature-map size
-    heads: int
-    z_dim: int
-    groups: int = 32  # of every GroupNorm
+    image_size: Side  # pixels: 4 times a power of two
+    channels: Width  # of the pictures
+    widths: tuple[Width, ...]  # of the stride-2 convolutions: one for each halving down to 4x4
+    attention_size: Annotated[int, Range(0, 1 << 14)]  # one self-attention at this feature-map size
+    heads: Few
+    z_dim: Width
+    groups: Few = 32  # of every GroupNorm
 
     def __post_init__(self) -> None:
-        halvings = math.log2(max(self.image_size, 1) / FINAL_SIZE)
+        check_ranges(self)
+        halvings = math.log2(self.image_size / FINAL_SIZE)
         if halvings != len(self.widths):
             convolutions = f"{len(self.widths)} stride-2 convolutions"
             raise ValueError(f"{convolutions} don't bring {self.image_size} pixels to {FINAL_SIZE}")
-        if min(self.z_dim, self.groups, *self.widths) < 1:
-            raise ValueError(f"an encoder of widths {self.widths} and z of {self.z_dim} dimensions")
+        if any(width % self.groups for width in self.widths):
+            raise ValueError(f"widths {self.widths} don't divide into {self.groups} groups")
 
     @classmethod
     def for_size(cls, image_size: int, channels: int = 3, z_dim: int = 512) -> EncoderConfig:

@@ -6,18 +6,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import Range, check_ranges
+from .layers import Few, Width
 
 KINDS = ("AutoencoderKL", "VQModel")
 BLOCKS = (
     "DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"
 )  # fmt: skip
 PIXELS = 1 << 19  # that an accelerator computes at once: 2 pictures of 512x512, 128 of 64x64
-MAX_LEVELS, MAX_BLOCKS = 8, 16  # twice what is usual: building takes time even without memory
-MAX_WIDTH = 1 << 20  # of whatever is counted: beyond all use, and sizes in bytes stay numbers
+MAX_LEVELS = 8  # twice what is usual: building takes time even without memory
 
 
 @dataclass(frozen=True)
@@ -25,43 +27,35 @@ class FirstStageConfig:
     """Everything that fixes the shape of a first stage, and the scale of its latents."""
 
     kind: str  # see KINDS: diffusers' class
-    channels: int  # of the pictures
-    latent_channels: int
+    channels: Width  # of the pictures
+    latent_channels: Width
     down_blocks: tuple[str, ...]  # diffusers' classes, from the pictures on
     up_blocks: tuple[str, ...]  # from the latents on
-    widths: tuple[int, ...]  # of each level
-    blocks: int  # residual blocks a level (one more on the way up)
-    groups: int  # of every GroupNorm
+    widths: tuple[Width, ...]  # of each level
+    blocks: Annotated[int, Range(1, 16)]  # residual blocks a level (one more on the way up)
+    groups: Few  # of every GroupNorm
     middle_attention: bool
     bottleneck: bool  # 1x1 convolutions beside the latents; a VQModel always has them
-    codes: int  # of a VQModel's codebook, and their channels
-    code_channels: int
-    scale: float  # latents are scale (encoded - shift), of about unit variance
-    shift: float
+    codes: Width  # of a VQModel's codebook, and their channels
+    code_channels: Width
+    scale: Annotated[
+        float, Range(1e-6, 1e6)
+    ]  # latents are scale (encoded - shift), of about unit variance
+    shift: Annotated[float, Range(-1e6, 1e6)]
 
     def __post_init__(self) -> None:
         levels, unknown = len(self.widths), {*self.down_blocks, *self.up_blocks} - {*BLOCKS}
-        counts = self.channels, self.latent_channels, self.codes, self.code_channels
+        check_ranges(self)
         if self.kind not in KINDS:
             raise ValueError(f"unknown first stage {self.kind!r}; known: {', '.join(KINDS)}")
-        if not 1 <= levels <= MAX_LEVELS or not 1 <= self.blocks <= MAX_BLOCKS:
-            raise ValueError(f"a first stage of {levels} levels of {self.blocks} blocks")
+        if not 1 <= levels <= MAX_LEVELS:
+            raise ValueError(f"a first stage of {levels} levels; 1 to {MAX_LEVELS} can be")
         if not len(self.down_blocks) == len(self.up_blocks) == levels:
             raise ValueError(f"a first stage of {levels} widths and other numbers of blocks")
         if unknown:
             raise ValueError(f"blocks {', '.join(sorted(unknown))} of a first stage")
-        if min(*counts[:2], self.groups, *self.widths) < 1:
-            raise ValueError("a first stage without channels")
         if any(width % self.groups for width in self.widths):
             raise ValueError(f"widths {self.widths} don't divide into {self.groups} groups")
-        if self.kind == "VQModel" and min(counts) < 1:
-            raise ValueError("a VQModel without a codebook")
-        if max(counts) > MAX_WIDTH:
-            raise ValueError(f"a first stage of more than {MAX_WIDTH} channels or codes")
-        if max(self.widths) > MAX_WIDTH:
-            raise ValueError(f"widths {self.widths} of a first stage")
-        if not 0 < self.scale < math.inf or not math.isfinite(self.shift):
-            raise ValueError(f"latents of scale {self.scale} and shift {self.shift}")
 
     @property
     def factor(self) -> int:

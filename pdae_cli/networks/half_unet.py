@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Attention, Conv2d, Layer, Linear, group_norm, resized
+from ..errors import Range, check_ranges
+from .layers import (
+    Attention,
+    Blocks,
+    Conv2d,
+    Epsilon,
+    Few,
+    Layer,
+    Linear,
+    Multiplier,
+    Side,
+    Width,
+    group_norm,
+    resized,
+)
 
 
 @dataclass(frozen=True)
 class HalfUNetConfig:
-    image_size: int  # pixels, height and width
-    channels: int  # of the pictures
-    base_channels: int
-    multipliers: tuple[float, ...]  # width of each level, in units of base_channels
-    blocks: int  # residual blocks a level
-    attention: tuple[int, ...]  # attention at these feature-map sizes, and always in the middle
-    head_channels: int | None  # channels an attention head; None: use `heads`
-    heads: int
-    groups: int  # of every GroupNorm, or as many as it has channels
-    norm_eps: float
-    z_dim: int
+    image_size: Side  # pixels, height and width
+    channels: Width  # of the pictures
+    base_channels: Width
+    multipliers: tuple[Multiplier, ...]  # width of each level, in units of base_channels
+    blocks: Blocks  # residual blocks a level
+    attention: tuple[
+        Annotated[int, Range(0, 1 << 14)], ...
+    ]  # attention at these feature-map sizes, and always in the middle
+    head_channels: Width | None  # channels an attention head; None: use `heads`
+    heads: Few
+    groups: Few  # of every GroupNorm, or as many as it has channels
+    norm_eps: Epsilon
+    z_dim: Width
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.multipliers) <= 16 or not 1 <= self.blocks <= 64:
+        check_ranges(self)
+        if not 1 <= len(self.multipliers) <= 16:
             raise ValueError(f"{len(self.multipliers)} levels of {self.blocks} blocks")
         for width in self.widths:
             if width < 1 or width % min(self.groups, width):

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Linear, TimeEmbedding
+from ..errors import Range, check_ranges
+from .layers import Linear, Share, TimeEmbedding, Width
 
 
 @dataclass(frozen=True)
 class LatentConfig:
-    z_dim: int
-    width: int  # of the hidden layers
-    layers: int
-    dropout: float
-    time_channels: int = 64  # of the timestep's sinusoids
-    embedding_channels: int = 64  # of the time embedding
+    z_dim: Width
+    width: Width  # of the hidden layers
+    layers: Annotated[int, Range(2, 256)]
+    dropout: Share
+    time_channels: Width = 64  # of the timestep's sinusoids
+    embedding_channels: Width = 64  # of the time embedding
 
     def __post_init__(self) -> None:
-        if not 2 <= self.layers <= 256:
-            raise ValueError(f"{self.layers} layers; 2 to 256 can be built")
-        if min(self.z_dim, self.width) < 1:
-            raise ValueError(f"z of {self.z_dim} dimensions and a width of {self.width}")
+        check_ranges(self)
+        if self.time_channels % 2:
+            raise ValueError(f"{self.time_channels} sinusoids; an even number can be")
 
 
 class LatentLayer(nn.Module):

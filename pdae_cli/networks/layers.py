@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import Range
+
 LARGE_MAP = 1024  # positions: see `placed`
+# What may be built. A network's tensors are compared with its file before there is memory for them.
+Width = Annotated[int, Range(1, 1 << 20)]  # of channels, dimensions, codes
+Side = Annotated[int, Range(1, 1 << 14)]  # of pictures and feature maps
+Multiplier = Annotated[float, Range(1 / 64, 64)]
+Blocks = Annotated[int, Range(1, 64)]  # of a level
+Few = Annotated[int, Range(1, 1 << 12)]  # groups, heads
+Share = Annotated[float, Range(0, 1)]
+Epsilon = Annotated[float, Range(1e-12, 1)]
 
 
 class Conv2d(nn.Conv2d):
@@ -66,12 +76,18 @@ def silu(h: Tensor) -> Tensor:
 
 
 def timestep_embedding(
-    t: Tensor, channels: int, sine_first: bool = False, frequency_shift: int = 0
+    t: Tensor,
+    channels: int,
+    sine_first: bool = False,
+    frequency_shift: int = 0,
+    scale: float = 1.0,
 ) -> Tensor:
-    """Sinusoids of t: (N,) → (N, channels) float32, cosines first (DDPM, after Vaswani et al.)."""
+    """Sinusoids of scale t: (N,) → (N, channels) float32, cosines first (DDPM, after Vaswani et
+    al.)."""
     half = channels // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - frequency_shift)
-    angles = t.float()[:, None] * torch.exp(-math.log(10000) * exponents)
+    t = t.float() if scale == 1 else t.float() * scale
+    angles = t[:, None] * torch.exp(-math.log(10000) * exponents)
     waves = [angles.sin(), angles.cos()] if sine_first else [angles.cos(), angles.sin()]
     return torch.cat(waves, dim=1)
 

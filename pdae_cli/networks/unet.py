@@ -8,18 +8,27 @@ embedding, or None.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import Range, check_ranges
 from .layers import (
     Attention,
+    Blocks,
     Conv2d,
     ConvResample,
+    Epsilon,
+    Few,
     Layer,
     Linear,
+    Multiplier,
+    Share,
+    Side,
     TimeEmbedding,
+    Width,
     group_norm,
     placed,
     resized,
@@ -45,31 +54,43 @@ class Conditioning:
 class UNetConfig:
     """Everything that fixes the shape of eps_theta, and through it that of G_psi."""
 
-    image_size: int  # pixels, height and width
-    channels: int  # of the pictures: 3 for RGB
-    patch: int  # space-to-depth factor at the input: 1 none, 2 makes 64x64 pixels 32x32 positions
-    base_channels: int  # width of the first level
-    multipliers: tuple[float, ...]  # width of each level, in units of base_channels
-    blocks: int  # residual blocks a level (one more in the output half)
-    attention: tuple[int, ...]  # attention at these feature-map sizes, and always in the middle
-    head_channels: int | None  # channels an attention head; None: use `heads`
-    heads: int  # attention heads, where head_channels is None
+    image_size: Side  # pixels, height and width
+    channels: Width  # of the pictures: 3 for RGB
+    patch: Annotated[
+        int, Range(1, 64)
+    ]  # space-to-depth factor at the input: 1 none, 2 makes 64x64 pixels 32x32 positions
+    base_channels: Width  # width of the first level
+    multipliers: tuple[Multiplier, ...]  # width of each level, in units of base_channels
+    blocks: Blocks  # residual blocks a level (one more in the output half)
+    attention: tuple[
+        Annotated[int, Range(0, 1 << 14)], ...
+    ]  # attention at these feature-map sizes, and always in the middle
+    head_channels: Width | None  # channels an attention head; None: use `heads`
+    heads: Few  # attention heads, where head_channels is None
     time_conditioning: str  # "scale_shift" (AdaGN) or "additive"
     resampling: str  # see RESAMPLING
     learn_sigma: bool  # the network also predicts the variance's interpolation
-    groups: int  # of every GroupNorm, or as many as it has channels
-    norm_eps: float  # of every GroupNorm
-    dropout: float
-    embedding_channels: int = 0  # of the time embedding; 0: 4 base_channels, the usual
+    groups: Few  # of every GroupNorm, or as many as it has channels
+    norm_eps: Epsilon  # of every GroupNorm
+    dropout: Share
+    embedding_channels: Annotated[int, Range(0, 1 << 20)] = (
+        0  # of the time embedding; 0: 4 base_channels, the usual
+    )
     sine_first: bool = False  # order of the time embedding's sinusoids
-    frequency_shift: int = 0  # of the sinusoids' frequencies: 10000^(-i / (half - shift))
-    z_channels: int = 0  # of z, where every block of the U-Net itself takes it (Diff-AE)
+    frequency_shift: Annotated[int, Range(0, 1)] = 0  # of 10000^(-i / (half - shift))
+    time_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0  # of t, before its sinusoids
+    z_channels: Annotated[int, Range(0, 1 << 20)] = (
+        0  # of z, where every block of the U-Net itself takes it (Diff-AE)
+    )
 
     def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.base_channels % 2 or self.base_channels < 4:
+            raise ValueError(f"{self.base_channels} base channels; an even number from 4 on can be")
         if self.embedding_channels == 0:
             object.__setattr__(self, "embedding_channels", 4 * self.base_channels)
         levels, all_blocks = len(self.multipliers), len(self.multipliers) * self.blocks
-        if not 1 <= levels <= 16 or self.blocks < 1 or all_blocks > MAX_BLOCKS:
+        if not 1 <= levels <= 16 or all_blocks > MAX_BLOCKS:
             most = f"1 to 16 levels and {MAX_BLOCKS} blocks in all can be built"
             raise ValueError(f"{levels} levels of {self.blocks} blocks; {most}")
         smallest = self.patch * 2 ** (levels - 1)
@@ -107,7 +128,7 @@ class UNetConfig:
         return Conditioning(self.z_channels, shift=False) if self.z_channels else None
 
     def time_embedding(self) -> TimeEmbedding:
-        order = int(self.sine_first), self.frequency_shift
+        order = int(self.sine_first), self.frequency_shift, self.time_scale
         return TimeEmbedding(self.base_channels, self.embedding_channels, *order)
 
     def norm(self, channels: int) -> nn.GroupNorm:

@@ -153,7 +153,7 @@ def alone(model: Model) -> solvers.Predict:
 def to_noise(model: Model, program: str, x_0: Tensor, count: int) -> Tensor:
     """x_T that a program infers; a diffusion model alone has no `encode`."""
     steps = parity.steps(program, model.schedule, count, encode=True)
-    return parity.ddim(alone(model), x_0, steps, clip=True, recompute=True)
+    return parity.ddim(alone(model), x_0, steps, clip=1, recompute=True)
 
 
 def timesteps(program: str, model: Model, count: int, encode: bool = False) -> Tensor:

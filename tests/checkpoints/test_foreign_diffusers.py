@@ -15,7 +15,7 @@ from foreign_models import ADM_STYLE, DDPM_STYLE, converted, pipeline, states
 from safetensors.torch import load_file, save_file
 
 from pdae_cli.checkpoints import read_model
-from pdae_cli.checkpoints.diffusers import write_diffusers
+from pdae_cli.checkpoints.export import write_diffusers
 from pdae_cli.diffusion.trajectory import Sampling
 from pdae_cli.engine.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine.model import Model

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pdae_cli.checkpoints import load_dpm, load_first_stage, read_model, write_model
 from pdae_cli.checkpoints.convert import read_foreign
-from pdae_cli.checkpoints.diffusers import write_diffusers
+from pdae_cli.checkpoints.export import write_diffusers
 from pdae_cli.checkpoints.source import Source
 from pdae_cli.diffusion.trajectory import Sampling
 from pdae_cli.engine.model import Model

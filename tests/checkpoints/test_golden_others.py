@@ -187,19 +187,19 @@ def test_diffusers_ddim(expected: Expected, model: Model, seen: States) -> None:
     unclipped = replace(model, config=replace(model.config, clip_sample=False))
     expected.check("ddim_x_0_noclip", unclipped.decode(made))
     predict = alone(model)
-    clipped = parity.ddim(predict, x_T, decode, clip=True, recompute=True)
+    clipped = parity.ddim(predict, x_T, decode, clip=1, recompute=True)
     expected.check("ddim_x_0_clip_useclippedeps", clipped)
-    free = parity.ddim(predict, x_T, decode, clip=False, recompute=True)
+    free = parity.ddim(predict, x_T, decode, clip=0, recompute=True)
     expected.check("ddim_x_0_noclip_useclippedeps", free)
-    free = parity.ddim(predict, x_0, encode, clip=False, recompute=False)
+    free = parity.ddim(predict, x_0, encode, clip=0, recompute=False)
     expected.check("inverse_x_T_noclip", free)
     stored = expected["inverse_states_clip_sample0"]
     stepped = torch.cat([
-        parity.ddim(predict, x, [step], clip=True, recompute=False)
+        parity.ddim(predict, x, [step], clip=1, recompute=False)
         for x, step in zip([x_0[:1], *stored[:-1, None]], encode, strict=True)
     ])  # fmt: skip
     expected.check("inverse_states_clip_sample0", stepped, atol=5e-5)  # about as exact as eps
-    whole = parity.ddim(predict, x_0, encode, clip=True, recompute=False)
+    whole = parity.ddim(predict, x_0, encode, clip=1, recompute=False)
     expected.check("inverse_x_T_clip", whole)
 
 

@@ -46,7 +46,7 @@ def test_samples_leave_the_end_to_eps_theta_unless_told() -> None:
         ({"parity": "ours"}, "unknown parity 'ours'; known: pdae, diffae, diffusers"),
         ({"parity": "pdae", "corrections": 1}, "leave solver, spacing and corrections out"),
         ({"inference_steps": 0}, "inference steps must be 1 to 1000"),
-        ({"guidance": float("nan")}, "finite"),
+        ({"guidance": float("nan")}, "guidance must be"),
         ({"corrections": 21}, "corrections must be 0 to 20"),
         ({"solver": "leapfrog", "corrections": 1}, "leapfrog is exact without"),
         ({"solver": "ddpm", "corrections": 1}, "ddpm decodes by chance"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import InputError, UsageError
-from ...files import read_limited
+from ...files import read_limited, read_stream
 from ...pictures.listing import (
     CODES,
     MAX_PICTURE,
@@ -151,7 +151,7 @@ def _place(path: Path) -> Path:
 
 
 def _stdin() -> bytes:
-    data = sys.stdin.buffer.read(MAX_CODES + 1)
+    data = read_stream(sys.stdin.buffer, MAX_CODES)
     if len(data) > MAX_CODES:
         raise InputError(f"standard input holds more than {MAX_CODES >> 30} GiB")
     if not data:

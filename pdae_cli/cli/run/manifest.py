@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...files import append, sha256, unwritable
+from ...files import append, read_limited, sha256, unwritable
 from ...pictures.listing import MANIFEST as FOLDER
 from ...pictures.listing import is_folder
-from .inputs import Item
+from .inputs import MAX_CODES, Item
 from .recipes import Recipe
 
 LINE = 1 << 20  # bytes of a line; longer ones are damage
@@ -109,7 +109,7 @@ def _read(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict
     entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
     jobs: dict[str, dict[str, Any]] = {}
     for path in sorted((folder / FOLDER).glob("manifest*.jsonl")):
-        for line in path.read_bytes().splitlines():
+        for line in read_limited(path, MAX_CODES).splitlines():
             try:
                 entry = json.loads(line) if 0 < len(line) < LINE else None
             except (ValueError, RecursionError):

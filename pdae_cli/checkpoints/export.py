@@ -1,0 +1,135 @@
+"""Our eps_theta for diffusers: DDPMPipeline, or of latents LDMPipeline."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from ..engine.config import ModelConfig
+from ..engine.model import Model
+from ..errors import UsageError
+from ..files import write_bytes
+from ..networks.layers import Attention
+from ..networks.unet import UNetConfig
+from . import names
+from .diffusers import ALIKE, BETAS, PREDICTIONS, VARIANCES
+from .first_stage import STEM
+from .reading import SAFETENSORS
+from .transfer import separated
+
+
+def write_diffusers(model: Model, folder: Path) -> str:
+    """Write eps_theta as a folder that diffusers' DDPMPipeline runs: model_index.json, unet/ and
+    scheduler/; with a first stage, as vqvae/, LDMPipeline. Returns the pipeline's class.
+
+    Raises UsageError for a network that diffusers' UNet2DModel can't be.
+    """
+    unet, scheduler = _unet_json(model.config.unet), _scheduler_json(model.config)
+    first_stage = model.first_stage
+    if first_stage is not None:
+        _need(first_stage.cfg.shift == 0, "latents that are shifted, in an LDMPipeline")
+        _need(not model.config.unet.learn_sigma, "learned variance, in an LDMPipeline")
+    pipeline = "DDPMPipeline" if first_stage is None else "LDMPipeline"
+    index = {"_class_name": pipeline, "scheduler": ["diffusers", scheduler["_class_name"]]}
+    networks = {"unet": (unet, _unet_tensors(model))}
+    if first_stage is not None:
+        shape = {"_class_name": first_stage.cfg.kind} | first_stage.cfg.arguments()
+        networks["vqvae"] = (shape, first_stage.network.state_dict())
+    files = {"scheduler/scheduler_config.json": scheduler}
+    for name, (shape, tensors) in networks.items():
+        index[name] = ["diffusers", shape["_class_name"]]
+        files[f"{name}/config.json"] = shape
+        kept = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+        write_bytes(folder / name / f"{STEM}{SAFETENSORS}", save(kept, metadata={"format": "pt"}))
+    for file, content in (files | {"model_index.json": index}).items():
+        write_bytes(folder / file, json.dumps(content, indent=2).encode() + b"\n")
+    return pipeline
+
+
+def _unet_tensors(model: Model) -> dict[str, Tensor]:
+    """eps_theta's tensors by diffusers' names."""
+    table = names.diffusers_unet(model.config.unet)
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.dpm.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        theirs, parts = table[module], [value]
+        if len(theirs) > 1:
+            attention = model.dpm.get_submodule(module.rpartition(".")[0])
+            assert isinstance(attention, Attention)
+            parts = list(separated(value, attention.heads).chunk(len(theirs)))
+        tensors |= {f"{path}.{kind}": part for path, part in zip(theirs, parts, strict=True)}
+    return tensors
+
+
+def _unet_json(cfg: UNetConfig) -> dict[str, Any]:
+    """A UNet2DModel's config.json."""
+    _need(cfg.patch == 1, f"space-to-depth at the input (patch {cfg.patch})")
+    _need(not cfg.z_channels, "conditioning on z inside eps_theta")
+    _need(cfg.time_scale == 1, "scaled timesteps (rescale_timesteps)")
+    _need(cfg.base_channels == cfg.widths[0], "a time embedding of another width than its input")
+    _need(min(cfg.widths) >= cfg.groups, f"fewer channels than norm groups ({cfg.groups})")
+    _need(bool(cfg.head_channels) or cfg.heads == 1, f"a fixed number of {cfg.heads} heads")
+    residual, scale_shift = cfg.resampling == "residual", cfg.time_conditioning == "scale_shift"
+    plain = "Resnet{}sampleBlock2D" if residual else "{}Block2D"
+    down, up = (
+        [f"Attn{way}Block2D" if size in cfg.attention else plain.format(way) for size in s]
+        for way, s in (("Down", cfg.sizes), ("Up", cfg.sizes[::-1]))
+    )
+    return ALIKE | {
+        "sample_size": cfg.image_size,
+        "in_channels": cfg.channels,
+        "out_channels": cfg.channels * (2 if cfg.learn_sigma else 1),
+        "time_embedding_dim": cfg.embedding_channels,
+        "freq_shift": cfg.frequency_shift,
+        "flip_sin_to_cos": not cfg.sine_first,
+        "down_block_types": down,
+        "up_block_types": up,
+        "block_out_channels": cfg.widths,
+        "layers_per_block": cfg.blocks,
+        "downsample_padding": 0 if cfg.resampling == "convolution_right" else 1,
+        "downsample_type": "resnet" if residual else "conv",
+        "upsample_type": "resnet" if residual else "conv",
+        "dropout": cfg.dropout,
+        "act_fn": "silu",
+        "attention_head_dim": cfg.head_channels,
+        "norm_num_groups": cfg.groups,
+        "attn_norm_num_groups": cfg.groups,
+        "norm_eps": cfg.norm_eps,
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+    }
+
+
+def _scheduler_json(config: ModelConfig) -> dict[str, Any]:
+    """A DDPMScheduler's scheduler_config.json, or what an LDMPipeline takes, a DDIMScheduler's."""
+    betas, predictions, variances = (
+        {ours: theirs for theirs, ours in table.items()}
+        for table in (BETAS, PREDICTIONS, VARIANCES)
+    )
+    schedule, pictures = config.schedule, config.first_stage is None
+    of_scheduler = asdict(config.scheduler)
+    if pictures:
+        del of_scheduler["set_alpha_to_one"]  # which a DDPMScheduler doesn't have
+    _need(schedule.betas in betas, f"{schedule.betas} betas")
+    return (
+        ({"variance_type": variances[config.variance]} if pictures else {})
+        | {
+            "_class_name": "DDPMScheduler" if pictures else "DDIMScheduler",
+            "num_train_timesteps": schedule.timesteps,
+            "beta_start": schedule.beta_start,
+            "beta_end": schedule.beta_end,
+            "beta_schedule": betas[schedule.betas],
+            "clip_sample": config.clip_sample,
+            "prediction_type": predictions[config.prediction],
+        }
+        | of_scheduler
+    )
+
+
+def _need(possible: bool, what: str) -> None:
+    if not possible:
+        raise UsageError(f"diffusers' UNet2DModel has no {what}; this model can't be exported")
