@@ -22,6 +22,7 @@ from pdae_cli.checkpoints import pickles, write_attributes, write_latent_dpm, wr
 from pdae_cli.engine.attributes import Attributes
 from pdae_cli.engine.config import ModelConfig, Normalisation, ScheduleConfig
 from pdae_cli.engine.model import Model
+from pdae_cli.errors import ModelError
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.gradient import GradientEstimator
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
@@ -113,10 +114,11 @@ def read_pickles_here(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds a test where the child isn't what is tested (it is in test_pickles.py)."""
 
     def read(path: Path, drop: Collection[str] = pickles.DROPPED) -> dict[str, Any]:
-        content: dict[str, Any] = pickles._rebuilt(
-            *pickles._unpack(path, drop, path.stat().st_size)
-        )
-        return content
+        try:
+            answer, tensors = pickles._unpack(path, drop, path.stat().st_size)
+        except pickles._Refusal as refusal:
+            raise ModelError(f"{path} {refusal}") from refusal
+        return dict(pickles._rebuilt(answer, tensors))
 
     monkeypatch.setattr("pdae_cli.checkpoints.reading.read_pickle", read)
 

@@ -15,12 +15,12 @@ from ..engine.model import Model
 from ..errors import ModelError, UsageError
 from ..files import write_bytes
 from ..networks.latent import LatentDPM
-from . import diffae, diffusers, guided, native, pdae
+from . import compvis, diffae, diffusers, guided, native, pdae
 from .source import Found, Source
 from .transfer import transfer
 
 FAMILIES: dict[str, ModuleType] = {
-    reader.NAME: reader for reader in (diffusers, pdae, diffae, guided)
+    reader.NAME: reader for reader in (diffusers, pdae, compvis, diffae, guided)
 }
 
 
@@ -53,7 +53,7 @@ def family_of(source: Source) -> str:
         raise ModelError(f"{source.path} is a model of pdae already: use it as --model")
     raise ModelError(
         f"{source.path} is of no known family ({', '.join(FAMILIES)}); looked for "
-        "model_index.json, config.yml, last.ckpt, model_flags.json and tensors' names; "
+        "model_index.json, config.yml, model.ckpt, last.ckpt, model_flags.json and tensors' names; "
         "--from names the family"
     )
 

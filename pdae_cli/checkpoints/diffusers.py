@@ -70,7 +70,7 @@ UNET = Fields(
 SCHEDULERS = (
     "DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "DDPMParallelScheduler",
     "DDIMParallelScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler",
     "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler",
 )  # fmt: skip
 SCHEDULER = Fields(
@@ -99,7 +99,7 @@ SCHEDULER = Fields(
         "solver_type solver_p lower_order_final euler_at_final final_sigmas_type "
         "lambda_min_clipped use_karras_sigmas use_exponential_sigmas use_beta_sigmas "
         "use_lu_lambdas skip_prk_steps predict_x0 disable_corrector predictor_order "
-        "corrector_order tau_func time_shift_type noise_sampler_seed timestep_values "
+        "corrector_order sigma_min sigma_max tau_func time_shift_type timestep_values "
         "tensor_format kwargs",
     },
     null="clip_sample set_alpha_to_one",

@@ -12,12 +12,11 @@ from ..pictures.listing import HEIC_SUFFIXES, SUFFIXES
 
 # Everything that one of our models or of diffusers' pipelines is made of.
 FOLDERS = ("", "unet/", "vqvae/", "vae/")
-WEIGHTS = tuple(f"{folder}diffusion_pytorch_model.safetensors" for folder in FOLDERS)
+STEMS = tuple(f"{folder}diffusion_pytorch_model" for folder in FOLDERS)
 WANTED = (
     *("README.md", "model.safetensors", "attributes.safetensors", "latent_dpm.safetensors"),
     *("model_index.json", "scheduler_config.json", "scheduler/scheduler_config.json"),
     *(f"{folder}config.json" for folder in FOLDERS),
-    *WEIGHTS,
 )
 FILES = {
     ".avif", ".bin", ".ckpt", ".csv", ".heic", ".heif", ".html", ".jfif", ".json", ".npy", ".npz",
@@ -52,9 +51,8 @@ def fetch(name: str, announce: Announce = ignore) -> tuple[Path, str]:
     except Exception:  # what is below says why, unless all is in the cache
         sizes = {}
     try:
-        # No pickles where there are safetensors beside them.
-        pickles = [one.replace(".safetensors", ".bin") for one in WEIGHTS if one not in sizes]
-        patterns = [one for one in [*WANTED, *pickles] if one in sizes or not sizes]
+        weights = [one for stem in STEMS for one in _weights(stem, sizes)]
+        patterns = [one for one in WANTED if one in sizes or not sizes] + weights
         size = sum(sizes.get(one, 0) for one in patterns)
         if size > LARGE:
             announce(f"{repository}: {size / (1 << 20):.0f} MiB to download, unless in the cache")
@@ -68,3 +66,17 @@ def fetch(name: str, announce: Announce = ignore) -> tuple[Path, str]:
     text = card.read_text(encoding="utf-8", errors="replace")[:65536] if card.exists() else ""
     licence = re.search(r"^license:\s*[\"']?([^\s\"']+)", text, re.MULTILINE)
     return Path(folder), licence[1] if licence else "unknown"
+
+
+def _weights(stem: str, sizes: dict[str, int]) -> list[str]:
+    """The files of one network's weights: no pickles where there are safetensors, no variants where
+    there are others, and of shards all, with their index."""
+    if not sizes:  # not known: all that is in the cache
+        return [f"{stem}*"]
+    shards, variants = r"(-\d+-of-\d+)?\.{}(\.index\.json)?", r"([.-].*)?\.{}(\..*json)?"
+    for shape in (shards, variants):
+        for suffix in ("safetensors", "bin"):
+            pattern = re.escape(stem) + f"(?:{shape.replace('{}', suffix)})"
+            if found := [name for name in sizes if re.fullmatch(pattern, name)]:
+                return found
+    return []

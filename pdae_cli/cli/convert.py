@@ -25,7 +25,9 @@ def convert(
     ],
     family: Annotated[
         str | None,
-        typer.Option("--from", help="diffusers, pdae, diffae or guided-diffusion, if not clear."),
+        typer.Option(
+            "--from", help="diffusers, pdae, latent-diffusion, diffae or guided-diffusion."
+        ),
     ] = None,
     config: Annotated[
         Path | None,

@@ -171,11 +171,11 @@ ATTRIBUTES: dict[str, tuple[str, dict[str, Tensor], str]] = {
     "another tensor": (attributes(), ROWS | {"more": torch.ones(1)}, "is needed"),
 }
 LATENTS: dict[str, tuple[object, str]] = {
-    "a billion wide": (LATENT | {"width": 10**9}, "is needed"),
+    "a billion wide": (LATENT | {"width": 10**9}, "width must be"),
     "of 2^62": (LATENT | {"width": 1 << 62}, "can't be read"),
-    "of no width": (LATENT | {"width": 0}, "a width of 0"),
-    "of negative width": (LATENT | {"width": -16}, "a width of -16"),
-    "a billion layers": (LATENT | {"layers": 10**9}, "2 to 256 can be built"),
+    "of no width": (LATENT | {"width": 0}, "width must be"),
+    "of negative width": (LATENT | {"width": -16}, "width must be"),
+    "a billion layers": (LATENT | {"layers": 10**9}, "layers must be 2 to 256"),
     "layers as text": (LATENT | {"layers": "3"}, "layers is '3'"),
     "dropout of seven": (LATENT | {"dropout": 7.0}, "dropout"),
     "of another z": (LATENT | {"z_dim": 7}, "the model's has 6"),

@@ -1,0 +1,286 @@
+"""CompVis' latent-diffusion: unconditional models, a `.ckpt` of PyTorch Lightning with its YAML."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..engine.config import ModelConfig, ScheduleConfig
+from ..engine.tensors import shown
+from ..errors import ModelError
+from ..networks.first_stage import FirstStageConfig
+from ..networks.unet import UNetConfig
+from . import names
+from .guided import MARK, NORM, heads
+from .source import Fields, Found, Settings, Source
+from .transfer import Part, Tensors
+
+NAME = "latent-diffusion"
+LICENCE = "MIT (CompVis/latent-diffusion) if these are its weights; else unknown"
+CHECKPOINTS = ("model.ckpt", "last.ckpt", "checkpoints/last.ckpt")
+NETWORK, AVERAGED, STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
+UNCONDITIONAL = "__is_unconditional__"
+# Their word → ours; their linear betas are linear in their root.
+BETAS = {"linear": "scaled_linear", "sqrt_linear": "linear"}
+PREDICTIONS = {"eps": "eps", "x0": "x_0", "v": "v"}
+STAGES = {"VQModelInterface": "VQModel", "VQModel": "VQModel", "AutoencoderKL": "AutoencoderKL"}
+MODEL = Fields(
+    "latent-diffusion: model.params",
+    taken={
+        "linear_start": "betas",
+        "linear_end": "betas",
+        "beta_schedule": "linear (in their root) or sqrt_linear",
+        "timesteps": "timesteps",
+        "parameterization": "what the network predicts: eps, x0 or v",
+        "image_size": "side of the latents",
+        "channels": "channels of the latents",
+        "unet_config": "eps_theta, below",
+        "first_stage_config": "the first stage, below",
+        "scale_factor": "latents are encoded ones times this",
+        "scale_by_std": "the factor is in the checkpoint",
+        "cond_stage_config": f"refused unless {UNCONDITIONAL}",
+        "use_ema": "whether the averaged weights are taken",
+    },
+    fixed={"concat_mode": (True, False), "v_posterior": (0,), "given_betas": ()},
+    idle={
+        "of its DDPM's samples; DDIM's, and ours, aren't clamped": "clip_denoised",
+        "of training": "base_learning_rate num_timesteps_cond log_every_t first_stage_key "
+        "cond_stage_key cond_stage_trainable monitor loss_type ckpt_path ignore_keys "
+        "load_only_unet scheduler_config l_simple_weight original_elbo_weight "
+        "conditioning_key learn_logvar logvar_init use_positional_encodings",
+    },
+)  # fmt: skip
+UNET = Fields(
+    "latent-diffusion: unet_config.params",
+    taken={
+        "image_size": "side of the latents, where model.params doesn't say it",
+        "in_channels": "channels of the latents",
+        "out_channels": "refused unless in_channels",
+        "model_channels": "width of the first level",
+        "channel_mult": "widths of the levels",
+        "num_res_blocks": "blocks a level",
+        "attention_resolutions": "attention where maps are so many times smaller",
+        "num_heads": "attention heads, where num_head_channels is -1",
+        "num_head_channels": "channels a head",
+        "use_scale_shift_norm": "how the time enters: scale and shift, or added",
+        "resblock_updown": "resampling in residual blocks, or by convolutions",
+        "use_new_attention_order": "order of q, k, v; tensors are reordered",
+        "dropout": "in training",
+    },
+    fixed={
+        "dims": (2,), "num_classes": (), "conv_resample": (True,), "context_dim": (),
+        "use_spatial_transformer": (False,), "num_heads_upsample": (-1,), "n_embed": (),
+    },
+    idle={
+        "of speed and memory": "use_checkpoint use_fp16",
+        "of transformers, which are refused": "transformer_depth legacy",
+    },
+)  # fmt: skip
+FIRST_STAGE = Fields(
+    "latent-diffusion: first_stage_config.params",
+    taken={
+        "embed_dim": "channels of the latents, or of a VQ model's codes",
+        "n_embed": "a VQ model's codes",
+        "ddconfig": "the networks: double_z, z_channels, in_channels, out_ch, ch, ch_mult, "
+        "num_res_blocks, attn_resolutions, resolution, dropout",
+    },
+    fixed={"remap": (), "sane_index_shape": (False,)},
+    idle={"of training": "lossconfig monitor ckpt_path image_key colorize_nlabels ignore_keys "
+          "batch_resize_range scheduler_config lr_g_factor use_ema"},
+)  # fmt: skip
+CODER = Fields(
+    "latent-diffusion: ddconfig",
+    taken={
+        "z_channels": "channels of the encoder's output",
+        "double_z": "refused unless of an AutoencoderKL",
+        "in_channels": "channels of the pictures",
+        "out_ch": "refused unless in_channels",
+        "ch": "width of the first level",
+        "ch_mult": "widths of the levels",
+        "num_res_blocks": "blocks a level",
+        "attn_resolutions": "refused unless sizes of whole levels",
+        "resolution": "side of the pictures, of which attn_resolutions are parts",
+    },
+    fixed={
+        "dropout": (0,),
+        "resamp_with_conv": (True,),
+        "attn_type": ("vanilla",),
+        "use_linear_attn": (False,),
+    },
+    idle={"of speed and memory": "use_checkpoint"},
+)
+
+
+def recognises(source: Source) -> bool:
+    """A checkpoint whose state_dict holds a diffusion model of theirs, or its folder."""
+    path = _checkpoint(source)
+    if path is None:
+        return False
+    state = source.content(path).get("state_dict")
+    return isinstance(state, dict) and f"{NETWORK}{MARK}" in state
+
+
+def _checkpoint(source: Source) -> Path | None:
+    if not source.path.is_dir():
+        return source.path
+    places = (source.path / name for name in CHECKPOINTS)
+    return next((place for place in places if os.path.lexists(place)), None)
+
+
+def read(source: Source) -> Found:
+    """eps_theta of latents, and their first stage. Raises ModelError for conditional models."""
+    path = _checkpoint(source)
+    if path is None:
+        raise ModelError(f"{source.path}: found none of {', '.join(CHECKPOINTS)}")
+    source, notes = replace(source, path=path), list[str]()
+    state = source.part(path, "state_dict")
+    params = Settings.read(_config(source)).below("model").below("params").follow(MODEL, notes)
+    free = params.values.get("cond_stage_config", UNCONDITIONAL) == UNCONDITIONAL
+    if not free or any(name.startswith("cond_stage_model.") for name in state):
+        raise ModelError(f"{params.where}: a conditional model; only unconditional ones are taken")
+    net = params.below("unet_config").below("params").follow(UNET, notes)
+    unet = _unet(net, params.get("image_size", int, 0))
+    stage, part = _first_stage(params, state, str(path), notes)
+    betas = params.word("beta_schedule", BETAS, "linear")
+    ends = params.get("linear_start", float, 1e-4), params.get("linear_end", float, 0.02)
+    config = ModelConfig(
+        params.build(ScheduleConfig, betas, params.get("timesteps", int, 1000), *ends),
+        unet,
+        prediction=params.word("parameterization", PREDICTIONS, "eps"),
+        licence=LICENCE,
+        source=f"{NAME}: {path.parent.name}/{path.name}",
+        first_stage=stage,
+    )
+    dpm = _network(state, params.flag("use_ema", True), f"{path}, {NETWORK}", notes)
+    new_order = net.flag("use_new_attention_order", False)
+    parts = [Part("dpm", dpm, names.adm_unet(unet), new_order), part]
+    left = [k for k, v in state.items() if isinstance(v, Tensor) and not k.startswith(STAGE)]
+    ignored = {"averages and buffers beside the networks": len(left) - len(dpm.tensors)}
+    return Found(config, parts, ignored=ignored, notes=notes)
+
+
+def _config(source: Source) -> Path:
+    """The YAML that a checkpoint belongs to: beside it, or what their trainer wrote."""
+    if source.config is not None:
+        return source.config
+    folder = source.folder.resolve()
+    projects = sorted(folder.parent.glob("configs/*-project.yaml"))
+    if len(projects) > 1:
+        raise ModelError(f"{folder.parent}/configs holds several projects; pass one as --config")
+    places = [folder / "config.yaml", folder / "config.yml", *projects]
+    return source.first("config.yaml of the model (pass it as --config)", places)
+
+
+def _network(state: Mapping[str, Any], averaged: bool, where: str, notes: list[str]) -> Tensors:
+    """The network's tensors: of the average, whose names lack their dots, where there is one."""
+    plain = Tensors.below(NETWORK, state, where)
+    flat = {name: AVERAGED + f"diffusion_model.{name}".replace(".", "") for name in plain.tensors}
+    if averaged and all(isinstance(state.get(one), Tensor) for one in flat.values()):
+        return Tensors(where, {name: state[one] for name, one in flat.items()})
+    notes.append("the weights are taken as they are: the checkpoint holds no average of them")
+    return plain
+
+
+def _unet(net: Settings, size: int) -> UNetConfig:
+    channels = net.get("in_channels", int)
+    net.refuse("out_channels", channels)
+    size = size or net.get("image_size", int)
+    rates = net.numbers("attention_resolutions", int)
+    if any(rate < 1 for rate in rates):
+        raise ModelError(f"{net.where}: attention_resolutions are {shown(rates)}")
+    return net.build(
+        UNetConfig,
+        image_size=size,
+        channels=channels,
+        patch=1,
+        **net.integers(base_channels="model_channels", blocks="num_res_blocks"),
+        multipliers=net.numbers("channel_mult"),
+        attention=tuple(size // rate for rate in rates),
+        **heads(net),
+        time_conditioning="scale_shift" if net.flag("use_scale_shift_norm", False) else "additive",
+        resampling="residual" if net.flag("resblock_updown", False) else "convolution",
+        learn_sigma=False,
+        dropout=net.get("dropout", float, 0.0),
+        **NORM,
+    )
+
+
+def _first_stage(
+    model: Settings, state: Mapping[str, Any], path: str, notes: list[str]
+) -> tuple[FirstStageConfig, Part]:
+    given = model.below("first_stage_config")
+    kind = STAGES.get(given.get("target", str).rpartition(".")[2])
+    if kind is None:
+        raise ModelError(f"{given.where}: {shown(given.values['target'])} isn't supported")
+    params = given.below("params").follow(FIRST_STAGE, notes)
+    coder = params.below("ddconfig").follow(CODER, notes)
+    coder.refuse("double_z", kind == "AutoencoderKL")
+    channels, latent = coder.get("in_channels", int), coder.get("z_channels", int)
+    coder.refuse("out_ch", channels)
+    embedded = params.get("embed_dim", int)
+    if kind == "AutoencoderKL" and embedded != latent:
+        raise ModelError(f"{params.where}: embed_dim {embedded} of z_channels {latent}")
+    multipliers, side = coder.numbers("ch_mult", int), coder.get("resolution", int)
+    sizes = [side // 2**level for level in range(len(multipliers))]
+    attention = set(coder.numbers("attn_resolutions", int))
+    marks = ["Attn" * (size in attention) for size in sizes]
+    scale = state.get("scale_factor") if model.flag("scale_by_std", False) else None
+    config = params.build(
+        FirstStageConfig,
+        kind=kind,
+        channels=channels,
+        latent_channels=latent,
+        down_blocks=tuple(f"{mark}DownEncoderBlock2D" for mark in marks),
+        up_blocks=tuple(f"{mark}UpDecoderBlock2D" for mark in marks[::-1]),
+        widths=tuple(coder.get("ch", int) * one for one in multipliers),
+        blocks=coder.get("num_res_blocks", int),
+        groups=32,
+        middle_attention=True,
+        bottleneck=True,
+        codes=params.get("n_embed", int, 1),
+        code_channels=embedded,
+        scale=scale.item() if isinstance(scale, Tensor) else model.get("scale_factor", float, 1.0),
+        shift=0.0,
+    )
+    tensors = Tensors.below(STAGE, state, f"{path}, {STAGE}")
+    tensors.leave_out(r"loss\..*", "first_stage_model.loss (of its training)")
+    tensors.leave_out(r"model_ema\..*", "first_stage_model.model_ema (not what samples see)")
+    left = tensors.tensors.keys() - tensors.used
+    modules = {one.rpartition(".")[0] for one in left}
+    levels = len(multipliers)
+    table = {f"network.{_today(one, levels)}": (one,) for one in modules}
+    return config, Part("first_stage", tensors, table)
+
+
+def _today(module: str, levels: int) -> str:
+    """diffusers' name of a module of their autoencoders."""
+
+    def level(match: re.Match[str]) -> str:
+        way, number = match[1], int(match[2])
+        return f"{way}_blocks.{number if way == 'down' else levels - 1 - number}"
+
+    name = re.sub(r"\b(down|up)\.(\d+)", level, module)
+    for theirs, todays in STAGE_NAMES:
+        name = re.sub(theirs, todays, name)
+    return name
+
+
+STAGE_NAMES = (
+    (r"(down|up)sample\.conv$", r"\1samplers.0.conv"),
+    (r"\bblock\.(\d+)", r"resnets.\1"),
+    (r"mid\.block_1\b", "mid_block.resnets.0"),
+    (r"mid\.block_2\b", "mid_block.resnets.1"),
+    (r"mid\.attn_1\b", "mid_block.attentions.0"),
+    (r"\battn\.(\d+)", r"attentions.\1"),
+    (r"nin_shortcut$", "conv_shortcut"),
+    (r"(attentions\.\d+)\.norm$", r"\1.group_norm"),
+    (r"(attentions\.\d+)\.([qkv])$", r"\1.to_\2"),
+    (r"(attentions\.\d+)\.proj_out$", r"\1.to_out.0"),
+    (r"^((?:en|de)coder)\.norm_out$", r"\1.conv_norm_out"),
+)

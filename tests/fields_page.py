@@ -1,0 +1,51 @@
+"""The table of fields in docs/checkpoints.md, from the readers' own: `python tests/fields_page.py`
+writes it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+BEGIN, END = "<!-- fields: python tests/fields_page.py -->\n", "<!-- end of fields -->\n"
+
+
+def kinds() -> dict[str, Any]:
+    """Every kind of config, by its name."""
+    from pdae_cli.checkpoints import compvis, diffae, diffusers, first_stage, guided, pdae
+    from pdae_cli.checkpoints.source import Fields
+
+    readers = (diffusers, first_stage, compvis, pdae, diffae, guided)
+    every = [one for reader in readers for one in vars(reader).values() if isinstance(one, Fields)]
+    return {one.config: one for one in every}
+
+
+def table() -> str:
+    """All rows."""
+    rows = ["| config | field | what becomes of it |\n| --- | --- | --- |\n"]
+    for config, fields in kinds().items():
+        rows += [_row(config, f"`{name}`", what) for name, what in fields.taken.items()]
+        for name, usual in fields.fixed.items():
+            if name not in fields.taken:
+                shown = " or ".join(f"`{value}`" for value in usual)
+                rows.append(_row(config, f"`{name}`", f"refused unless {shown or 'left out'}"))
+        for why, names in fields.idle.items():
+            every = ", ".join(f"`{name}`" for name in names.split())
+            rows.append(_row(config, every, f"nothing: {why}"))
+    return "".join(rows)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def page() -> str:
+    """The whole page, with the table of now."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    return before + BEGIN + table() + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(PAGE.parents[1]))
+    PAGE.write_text(page())
