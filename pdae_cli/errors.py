@@ -55,10 +55,11 @@ class Range(NamedTuple):
     most: float
 
 
-def check_ranges(config: object, kind: type[Exception] = ValueError) -> None:
+def check_ranges(config: Any, kind: type[Exception] = ValueError) -> None:
     """Raise an error of that kind, which names the field, where a number of a dataclass lies
     outside of the range that its annotation gives it."""
-    for name, (least, most) in ranges(type(config)).items():
+    own: Any = type(config)
+    for name, (least, most) in ranges(own).items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not least <= number <= most:

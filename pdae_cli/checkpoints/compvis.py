@@ -254,7 +254,7 @@ def _first_stage(
     left = tensors.tensors.keys() - tensors.used
     modules = {one.rpartition(".")[0] for one in left}
     levels = len(multipliers)
-    table = {f"network.{_today(one, levels)}": (one,) for one in modules}
+    table: names.Table = {f"network.{_today(one, levels)}": (one,) for one in modules}
     return config, Part("first_stage", tensors, table)
 
 

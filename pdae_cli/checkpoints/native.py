@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..engine import tensors as safe
-from ..engine.attributes import MAX_NAME, Attributes, simplified
+from ..engine.attributes import MAX_NAME, Attributes, check_facts, simplified
 from ..engine.config import ModelConfig, build, from_json, to_json
 from ..engine.guidance import Classifier, ClassifierConfig
 from ..engine.model import Model
@@ -192,6 +192,8 @@ def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
             raise ValueError("its facts aren't of its names")
         if not all(one is None or isinstance(one, dict) for one in facts.values()):
             raise ValueError("its facts aren't objects")
+        for known in facts.values():
+            check_facts(known or {})
         found = header.tensors.get("weight")
         z_dim = found.shape[-1] if z_dim is None and found and found.shape else z_dim
         header.require({"weight": (len(names), z_dim or 0), "bias": (len(names),)})

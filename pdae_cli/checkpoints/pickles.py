@@ -220,7 +220,7 @@ def _unpack(path: Path, drop: Collection[str], size: int) -> tuple[Any, dict[str
     try:
         if zipped:
             _check_records(path)
-        stand_ins = [(_Inert, LIGHTNING_KEY), *((_Skipped, name) for name in NUMPY)]
+        stand_ins: list[Any] = [(_Inert, LIGHTNING_KEY), *((_Skipped, name) for name in NUMPY)]
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         if not isinstance(content, dict):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UsageError, counted
+from ..errors import Range, UsageError, counted
 
 # With ten times less, a classifier tells a little better, but by directions that change little in
 # the picture. With five times more it moves along whatever goes with the attribute.
@@ -22,6 +22,13 @@ RIDGE = (
     8  # DECAYs weigh beside squares what one does beside logarithms, which curve an eighth as much
 )
 MAX_NAME = 200  # characters
+COUNTS = ("train_with", "train_without", "held_out", "held_out_with", "codes")
+SHARES = ("auroc", "balanced_accuracy", "explained")
+# Of an attribute's facts that are numbers; a file's are checked by them.
+FACTS = (
+    dict.fromkeys(COUNTS, Range(0, 1 << 53)) | dict.fromkeys(SHARES, Range(0, 1))
+    | {"score_mean": Range(-1e30, 1e30), "score_sd": Range(0, 1e30)}
+)  # fmt: skip
 LEFT = 1e-3  # of a direction: less of it than this is rounding
 
 
@@ -157,6 +164,15 @@ class Attributes:
 
 def simplified(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def check_facts(facts: dict[str, Any]) -> None:
+    """Raise ValueError where a number of an attribute's facts can't be one."""
+    for name, (least, most) in FACTS.items():
+        value = facts.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and least <= value <= most):
+            raise ValueError(f"{name} of an attribute isn't a number from {least} to {most}")
 
 
 def check_names(names: Sequence[str]) -> None:

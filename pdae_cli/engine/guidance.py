@@ -20,8 +20,9 @@ from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import Predict
 from ..diffusion.trajectory import Sampling
-from ..errors import InputError, ModelError, UsageError, counted
+from ..errors import InputError, ModelError, UsageError, check_ranges, counted
 from ..networks.classifier import ClassEmbedding, Classes, NoisyClassifier
+from ..networks.layers import Side
 from ..networks.unet import UNetConfig
 from .attributes import Attributes, auroc, fit, simplified
 from .computing import computing, joined
@@ -77,10 +78,13 @@ def labelled(
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    image_size: int  # of the pictures; x_t is of their latents where the U-Net's is another
+    image_size: Side  # of the pictures; x_t is of their latents where the U-Net's is another
     unet: UNetConfig  # whose input half it has the shape of
     classes: Classes
     schedule: ScheduleConfig  # of the noise
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

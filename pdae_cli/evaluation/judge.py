@@ -10,8 +10,10 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +21,30 @@ from torch import Tensor, nn
 
 from ..checkpoints.native import guarded
 from ..engine import tensors as safe
-from ..errors import UsageError
+from ..engine.config import build
+from ..errors import Range, UsageError, check_ranges
 from ..files import sha256, write_bytes
 from ..pictures.images import to_float, to_pixels
 from .metrics import feature_distance
 
 WIDTHS = (32, 64, 128, 192)
 CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a judge's file says of it."""
+
+    names: tuple[str, ...]
+    auroc: dict[str, Any]  # of held-out pictures, for each name; None where it can't be told
+    size: Annotated[int, Range(1, 1 << 14)]
+    channels: Annotated[int, Range(1, 1 << 10)]
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        known = [one for one in self.auroc.values() if one is not None]
+        if not all(type(one) in (int, float) and 0 <= one <= 1 for one in known):
+            raise ValueError("its auroc aren't numbers from 0 to 1")
 
 
 class Judge(nn.Module):
@@ -102,12 +121,12 @@ def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
 
     def read() -> tuple[Judge, dict[str, float]]:
         header = safe.check(path, keys=("judge",))
-        facts = safe.strict_json(header.metadata["judge"])
-        shape = list(map(str, facts["names"])), int(facts["size"]), int(facts["channels"])
+        facts: Facts = build(Facts, header.facts("judge"), "its metadata")
+        shape = list(facts.names), facts.size, facts.channels
         with torch.device("meta"):  # no memory before the file is known to fit
             expected = Judge(*shape).state_dict()
         header.require({name: tuple(one.shape) for name, one in expected.items()})
-        judge, tensors, quality = Judge(*shape), safe.load(path, header), dict(facts["auroc"])
+        judge, tensors, quality = Judge(*shape), safe.load(path, header), facts.auroc
         for name, own in judge.state_dict().items():
             own.copy_(tensors[name])
         judge.weights_sha, judge.auroc = sha256(path), mean_of(quality)

@@ -252,7 +252,7 @@ def test_numpys_numbers_are_skipped_and_never_taken_for_settings(tmp_path: Path)
     marks = [found["a"], found["b"], *found["c"]]
     assert all("not read" in mark for mark in marks)
     guided(tmp_path / "m", lambda flags: flags.update(image_size=marks[0]))
-    with pytest.raises(ModelError, match="image_size is .*not read"):
+    with pytest.raises(ModelError, match=r"image_size is .*not read"):
         converted(tmp_path / "m")
 
 
