@@ -184,7 +184,8 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[BinaryIO, int]]:
             if not stat.S_ISREG(facts.st_mode):
                 raise InputError(f"{path}: not a regular file")
             if facts.st_size > limit:
-                raise InputError(f"{path}: larger than {limit >> 20} MiB")
+                most = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
+                raise InputError(f"{path}: larger than {most}")
             yield file, facts.st_size
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

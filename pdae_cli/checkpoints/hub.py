@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ..engine.model import ignore
+from ..engine.tensors import shown
 from ..errors import ModelError
 from ..pictures.listing import HEIC_SUFFIXES, SUFFIXES
 
@@ -62,10 +63,12 @@ def fetch(name: str, announce: Announce = ignore) -> tuple[Path, str]:
         raise ModelError(
             f"{name}: the Hub didn't give it: {reason}; check the name and the network"
         ) from error
-    card = Path(folder, "README.md")
-    text = card.read_text(encoding="utf-8", errors="replace")[:65536] if card.exists() else ""
+    card, text = Path(folder, "README.md"), ""
+    if card.is_file():
+        with card.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(65536)
     licence = re.search(r"^license:\s*[\"']?([^\s\"']+)", text, re.MULTILINE)
-    return Path(folder), licence[1] if licence else "unknown"
+    return Path(folder), shown(licence[1])[1:-1] if licence else "unknown"
 
 
 def _weights(stem: str, sizes: dict[str, int]) -> list[str]:
