@@ -50,7 +50,9 @@ def read_config(path: Path) -> dict[str, Any]:
         content = strict_json(text, infinities=True) if is_json else _yaml(text)
     except (ValueError, yaml.YAMLError, RecursionError, OverflowError) as error:
         reason = str(getattr(error, "problem", None) or error or type(error).__name__)
-        raise ModelError(f"{path} can't be read as a config: {shown(reason.splitlines()[0])[1:-1]}") from error
+        raise ModelError(
+            f"{path} can't be read as a config: {shown(reason.splitlines()[0])[1:-1]}"
+        ) from error
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise ModelError(f"{path} is no config: it holds {kind}, not an object")

@@ -131,7 +131,6 @@ def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -
         given.setdefault(name, getattr(recipe, name))
     for name in [name for name in PATHS if isinstance(given.get(name), str)]:
         sha = given.pop(f"{name}_sha256", None)  # of a file
-        given.pop(f"{name}s_sha256", None)  # of a folder: the pictures made are compared
         if isinstance(sha, str):
             given[name] = str(_found(given[name], sha, file, places))
         else:  # a folder

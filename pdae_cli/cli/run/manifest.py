@@ -23,10 +23,11 @@ from ...errors import InputError
 from ...files import append, read_limited, sha256, unwritable
 from ...pictures.listing import MANIFEST as FOLDER
 from ...pictures.listing import is_folder
-from .inputs import MAX_CODES, Item
+from .inputs import Item
 from .recipes import Recipe
 
 LINE = 1 << 20  # bytes of a line; longer ones are damage
+LARGEST = 1 << 30  # bytes of a manifest
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _read(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict
     entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
     jobs: dict[str, dict[str, Any]] = {}
     for path in sorted((folder / FOLDER).glob("manifest*.jsonl")):
-        for line in read_limited(path, MAX_CODES).splitlines():
+        for line in read_limited(path, LARGEST).splitlines():
             try:
                 entry = json.loads(line) if 0 < len(line) < LINE else None
             except (ValueError, RecursionError):
