@@ -125,7 +125,7 @@ def test_without_evidence_there_is_no_tilt(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(FaceFinder, "_faces", seen)
     finder = FaceFinder()
     monkeypatch.setattr(finder, "_refined", lambda photo, frame: (frame, 2 * DOUBT))
-    for turns[:], tilt in (([0, 8, 16, 24, 32], 0), ([-30, -40, -32, -24], -32)):
+    for turns[:], tilt in (([0, 8, 16, 24, 32], 0), ([-30, -48, -40, -32, -24, -16], -32)):
         (found,) = finder(picture(0, (200, 200)), 64)
         alpha, _ = found.frame.complex
         assert math.degrees(math.atan2(-alpha.imag, alpha.real)) == pytest.approx(tilt, abs=1e-6)

@@ -41,7 +41,8 @@ class Masks:
             with suppress(InputError):  # one that can't be read fails its picture alone, later
                 digest.update(item.read())
         # Other masks make other pictures. A file is found again by its content, a folder by name.
-        run.job.options["mask_sha256" if alone else "masks_sha256"] = digest.hexdigest()
+        sha = digest.hexdigest()
+        run.job.options["mask_sha256"] = sha if alone else [sha]
 
     def _for(self, one: Loaded) -> tuple[Image.Image, str]:
         """A picture's mask and its name: the path within the folder is as much of the end of the
