@@ -1,238 +1,87 @@
-"""Mutated pictures through everything that `pdae encode` and `pdae info` do to one.
+"""Damaged files through what the commands do with them: nothing unexpected, nothing large or slow.
 
-    python benchmarks/fuzz.py --count 20000
-    python benchmarks/fuzz.py --count 20000 --model faces64     # those that decode: z as well
+    python benchmarks/fuzz.py pictures --count 50000 --seed 1
+    python benchmarks/fuzz.py configs --seed 1 --first 812 --count 1    # one of them again
 
-Fourteen kinds of files, seeds fixed. A child process reads them; the parent sees when it hangs or
-dies, counts that, and goes on behind the file. Prints a table, or with --json an object.
+Subjects: pictures, configs, codes, archives, tables; needs the `test` extra. A child process goes
+through the files; the parent sees when it hangs or dies, counts that, and goes on behind the file.
+Unexpected is every exception that isn't a PdaeError, a message that steers or floods the terminal,
+a temporary file that stays. Prints a table, or with --json an object; exit code 1 beyond a limit.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
+import os
 import random
-import struct
+import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-import zlib
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
-from typing import TYPE_CHECKING
 
-from PIL import Image, ImageCms
+from fuzzing import archives, configs, pictures, tables, tensors
+from fuzzing.using import Kinds, damaged
 from report import table
 
-if TYPE_CHECKING:
-    from torch import Tensor
+# Each: a folder → its kinds of files, which are made there.
+SUBJECTS: dict[str, Callable[[Path], Kinds]] = {
+    "pictures": pictures.kinds, "configs": configs.kinds, "codes": tensors.kinds,
+    "archives": archives.kinds, "tables": tables.kinds,
+}  # fmt: skip
+Record = dict[str, object]
+PATIENCE_S = 120.0  # of the parent, for one file: far beyond what is allowed
+LIMITS = {"slowest_cpu_s": 10.0, "peak_mib": 600.0}
+CEILING = 4 << 30  # bytes that the child may ask for at all
+UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of ru_maxrss
 
-SIZE = 64  # pixels of the frame, where no model says
-FITS = ("crop", "pad", "stretch")
-PATIENCE_S = 60.0  # of the parent, for one picture: far beyond what is allowed
-LIMITS = {"slowest_cpu_s": 2.0, "peak_mib": 1536.0}
-EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-
-Mutation = Callable[[bytearray, random.Random], None]
-
-# --- Whole files ---------------------------------------------------------------------------------
-
-
-def seeds() -> dict[str, bytes]:
-    """A small valid file of each kind."""
-    noise = random.Random(0).randbytes(12 * 9 * 3)
-    picture = Image.frombytes("RGB", (12, 9), noise).resize((61, 47), Image.Resampling.BICUBIC)
-    frames = [picture.rotate(angle) for angle in (0, 20, 40)]
-    deep = Image.frombytes("I;16", (24, 18), random.Random(1).randbytes(24 * 18 * 2))
-    palette = picture.quantize(17)
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "a description"
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    animated = {"save_all": True, "append_images": frames[1:], "duration": 50}
-    return {
-        "png": _saved(picture, "PNG", exif=exif, icc_profile=profile),
-        "png 16 bits": _saved(deep, "PNG"),
-        "png palette": _saved(palette, "PNG", transparency=bytes(range(17))),
-        "png interlaced": _interlaced(picture),
-        "png animated": _saved(frames[0], "PNG", **animated),
-        "jpeg": _saved(picture, "JPEG", exif=exif, icc_profile=profile),
-        "jpeg progressive": _saved(picture, "JPEG", progressive=True, comment=b"a comment"),
-        "jpeg cmyk": _saved(picture.convert("CMYK"), "JPEG"),
-        "webp": _saved(picture, "WEBP", exif=exif, icc_profile=profile),
-        "webp animated": _saved(frames[0], "WEBP", **animated),
-        "gif animated": _saved(frames[0], "GIF", **animated, transparency=0),
-        "bmp": _saved(palette, "BMP"),
-        "tiff": _saved(picture, "TIFF", compression="tiff_lzw", icc_profile=profile),
-        "ppm": _saved(picture, "PPM"),
-    }
+# --- The child: goes through files, says what became of each -------------------------------------
 
 
-def _saved(picture: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def _interlaced(picture: Image.Image) -> bytes:
-    """An Adam7 PNG, which Pillow reads and doesn't write."""
-    width, height = picture.size
-    rows = bytearray()
-    for left, top, right, down in (
-        (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
-        (0, 1, 1, 2),
-    ):  # fmt: skip
-        for y in range(top, height, down):
-            row = b"".join(bytes(picture.getpixel((x, y))) for x in range(left, width, right))
-            rows += b"\0" + row if row else b""
-    facts = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1)
-    chunks = _chunk(b"IHDR", facts) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    crc = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
-
-
-# --- Mutations, in place -------------------------------------------------------------------------
-
-
-def flip(data: bytearray, chance: random.Random) -> None:
-    for _ in range(chance.choice((1, 1, 4, 32))):
-        data[chance.randrange(len(data))] ^= chance.randrange(1, 256)
-
-
-def cut(data: bytearray, chance: random.Random) -> None:
-    del data[chance.randrange(len(data)) :]
-
-
-def drop(data: bytearray, chance: random.Random) -> None:
-    begin = chance.randrange(len(data))
-    del data[begin : begin + chance.randrange(1, 64)]
-
-
-def insert(data: bytearray, chance: random.Random) -> None:
-    place = chance.randrange(len(data))
-    data[place:place] = chance.randbytes(chance.randrange(1, 64))
-
-
-def repeat(data: bytearray, chance: random.Random) -> None:
-    begin = chance.randrange(len(data))
-    part = data[begin : begin + chance.choice((8, 64, 512))]
-    data[begin:begin] = part * chance.choice((1, 1, 50))
-
-
-def number(data: bytearray, chance: random.Random) -> None:
-    """An extreme value where headers keep theirs."""
-    kind = chance.choice((">H", "<H", ">I", "<I"))
-    value = chance.choice(EXTREMES) & (0xFFFF if kind[1] == "H" else 0xFFFFFFFF)
-    place = chance.randrange(max(1, min(len(data), chance.choice((64, 512))) - 4))
-    data[place : place + struct.calcsize(kind)] = struct.pack(kind, value)
-
-
-def png_chunk(data: bytearray, chance: random.Random) -> None:
-    """A PNG's chunk changed under a true checksum, which would else hide the rest of the reader."""
-    places, place = [], 8
-    while place + 12 <= len(data):
-        length = int.from_bytes(data[place : place + 4], "big")
-        places.append((place, length))
-        place += 12 + length
-    begin, length = chance.choice(places) if places else (0, 0)
-    name, content = bytes(data[begin + 4 : begin + 8]), data[begin + 8 : begin + 8 + length]
-    if data[:4] != b"\x89PNG" or not content:
-        return flip(data, chance)
-    packed = name == b"IDAT" and chance.random() < 0.8
-    try:
-        inner = bytearray(zlib.decompress(content)) if packed else content
-    except zlib.error:  # of an earlier mutation
-        return flip(data, chance)
-    if inner:
-        chance.choice((flip, number, drop, insert))(inner, chance)
-    content = zlib.compress(inner) if packed else inner
-    data[begin : begin + 12 + length] = _chunk(name, content)
-
-
-MUTATIONS: tuple[Mutation, ...] = (flip, cut, drop, insert, repeat, number, number)
-
-
-def mutated(kind: str, files: dict[str, bytes], key: int) -> bytes:
-    """File number `key` of a kind: one to three mutations, or the halves of two files."""
-    chance = random.Random(f"{kind} {key}")
-    data = bytearray(files[kind])
-    if chance.random() < 0.05:
-        other = files[chance.choice(sorted(files))]
-        data[chance.randrange(len(data)) :] = other[chance.randrange(len(other)) :]
-    deep = data[:4] == b"\x89PNG" and chance.random() < 0.7
-    for _ in range(chance.choice((1, 1, 2, 3))):
-        if data:
-            (png_chunk if deep else chance.choice(MUTATIONS))(data, chance)
-    return bytes(data)
-
-
-# --- The child: reads pictures, says what became of each -----------------------------------------
-
-
-def read(data: bytes, fit: str, size: int) -> list[Tensor]:
-    """What `pdae encode --frames all --keep-alpha --keep-exif` makes of a file, and `info`."""
-    from pdae_cli.pictures import decoding, images, metadata
-
-    first = decoding.open_picture(data, "it")
-    frames = decoding.open_frames(data, "it") if decoding.has_more_frames(first) else [first]
-    pictures = []
-    for frame in frames:
-        pixels = images.prepare(frame, size, 3, fit)
-        images.picture_sha(pixels)
-        images.alpha_of(frame, size, fit)
-        metadata.read_recipe(frame)
-        metadata.exif_of(frame)
-        pictures.append(images.to_float(pixels))
-    return pictures
-
-
-def work(first: int, last: int, model_name: str | None) -> None:
-    """Pictures first … last-1: a line of JSON before each, and one with its outcome after."""
-    import resource
-
+def work(subject: str, seed: int, first: int, last: int, folder: Path) -> None:
+    """Files first … last-1: a line of JSON before each, and one with its outcome after. Ends where
+    a file made it too large, since it doesn't shrink again."""
     import torch
 
-    import pdae_cli
-    from pdae_cli.errors import InputError
-
     torch.set_num_threads(1)
-    model = pdae_cli.load(model_name, "cpu") if model_name else None
-    frame = model.config.unet.image_size if model else SIZE
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    files, waiting = seeds(), []
-    for key in range(first, last):
-        kind = sorted(files)[key % len(files)]
-        data = mutated(kind, files, key)
-        print(json.dumps({"begun": key}), flush=True)
+    resource.setrlimit(resource.RLIMIT_DATA, (CEILING, CEILING))
+    os.environ |= {"PDAE_DEVICE": "cpu", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
+    warnings.simplefilter("ignore")
+    kinds, said = SUBJECTS[subject](folder), sys.stdout
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C complain there of each file
+    for record in examined(kinds, f"{subject} {seed}", range(first, last)):
+        print(json.dumps(record), file=said, flush=True)
+        if float(str(record.get("peak", 0))) > LIMITS["peak_mib"]:
+            return
+
+
+def examined(kinds: Kinds, seed: str, keys: Iterable[int]) -> Iterator[Record]:
+    """Damage and use files of all kinds in turn; yield a record before and after each."""
+    names = sorted(kinds)
+    for key in keys:
+        name, chance = names[key % len(names)], random.Random(f"{seed} {key}")
+        data = damaged(name, kinds, chance)
+        yield {"begun": key, "kind": name}
         begun, cpu, trace = time.perf_counter(), time.process_time(), ""
         try:
-            waiting += read(data, FITS[key % 3], frame)
-            if model is not None and len(waiting) >= 32:
-                model.encode(torch.stack(waiting[:32]), noise=False)
-            del waiting[: 32 if len(waiting) >= 32 else 0]
-            outcome = "decoded"
-        except InputError as error:
-            cause = type(error.__cause__).__name__ if error.__cause__ else "own limit"
-            outcome = f"refused: {cause}"
-            if "\n" in str(error) or not str(error).isprintable() or "it: " not in str(error):
-                outcome = "refused, not in one line"
+            outcome = kinds[name].use(data, chance)
         except Exception as error:
-            outcome, trace = f"traceback: {type(error).__name__}", traceback.format_exc()
-        record = {
-            "key": key, "kind": kind, "outcome": outcome, "trace": trace,
+            outcome, trace = f"unexpected: {type(error).__name__}", traceback.format_exc()
+        yield {
+            "key": key, "kind": name, "outcome": outcome, "trace": trace[-3000:],
             "seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / (1 << 20),
         }  # fmt: skip
-        print(json.dumps(record), flush=True)
 
 
 # --- The parent ----------------------------------------------------------------------------------
@@ -240,74 +89,78 @@ def work(first: int, last: int, model_name: str | None) -> None:
 
 @dataclass
 class Figures:
-    """What became of all pictures."""
+    """What became of all files."""
 
-    pictures: int = 0
+    files: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     kinds: dict[str, Counter[str]] = field(default_factory=dict)
-    tracebacks: int = 0
+    unexpected: int = 0
     hangs: int = 0
     crashes: int = 0
+    large: int = 0
+    slow: int = 0
     slowest_s: float = 0.0
     slowest_cpu_s: float = 0.0
     slowest: str = ""
     peak_mib: float = 0.0
-    culprits: list[str] = field(default_factory=list)  # the first few, to look into
+    culprits: dict[str, str] = field(default_factory=dict)  # the first of each sort, to look into
 
-    def add(self, record: dict[str, object]) -> None:
-        """One picture's record."""
-        kind, outcome = str(record["kind"]), str(record["outcome"])
+    def add(self, record: Record) -> None:
+        """One file's record."""
+        kind, outcome, key = str(record["kind"]), str(record["outcome"]), record["key"]
+        cpu, peak, trace = float(str(record["cpu"])), float(str(record["peak"])), record["trace"]
         self.count(kind, outcome)
-        cpu = float(str(record["cpu"]))
         if cpu > self.slowest_cpu_s:
-            self.slowest_cpu_s, self.slowest = cpu, f"{kind}, number {record['key']}"
+            self.slowest_cpu_s, self.slowest = cpu, f"{kind}, number {key}"
         self.slowest_s = max(self.slowest_s, float(str(record["seconds"])))
-        self.peak_mib = max(self.peak_mib, float(str(record["peak"])) / (1 << 20))
-        if not outcome.startswith(("decoded", "refused: ")):
-            self.tracebacks += 1
-            self.blame(f"{kind}, number {record['key']}: {outcome}\n{record['trace']}")
+        self.peak_mib = max(self.peak_mib, peak)
+        if not outcome.startswith(("taken", "refused: ")):
+            self.unexpected += 1
+            self.blame(f"{kind}, number {key}: {outcome}", f"{trace}  in {kind}")
+        if cpu > LIMITS["slowest_cpu_s"]:
+            self.slow += 1
+            self.blame(f"{kind}, number {key}: {cpu:.1f} s", f"slow {kind}")
+        if peak > LIMITS["peak_mib"]:
+            self.large += 1
+            self.blame(f"{kind}, number {key}: {peak:.0f} MiB", f"large {kind}")
 
     def count(self, kind: str, outcome: str) -> None:
-        self.pictures += 1
+        self.files += 1
         self.outcomes[outcome] += 1
         self.kinds.setdefault(kind, Counter())[outcome.partition(":")[0]] += 1
 
-    def lost(self, key: int, hung: bool, status: int | None) -> None:
-        """The child didn't come back from a picture."""
-        kind = sorted(seeds())[key % len(seeds())]
+    def lost(self, key: int, kind: str, hung: bool, status: int | None) -> None:
+        """The child didn't come back from a file."""
         self.hangs += hung
         self.crashes += not hung
         outcome = "hang" if hung else f"crash: status {status}"
         self.count(kind, outcome)
-        self.blame(f"{kind}, number {key}: {outcome}")
+        self.blame(f"{kind}, number {key}: {outcome}", f"{outcome} {kind}")
 
-    def blame(self, text: str) -> None:
-        if len(self.culprits) < 10:
-            self.culprits.append(text)
+    def blame(self, text: str, why: str) -> None:
+        """Keep the first of what goes wrong at one place in a kind of files."""
+        places = [line for line in why.splitlines() if line.startswith(("  File ", "  in "))]
+        self.culprits.setdefault(" ".join(places[-2:]) or why, f"{text}\n{why}")
 
     @property
     def good(self) -> bool:
-        """Whether all limits hold."""
-        return not (self.tracebacks or self.hangs or self.crashes) and (
-            self.slowest_cpu_s < LIMITS["slowest_cpu_s"] and self.peak_mib < LIMITS["peak_mib"]
-        )
+        """Whether nothing is unexpected and all limits hold."""
+        return not (self.unexpected or self.hangs or self.crashes or self.large or self.slow)
 
 
 def watch(
-    child: Callable[[int], Sequence[str]], count: int, patience: float = PATIENCE_S
+    child: Callable[[int], Sequence[str]], last: int, first: int = 0, patience: float = PATIENCE_S
 ) -> Figures:
-    """Run `child(first)`, a command that goes through pictures first … count-1, again behind every
-    picture that it hangs or dies at."""
-    figures, first = Figures(), 0
-    while first < count:
-        process = subprocess.Popen(
-            child(first), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+    """Run `child(first)`, a command that goes through files first … last-1, again behind every file
+    that it hangs, dies or ends at."""
+    figures = Figures()
+    while first < last:
+        process = subprocess.Popen(child(first), stdout=subprocess.PIPE, text=True)
+        before, begun, hung = first, None, False
         with process:
-            records, begun, hung = _records(process, patience), None, False
-            for record in records:
+            for record in _records(process, patience):
                 if "begun" in record:
-                    begun = int(str(record["begun"]))
+                    begun = record
                 elif "hung" in record:
                     hung = True
                     process.kill()
@@ -315,15 +168,16 @@ def watch(
                     figures.add(record)
                     first, begun = int(str(record["key"])) + 1, None
         if begun is not None:
-            figures.lost(begun, hung, process.returncode)
-            first = begun + 1
-        elif first < count:
+            key = int(str(begun["begun"]))
+            figures.lost(key, str(begun.get("kind")), hung, process.returncode)
+            first = key + 1
+        elif first == before:
             status = process.returncode
-            raise RuntimeError(f"the child ended with status {status} before picture {first}")
+            raise RuntimeError(f"the child ended with status {status} before file {first}")
     return figures
 
 
-def _records(process: subprocess.Popen[str], patience: float) -> Iterator[dict[str, object]]:
+def _records(process: subprocess.Popen[str], patience: float) -> Iterator[Record]:
     """What a child says, a line each, and {"hung": true} once it is silent for `patience` s."""
     lines: Queue[str] = Queue()
 
@@ -344,31 +198,44 @@ def _records(process: subprocess.Popen[str], patience: float) -> Iterator[dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--model", help="encode what decodes with this model, in batches of 32")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work is not None:
-        return work(args.work, args.count, args.model)
-    command = [sys.executable, str(Path(__file__)), "--count", str(args.count)]
-    command += ["--model", args.model] if args.model else []
-    figures = watch(lambda first: [*command, "--work", str(first)], args.count)
+        return work(args.subject, args.seed, args.first, args.first + args.count, args.work)
+    last = args.first + args.count
+
+    def child(first: int) -> list[str]:
+        line = [sys.executable, str(Path(__file__)), args.subject, "--seed", str(args.seed)]
+        place = tempfile.mkdtemp(dir=folder)
+        return [*line, "--first", str(first), "--count", str(last - first), "--work", place]
+
+    with tempfile.TemporaryDirectory() as folder:
+        figures = watch(child, last, args.first)
     if args.json:
         print(json.dumps(vars(figures), indent=1))
     else:
-        rows = [[k, sum(c.values()), c["decoded"], c["refused"]] for k, c in figures.kinds.items()]
-        print(table("kind|files|decoded|refused", sorted(rows)))
-        print(table("outcome|files", sorted(map(list, figures.outcomes.items()))))
-        print(
-            f"{figures.pictures} files: {figures.tracebacks} tracebacks, {figures.hangs} hangs, "
-            f"{figures.crashes} crashes; slowest {figures.slowest_cpu_s:.2f} s of CPU "
-            f"({figures.slowest}), {figures.slowest_s:.2f} s by the clock; "
-            f"peak {figures.peak_mib:.0f} MiB"
-        )
-        print(*figures.culprits, sep="\n")
+        show(figures)
     sys.exit(not figures.good)
+
+
+def show(figures: Figures) -> None:
+    """Print it for people."""
+    rows = [[k, sum(c.values()), c["taken"], c["refused"]] for k, c in figures.kinds.items()]
+    print(table("kind|files|taken|refused", sorted(rows)))
+    print(table("outcome|files", sorted(map(list, figures.outcomes.items()))))
+    print(
+        f"{figures.files} files: {figures.unexpected} unexpected, {figures.hangs} hangs, "
+        f"{figures.crashes} crashes, {figures.slow} slow, {figures.large} large; "
+        f"slowest {figures.slowest_cpu_s:.2f} s of CPU ({figures.slowest}), "
+        f"{figures.slowest_s:.2f} s by the clock; peak {figures.peak_mib:.0f} MiB"
+    )
+    print(*figures.culprits.values(), sep="\n\n")
 
 
 if __name__ == "__main__":
