@@ -71,7 +71,9 @@ COMMANDS: dict[str, str] = {
 # What may differ between two runs, and why: files by pattern → what of them is compared.
 DIFFERS: dict[str, Callable[[bytes], bytes]] = {
     # How fast it was.
-    r".*\.jsonl": lambda data: re.sub(rb'"images_per_second": [^,}]+', b"", data),
+    r".*\.jsonl": lambda data: re.sub(rb'"(images_per_)?seconds?": [^,}]+', b"", data),
+    # Pages tell of one run: when it was, how long it took, what it found done.
+    r".*\.html": lambda data: b"",
     # Who holds or held it.
     r"(.*/)?[^/]*lock": lambda data: b"",
     # A line is written before its file, so that a killed run leaves one too many.
@@ -177,8 +179,8 @@ class Command:
         self.figures, self.writes = Figures(), mmap.mmap(-1, 8)  # shared with the processes
         self.old, self.whole = tree(start), self.uninterrupted()
         before = time.perf_counter()
-        if self.uninterrupted() != self.whole:
-            raise RuntimeError(f"{name}: two uninterrupted runs differ")
+        if odd := {path for path, _ in self.whole.items() ^ self.uninterrupted().items()}:
+            raise RuntimeError(f"{name}: two uninterrupted runs differ in {', '.join(sorted(odd))}")
         self.seconds = time.perf_counter() - before
         self.count = int.from_bytes(self.writes[:8], "little")
 
