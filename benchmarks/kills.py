@@ -37,7 +37,7 @@ COMMANDS: dict[str, str] = {
     "encode a folder": f"encode in -o out/ {FAST} --batch-size 2 --report it.html",
     "encode": f"encode in/0.png in/1.png -o both.safetensors {FAST}",
     "decode": f"decode z.safetensors -o out/ --batch-size 1 {FAST}",
-    "reconstruct": f"reconstruct in -o out/ --compare --sheet all.png {FAST}",
+    "reconstruct": f"reconstruct in -o out/ --sheet all.png {FAST}",
     "manipulate": f"manipulate in --attr smiling=0.3 -o out/ {FAST}",
     "manipulate one": f"manipulate in/0.png --attr smiling --scale=-1,1 -o row.png {FAST}",
     "interpolate": f"interpolate in/0.png in/1.png --steps 4 -o way/ {FAST}",
@@ -58,7 +58,7 @@ COMMANDS: dict[str, str] = {
     "attributes remove": f"attributes remove smiling {MODEL}",
     "convert": "convert source -o made --overwrite",
     "export": f"export {MODEL} --to diffusers -o theirs --overwrite",
-    "evaluate": f"evaluate gap data {MODEL} --pictures 4 -o gap/",
+    "evaluate": f"evaluate gap data {MODEL} --pictures 4 -o gap/ --overwrite",
     "evaluate judge": "evaluate judge data --epochs 1 -o judge.safetensors --overwrite",
     "train dpm": f"train dpm data -o run {SHAPE} {LOOP}",
     "train autoencoder": f"train autoencoder data --dpm m -o run --z-dim 6 {LOOP}",
@@ -167,7 +167,7 @@ class Figures:
     reruns: int = 0
     equal: int = 0
     torn: int = 0  # files that were neither old nor new after a kill
-    codes: Counter[int] = field(default_factory=Counter)  # exit codes of reruns
+    refused: Counter[str] = field(default_factory=Counter)  # what reruns said that weren't 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -233,11 +233,12 @@ class Command:
         code = self.ended(begun(self.line, folder, self.writes))
         found, figures = tree(folder), self.figures
         figures.reruns += 1
-        figures.codes[code] += 1
         figures.equal += found == self.whole
+        said = folder.with_suffix(".log").read_text().strip()[-300:]
+        if code:
+            figures.refused[f"{code}: {said}"] += 1
         for name in sorted(found.keys() | self.whole.keys()):
             if found.get(name) != self.whole.get(name):
-                said = folder.with_suffix(".log").read_text().strip()[-300:]
                 kind = "differs" if name in found and name in self.whole else "missing"
                 kind = "stray" if name not in self.whole else kind
                 figures.faults.append(f"{name}: {kind}; exit code {code}: {said}")
@@ -299,12 +300,14 @@ def main() -> None:
         print(json.dumps({name: vars(one) for name, one in figures.items()}, indent=1))
     else:
         rows = [
-            [name, one.kills, one.late, one.reruns, one.equal, one.torn, dict(one.codes)]
+            [name, one.kills, one.late, one.reruns, one.equal, one.torn, one.refused.total()]
             for name, one in figures.items()
         ]
-        print(table("command|kills|too late|reruns|equal|torn files|exit codes of reruns", rows))
+        print(table("command|kills|too late|reruns|equal|torn files|refused reruns", rows))
         print(f"{sum(one.kills for one in figures.values())} kills")
-        print(*(f"{n}: {one.faults[0]}" for n, one in figures.items() if one.faults), sep="\n")
+        for name, one in figures.items():
+            for said in (*one.refused, *one.faults[:3]):
+                print(f"{name}: {said}")
     sys.exit(any(one.faults for one in figures.values()))
 
 
