@@ -203,6 +203,8 @@ def _unet(settings: Settings) -> UNetConfig:
     settings.refuse("out_channels", channels, 2 * channels)
     if not widths or min(widths) < 1:
         raise ModelError(f"{settings.where}: block_out_channels are {shown(widths)}")
+    if groups < 1 or any(width % groups for width in widths):
+        raise ModelError(f"{settings.where}: norm_num_groups {groups} of {shown(widths)} channels")
     attention, resampling = _layout(settings, size, len(widths))
     return settings.build(
         UNetConfig,
