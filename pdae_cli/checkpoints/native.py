@@ -130,11 +130,16 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
         for part in safe.parts(tensors, {"format": "pt"}):
             sha.update(part)
             weights.write(part)
-        # Written first, and good for the weights that are there and those that come: a process
+        # Good for the weights that are there and those that come, until these are there: a process
         # that is killed in between leaves a model that can be read.
-        shas = [sha.hexdigest(), *([sha256(path)] if path.exists() else [])]
-        text = json.dumps(to_json(model.config) | {WEIGHTS_SHAS: shas}, indent=1)
-        write_bytes(folder / CONFIG, text.encode() + b"\n")
+        new = [sha.hexdigest()]
+        _write_config(folder, model.config, new + ([sha256(path)] if path.exists() else []))
+    _write_config(folder, model.config, new)
+
+
+def _write_config(folder: Path, config: ModelConfig, shas: list[str]) -> None:
+    text = json.dumps(to_json(config) | {WEIGHTS_SHAS: shas}, indent=1)
+    write_bytes(folder / CONFIG, text.encode() + b"\n")
 
 
 def read_config(folder: Path) -> ModelConfig:

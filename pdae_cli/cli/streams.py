@@ -8,19 +8,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import InputError
 from ..files import unwritable
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 
 class Messages(io.FileIO):
     """Standard error: what nobody can hear isn't said, and the work goes on."""
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:
@@ -33,7 +30,7 @@ class Results(io.FileIO):
 
     failed = False
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return memoryview(data).nbytes if self.failed else super().write(data)
         except OSError as error:
