@@ -25,7 +25,7 @@ class TestEncodeDecode:
         assert result.code == 0 and result.err == ""
         codes = from_bytes((tmp_path / "z.safetensors").read_bytes(), "z")
         assert len(codes) == 3 and codes.x_T is not None and codes.model == "tiny"
-        assert codes.sources == tuple(map(str, pictures))
+        assert codes.sources == tuple(path.name for path in pictures)  # of nobody's folders
         assert codes.sampling["inference_steps"] == 3
 
     def test_a_folder_of_files_mirrors_the_tree(self, pdae: Command, tmp_path: Path) -> None:
