@@ -87,16 +87,15 @@ def unexplained(
     model: Model, x_0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor, z: torch.Tensor
 ) -> float:
     """E |eps - eps_theta(x_t, t, z)|^2, or |eps - eps_theta + shift G_psi|^2 (PDAE eq. 10)."""
-
-    def work(rows: slice) -> torch.Tensor:
+    errors = []
+    for rows in torch.arange(len(x_0)).split(model.batch_size):
         x_t = model.schedule.add_noise(x_0[rows], t[rows], eps[rows])
         eps_theta, gradient = model.predict(x_t, t[rows], z[rows])
         if gradient is not None:
             shift = model.schedule.shift[t[rows]].float()[:, None, None, None]
             eps_theta = eps_theta - shift * gradient.cpu()
-        return (eps[rows] - eps_theta.cpu()).square().mean((1, 2, 3))
-
-    return torch.cat(model.by_batches(work, len(x_0))).mean().item()
+        errors.append((eps[rows] - eps_theta.cpu()).square().mean((1, 2, 3)))
+    return torch.cat(errors).mean().item()
 
 
 def auroc(model: Model, train: Pictures, held_out: Pictures, labels: Labels) -> float:

@@ -60,7 +60,7 @@ def check_ranges(config: Any, kind: type[Exception] = ValueError) -> None:
     outside of the range that its annotation gives it."""
     own: Any = type(config)
     for name, (least, most) in ranges(own).items():
-        value = getattr(config, name)
+        value = vars(config)[name]
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not least <= number <= most:
                 large = isinstance(number, int) and number.bit_length() > 64

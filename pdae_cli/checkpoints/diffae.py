@@ -20,6 +20,7 @@ from .transfer import Part, Tensors
 NAME = "diffae"
 LICENCE = "MIT (phizaz/diffae) if these are its weights; else unknown"
 CHECKPOINT = "last.ckpt"
+CLASSIFIER = "ema_classifier."  # what its tensors' names begin with
 LATENT_USUAL = {
     "latent_beta_scheduler": "const0.008", "latent_znormalize": True,
     "latent_rescale_timesteps": False, "latent_clip_sample": False,
@@ -139,9 +140,9 @@ def recognises(source: Source) -> bool:
     if source.path.is_dir() and not (source.path / CHECKPOINT).exists():
         return False
     content = source.content(source.path / CHECKPOINT if source.path.is_dir() else None)
-    settings = content.get("hyper_parameters")
-    return isinstance(content.get("state_dict"), dict) and (
-        isinstance(settings, dict) and "model_conf" in settings
+    settings, state = content.get("hyper_parameters"), content.get("state_dict")
+    return isinstance(state, dict) and (
+        (isinstance(settings, dict) and "model_conf" in settings) or f"{CLASSIFIER}weight" in state
     )
 
 
@@ -260,7 +261,7 @@ def _add_classifier(source: Source, z_dim: int, found: Found) -> None:
         found.notes.append(f"no classifier ({stem}_autoenc_cls/{CHECKPOINT}) beside: no attributes")
         return
     state, where = source.part(places[0], "state_dict"), f"{places[0]}, ema_classifier"
-    attributes = celeba_attributes(Tensors.below("ema_classifier.", state, where))
+    attributes = celeba_attributes(Tensors.below(CLASSIFIER, state, where))
     if attributes.weight.shape[1] != z_dim:
         raise ModelError(f"{where} is of another autoencoder: its z isn't of {z_dim} dimensions")
     found.attributes = attributes

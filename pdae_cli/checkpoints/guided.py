@@ -147,7 +147,8 @@ def read(source: Source) -> Found:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    return [path for path in found if path.suffix != ".safetensors"] or found
 
 
 def _flags(source: Source) -> Settings:

@@ -188,7 +188,7 @@ class SolvingOptions:
         """The settings of Sampling that were given, by a preset or one by one."""
         from ..diffusion.trajectory import PRESETS, Sampling
 
-        named = {one.name: getattr(self, one.name, None) for one in fields(Sampling)}
+        named = {one.name: vars(self).get(one.name) for one in fields(Sampling)}
         given = {name: value for name, value in named.items() if value is not None}
         return PRESETS[self.preset or "default"] | given
 

@@ -128,7 +128,7 @@ def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -
     UsageError for what can't be typed so."""
     given = {name: one for name, one in recipe.options.items() if one not in (None, False, [])}
     for name in ("first", "count"):
-        given.setdefault(name, getattr(recipe, name))
+        given.setdefault(name, vars(recipe)[name])
     for name in [name for name in PATHS if isinstance(given.get(name), str)]:
         sha = given.pop(f"{name}_sha256", None)  # of a file
         if isinstance(sha, str):

@@ -84,7 +84,8 @@ class Schedule:
         self.timesteps, self.beta = timesteps, make_betas(betas, timesteps, beta_start, beta_end)
         self.alpha = 1 - self.beta
         self.alpha_bar = self.alpha.cumprod(0)
-        if not (self.alpha_bar[0] < 1 and self.alpha_bar[-1] > LEAST_SIGNAL):
+        first, last = self.alpha_bar[0], self.alpha_bar[-1]
+        if not self.alpha_bar.is_meta and not (first < 1 and last > LEAST_SIGNAL):
             raise ValueError(
                 f"{betas} betas from {beta_start} to {beta_end} leave no signal at the end"
             )

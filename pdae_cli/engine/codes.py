@@ -155,7 +155,7 @@ def _checked(header: Header) -> Facts:
         raise ValueError(f"format {shown(facts.get('format'))}, this version reads {FORMAT}")
     read: Facts = build(Facts, facts, "its metadata")
     sampling = build(Sampling, read.sampling, "sampling")  # 7 of a file is 7.0 of guidance
-    read = replace(read, sampling={name: getattr(sampling, name) for name in read.sampling})
+    read = replace(read, sampling={name: vars(sampling)[name] for name in read.sampling})
     shapes = {name: spec.shape for name, spec in header.tensors.items()}
     z, x_T, eps_T = (shapes.get(name) for name in ("z", "x_T", "eps_T"))
     if z is None or shapes.keys() - {"z", "x_T", "eps_T"}:

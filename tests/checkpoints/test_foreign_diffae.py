@@ -140,8 +140,8 @@ class TestDiffAE:
             ({"channel_mult": (1, 3)}, "shape"),
             ({"enc_channel_mult": (1, 2)}, "doesn't account for|shape"),
             ({"model_channels": "32"}, "model_channels is '32'"),
-            ({"enc_num_res_block": 10**9}, "levels of 1000000000 blocks"),
-            ({"num_res_blocks": 10**9}, "num_input_res|levels of 1000000000 blocks"),
+            ({"enc_num_res_block": 10**9}, "blocks must be 1 to 64"),
+            ({"num_res_blocks": 10**9}, "num_input_res|blocks must be 1 to 64"),
         ],
     )
     def test_settings_that_dont_fit(

@@ -18,7 +18,7 @@ from cli_runs import ended, folder_of, outputs, running
 
 from pdae_cli.engine.codes import from_bytes
 
-KILLS = int(os.environ.get("PDAE_KILLS", "5"))
+KILLS = int(os.environ.get("PDAE_KILLS", "3"))
 chance = random.Random(0)
 pytestmark = pytest.mark.slow
 

@@ -238,5 +238,5 @@ class TestLocalEdits:
 
     def test_z_alone_isnt_enough(self, model: Model) -> None:
         codes = model.encode(pictures_of(1), noise=False)
-        with pytest.raises(InputError, match="needs x_T"):
+        with pytest.raises(InputError, match="hold z alone"):
             decode_within(model, codes, codes, MASK)

@@ -142,5 +142,5 @@ class TestDryRun:
             return needs["activations_bytes"]
 
         whole = activations()
-        assert activations("--accumulate", 2) == whole / 2
+        assert activations("--accumulate", 2) == pytest.approx(whole / 2, rel=1e-3)
         assert activations("--checkpoint-activations") < whole / 2

@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from small_runs import TINY, assert_equal, ended, folder_of, losses, started, state
 
-KILLS = int(os.environ.get("PDAE_KILLS", "5"))
+KILLS = int(os.environ.get("PDAE_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,11 @@ class TestTwoProcesses:
         assert len(losses(runs / "resumed")) == 8
 
     def test_a_failing_one_ends_all_with_a_line(self, photos: Path, tmp_path: Path) -> None:
-        """Half of the training pictures can't be read: one process, or both, meet that at once."""
+        """Most of the pictures can't be read: each process meets that, and one says so."""
         data = tmp_path / "data"
         data.mkdir()
         for number, path in enumerate(sorted(photos.iterdir())):
-            (data / path.name).write_bytes(path.read_bytes() if number % 2 else b"no")
+            (data / path.name).write_bytes(path.read_bytes() if number % 3 == 0 else b"no")
         code, err = training(2, data, tmp_path / "run", "--images", 4800)
         assert code == 1
         (line,) = said(err)

@@ -12,15 +12,16 @@ from statistics import median
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
-from ...errors import ModelError
-from ...files import bundled
+from ...errors import InputError, ModelError
+from ...files import bundled, read_limited
 from ..images import to_tensor
 from .frames import Frame, take
 
 WEIGHTS = "frame/network.safetensors"
+LARGEST = 1 << 22  # bytes of it
 SEEN = 48  # pixels of a side of what it sees
 ROOM = 1.1  # which is the frame, grown by this
 CHANNELS = (1, 16, 32, 64, 128)
@@ -56,8 +57,10 @@ class Refiner:
             raise ModelError(f"weights/{WEIGHTS}, which --align needs, isn't there; install anew")
         self._network = FrameNet().eval()
         try:
-            self._network.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-        except (SafetensorError, RuntimeError, OSError) as error:
+            self._network.load_state_dict(
+                {k: v.float() for k, v in load(read_limited(path, LARGEST)).items()}
+            )
+        except (SafetensorError, RuntimeError, InputError) as error:
             raise ModelError(f"{path}: damaged; install anew") from error
 
     def __call__(self, photo: Image.Image, frame: Frame) -> tuple[Frame, float]:
