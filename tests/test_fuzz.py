@@ -17,7 +17,7 @@ from conftest import ROOT, Command
 from fuzzing import pictures
 from fuzzing.using import Kinds, damaged
 
-from pdae_cli.checkpoints import source
+from pdae_cli.checkpoints import reading
 
 COUNTS = {"configs": 48, "codes": 36, "archives": 24, "tables": 32}
 BOTH = frozenset({"taken", "refused"})
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # as the commands ignore Pill
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Kinds]]:
     """Of every subject."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "read_pickle", source.read_pickle)  # and back again
+        patch.setattr(reading, "read_pickle", reading.read_pickle)  # and back again
         patch.setenv("PDAE_DEVICE", "cpu")
         patch.chdir(tmp_path_factory.mktemp("fuzz"))
         found = {}

@@ -17,6 +17,7 @@ from .using import FAST, LOOP, MODEL, SHAPE, Kind, Kinds, by_commands, model_fol
 
 IT = "it.zip"
 OF_PICTURES = [
+    f"data check {IT}",
     f"attributes fit {IT} {MODEL}",
     f"attributes fit {IT} {MODEL} --labels labels.csv",
     f"train dpm {IT} -o run {SHAPE} {LOOP} --dry-run",

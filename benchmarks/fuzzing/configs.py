@@ -13,6 +13,8 @@ from .using import FAST, MODEL, Kind, Kinds, by_commands, model_folder
 CONVERT = "convert source -o made"
 BY_FLAGS = "convert source/ema.pt --config flags.txt -o made"
 TRAINED = "source/trained-models"
+WEIGHTS = "diffusion_pytorch_model"
+INDEX = f"{WEIGHTS}.safetensors.index.json"
 FILES = (  # of each family
     ("ddpm", "source/unet/config.json", tree, CONVERT),
     ("ddpm", "source/scheduler/scheduler_config.json", tree, CONVERT),
@@ -26,6 +28,8 @@ FILES = (  # of each family
     ("pdae", f"{TRAINED}/autoencoder/faces128/config.yml", yaml_tree, CONVERT),
     ("pdae", f"{TRAINED}/latent_denoise_fn/faces128/config.yml", yaml_tree, CONVERT),
     ("diffae", "source/settings.json", tree, CONVERT),
+    ("compvis", "source/config.yaml", yaml_tree, "convert source/last.ckpt -o made"),
+    ("shards", f"source/unet/{INDEX}", tree, CONVERT),
 )
 
 
@@ -44,7 +48,7 @@ def kinds(root: Path) -> Kinds:
         data = (root / family / file).read_bytes()
         use = by_commands(root / family, file, [line], ["info made"])
         name = f"{family} {' '.join(Path(file).parts[-3:])}"
-        if file.endswith(".yml"):
+        if file.endswith((".yml", ".yaml")):
             found[f"{name}, lines"] = Kind(data, lines, use)
             data = _yaml_as_json(data)
         found[name] = Kind(data, mutate, use)
@@ -56,6 +60,8 @@ def _make(root: Path) -> None:
     """A small checkpoint of each family, in `source` of its own folder."""
     import latent_models
     from foreign_models import ADM_STYLE, DDPM_STYLE, guided, pipeline
+    from safetensors import safe_open
+    from test_foreign_compvis import checkpoint
     from test_foreign_pdae import release
 
     pipeline(root / "ddpm" / "source", DDPM_STYLE)
@@ -63,7 +69,14 @@ def _make(root: Path) -> None:
     latent_models.pipeline(root / "latent" / "source")
     guided(root / "guided" / "source")
     release(root / "pdae" / "source")
+    checkpoint(root / "compvis" / "source")
     _diffae(root / "diffae")
+    pipeline(root / "shards" / "source", ADM_STYLE)
+    unet, shard = root / "shards" / "source" / "unet", f"{WEIGHTS}-00001-of-00001.safetensors"
+    (unet / f"{WEIGHTS}.safetensors").rename(unet / shard)
+    with safe_open(unet / shard, "pt") as file:
+        places = dict.fromkeys(file.keys(), shard)
+    (unet / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
     flags = json.loads((root / "guided" / "source" / "model_flags.json").read_text())
     text = " ".join(f"--{name} {value}" for name, value in flags.items())
     (root / "guided" / "flags.txt").write_text(text)
@@ -94,7 +107,7 @@ def _read_pickles_here() -> None:
     """Read pickles in this process; the commands start a child for each, which takes seconds."""
     import torch
 
-    from pdae_cli.checkpoints import source
+    from pdae_cli.checkpoints import reading
     from pdae_cli.errors import ModelError
 
     def read(path: Path) -> dict[str, Any]:
@@ -106,4 +119,4 @@ def _read_pickles_here() -> None:
                 raise ModelError("not JSON") from error
         return content
 
-    source.read_pickle = read
+    reading.read_pickle = read

@@ -19,7 +19,7 @@ CELLS = (
 def cells(data: bytearray, chance: random.Random) -> None:
     """A table of lines: cells, columns, rows, what stands between them."""
     text = data.decode("utf-8", "replace")
-    mark = "," if "," in text else " "
+    mark = next((one for one in ";, " if one in text), ",")
     rows = [line.split(mark) for line in text.split("\n")]
     action = chance.choice(
         ("cell", "cell", "cell", "head", "head", "column", "row", "cut row", "mark", "many", "wide",
@@ -58,19 +58,20 @@ def kinds(root: Path) -> Kinds:
     names = [f"{n:02d}.png" for n in range(12)]
     rows = [(name, n % 2, int(n % 4 == 1)) for n, name in enumerate(names)]
     labels = (folder / "data" / "labels.csv").read_text()
+    ages = [f"{name};{odd};{20 + 3 * n},5" for n, (name, odd, _) in enumerate(rows)]
     celeba = [f"{name} {2 * odd - 1:2d} {2 * few - 1:2d}" for name, odd, few in rows]
-    pages = [{"file": name, "odd": odd, "few": few} for name, odd, few in rows]
+    classes = {"labels": [[name, odd + few] for name, odd, few in rows]}
     found = {"left_eye": [10.5, 12], "right_eye": [20, 12.5], "mouth": [15, 22]}
     fit = f"attributes fit data {MODEL} --labels"
-    classes = "train classifier data --dpm m -o run --condition odd --base-channels 8"
-    classes = f"{classes} {LOOP} --dry-run --labels"
+    train = "train classifier data --dpm m -o run --condition odd --base-channels 8"
+    train = f"{train} {LOOP} --dry-run --labels"
     for name, file, text, mutate, line in (
         ("csv", "it.csv", labels, cells, fit),
-        ("csv for a classifier", "it.csv", labels, cells, classes),
+        ("csv for a classifier", "it.csv", labels, cells, train),
         ("sources", "it.csv", labels.replace("split", "source"), cells, fit),
-        ("celeba", "list_attr.txt", "\n".join(["12", "odd few", *celeba]), cells, fit),
-        ("json", "it.json", json.dumps(pages), tree, fit),
-        ("jsonl", "it.jsonl", "\n".join(map(json.dumps, pages)), lines, fit),
+        ("numbers", "it.csv", "\n".join(["file;odd;age (years)", *ages]), cells, fit),
+        ("celeba", "list_attr_celeba.txt", "\n".join(["12", "odd few", *celeba]), cells, fit),
+        ("dataset.json", "it.json", json.dumps(classes), tree, fit),
         ("landmarks", "it.json", json.dumps(dict.fromkeys(names, found)), tree,
          "align data -o out/ --size 32 --landmarks"),
         ("list", "it.txt", "\n".join(f"data/{name}" for name in names), lines,

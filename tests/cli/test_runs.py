@@ -28,7 +28,7 @@ class TestManifest:
         out.write_bytes(b"somebody's")
         assert manifest.state(out, "s").foreign
         out.unlink()
-        manifest.add([(out, "s", b"content", {"seed": 0})])
+        manifest.add([(out, "s", b"content", {"seed": 0}, "")])
         manifest = Manifest(tmp_path, JOB)
         assert manifest.state(out, "s").reason == "it is missing"
         out.write_bytes(b"content")
@@ -40,7 +40,7 @@ class TestManifest:
     def test_other_jobs(self, tmp_path: Path) -> None:
         with_line = Manifest(tmp_path, JOB)
         out = tmp_path / "a.png"
-        with_line.add([(out, "s", b"content", {})])
+        with_line.add([(out, "s", b"content", {}, "")])
         out.write_bytes(b"content")
         for job, reason, foreign in [
             (Job("encode", "m" * 64, {"seed": 1}), "--seed was 0, is 1", False),
@@ -58,14 +58,14 @@ class TestManifest:
     def test_every_line_may_be_torn(self, tmp_path: Path) -> None:
         out = tmp_path / "a.png"
         first = Manifest(tmp_path, JOB)
-        first.add([(out, "s", b"content", {})])
+        first.add([(out, "s", b"content", {}, "")])
         out.write_bytes(b"content")
         path = tmp_path / ".pdae" / "manifest.jsonl"
         whole = path.read_bytes()
         for length in range(len(whole)):
             path.write_bytes(whole[:length])
             after = Manifest(tmp_path, JOB)  # goes on in the same file
-            after.add([(tmp_path / "b.png", "s", b"other", {})])
+            after.add([(tmp_path / "b.png", "s", b"other", {}, "")])
             after = Manifest(tmp_path, JOB)
             assert not after.state(out, "s").done or length >= len(whole) - 1
             (tmp_path / "b.png").write_bytes(b"other")

@@ -241,7 +241,7 @@ class Run:
             record = facts | (state.record or {}) | facts
             self.counts["unchanged"] += 1
             self.out.result(record, "")
-            self.viewer.see(record, "", one, path)
+            self.viewer.see(record, state.text, one, path)
         elif self.options.skip_existing and path.exists():
             record = facts | {"status": "skipped"}
             self.counts["skipped"] += 1
@@ -265,7 +265,7 @@ class Run:
             return
         if self.manifest is not None:
             self.manifest.add(
-                (self.destination.path(one.place), one.input_sha, what.data, what.record)
+                (self.destination.path(one.place), one.input_sha, what.data, what.record, what.text)
                 for one, what in pairs
                 if what.data is not None
             )

@@ -79,6 +79,7 @@ class State:
     foreign: bool = False
     reason: str = ""  # why it is made again; nothing for what was never made
     record: dict[str, Any] | None = None  # what was said when it was done
+    text: str = ""  # … to people
 
 
 def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
@@ -170,7 +171,8 @@ class Manifest:
         alike = [entry for entry in entries if entry.get("sha256") == now]
         for entry in alike:
             if entry.get("job") == self.job.digest and entry.get("source") == source:
-                return State(done=True, record=entry.get("record"))
+                said = str(entry.get("text", ""))
+                return State(done=True, record=entry.get("record"), text=said)
         if not alike:
             return State(reason="it isn't what was written")
         before = self._jobs.get(str(alike[-1].get("job")), {})
@@ -183,8 +185,9 @@ class Manifest:
     def _key(self, output: Path) -> str:
         return output.relative_to(self.folder).as_posix()
 
-    def add(self, made: Iterable[tuple[Path, str, bytes, dict[str, Any]]]) -> None:
-        """Record outputs that are about to be written: path, input's SHA-256, content, record."""
+    def add(self, made: Iterable[tuple[Path, str, bytes, dict[str, Any], str]]) -> None:
+        """Record outputs that are about to be written: path, input's SHA-256, content, record, and
+        that for people."""
         self._append(
             [
                 {
@@ -193,8 +196,9 @@ class Manifest:
                     "source": source,
                     "job": self.job.digest,
                     "record": record,
+                    "text": text,
                 }
-                for output, source, data, record in made
+                for output, source, data, record, text in made
             ]
         )
 
