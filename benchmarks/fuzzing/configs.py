@@ -28,7 +28,7 @@ FILES = (  # of each family
     ("pdae", f"{TRAINED}/autoencoder/faces128/config.yml", yaml_tree, CONVERT),
     ("pdae", f"{TRAINED}/latent_denoise_fn/faces128/config.yml", yaml_tree, CONVERT),
     ("diffae", "source/settings.json", tree, CONVERT),
-    ("compvis", "source/config.yaml", yaml_tree, "convert source/last.ckpt -o made"),
+    ("compvis", "source/config.yaml", yaml_tree, CONVERT),
     ("shards", f"source/unet/{INDEX}", tree, CONVERT),
 )
 

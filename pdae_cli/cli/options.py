@@ -186,9 +186,13 @@ class SolvingOptions:
 
     def changes(self) -> dict[str, Any]:
         """The settings of Sampling that were given, by a preset or one by one."""
-        from ..diffusion.trajectory import PRESETS, Sampling
+        from ..diffusion.trajectory import PRESETS
 
-        named = {one.name: vars(self).get(one.name) for one in fields(Sampling)}
+        named = {
+            "inference_steps": self.inference_steps, "solver": self.solver,
+            "spacing": self.spacing, "guidance": self.guidance, "guide_from": self.guide_from,
+            "guide_until": self.guide_until, "parity": self.parity,
+        }  # fmt: skip
         given = {name: value for name, value in named.items() if value is not None}
         return PRESETS[self.preset or "default"] | given
 
@@ -206,6 +210,10 @@ class EncodingOptions(SolvingOptions):
     corrections: int | None = option(
         None, SOLVING, "Of encoding, until decoding gives it back.", rare=True, min=0, max=20
     )
+
+    def changes(self) -> dict[str, Any]:
+        given = {} if self.corrections is None else {"corrections": self.corrections}
+        return super().changes() | given
 
 
 @dataclass(frozen=True)

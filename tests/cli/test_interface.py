@@ -15,7 +15,11 @@ from pdae_cli import errors
 
 COMMANDS = commands_page.everything()
 LEAVES = [(name, one) for name, one in COMMANDS if not hasattr(one, "commands")]
-KINDS = {one.__name__ for one in errors.PdaeError.__subclasses__()}
+KINDS = {
+    name
+    for name, one in vars(errors).items()
+    if isinstance(one, type) and errors.PdaeError in one.__bases__
+}
 
 
 def test_the_page_of_commands_is_up_to_date() -> None:
