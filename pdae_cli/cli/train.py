@@ -107,8 +107,8 @@ class TrainFlags:
         here = torch.accelerator.is_available()
         return model.to(device_of(self.device, launched()[0]) if here else "cpu")
 
-    def task(self, data: Path, folder: Path, config: ModelConfig) -> Task:
-        """Open the pictures in the model's frame, and hold some out."""
+    def task(self, data: Path, folder: Path, config: ModelConfig, by_z: bool = True) -> Task:
+        """Open the pictures in the model's frame, and hold some out, to be measured `by_z` or not."""
         import torch
 
         from ..training.data import Task, split
@@ -119,7 +119,7 @@ class TrainFlags:
         train, held_out = split(pictures, labels_of(pictures, self.labels, self.quiet))
         with out.progress("read", len(pictures)) as bar:
             train, held_out = train.checked(bar.advance), held_out.checked(bar.advance)
-        if len(held_out) == 1:
+        if by_z and len(held_out) == 1:
             out.say(
                 "one picture is held out, so nothing is measured with another picture's z; more "
                 "pictures, or a `split` column in the labels, hold out more"
@@ -253,7 +253,7 @@ def dpm(data: Data, output: Folder, options: ShapeFlags) -> None:
 
     name = options.init_from
     model = options.placed(new_dpm(**options.network()) if name is None else load_model(name))
-    task = options.task(data, output, model.config)
+    task = options.task(data, output, model.config, by_z=False)
     run(dpm_stage(model, task), options, task)
 
 

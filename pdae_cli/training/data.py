@@ -213,12 +213,12 @@ def open_pictures(
 
 def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures]:
     """Part training and validation pictures: by the labels' `split`, else by their names' hashes,
-    the same 2 % whatever else there is; of small sets a tenth, or ENOUGH where that is less."""
+    the same 2 % whatever else there is; of small sets a twelfth, or ENOUGH where that is less."""
     held_out = labels.held_out if labels and labels.held_out else None
     if held_out is None:
         shares = sorted((_hash_share(name), name) for name in pictures.names)
         count = sum(share < 0.02 for share, _ in shares)
-        least = min(ENOUGH, max(2, len(shares) // 10), len(shares) // 2)
+        least = min(ENOUGH, max(1, len(shares) // 12))
         held_out = {name for _, name in shares[: max(count, least)]}
     train = [name for name in pictures.names if name not in held_out]
     validation = [name for name in pictures.names if name in held_out]

@@ -27,7 +27,7 @@ class TestTrain:
     def test_every_stage_from_a_folder_of_pictures(self, pdae: Command, tmp_path: Path) -> None:
         """dpm → autoencoder → attributes → latent → sample, by commands alone; then resume."""
         dpm, out = tmp_path / "dpm", tmp_path / "model"
-        data = folder_of(tmp_path / "ten", 10)
+        data = folder_of(tmp_path / "photos", 24)
         loop = ("--images", 16, "--batch-size", 4, "--log-every", 1, "--save-every", 2)
         shape = (*SMALL, "--multipliers", "1,2", "--blocks", 1, "--attention", 16)
         first = pdae("train", "dpm", data, "-o", dpm, *shape, *loop)
