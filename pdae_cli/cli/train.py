@@ -108,7 +108,7 @@ class TrainFlags:
         return model.to(device_of(self.device, launched()[0]) if here else "cpu")
 
     def task(self, data: Path, folder: Path, config: ModelConfig, by_z: bool = True) -> Task:
-        """Open the pictures in the model's frame, and hold some out, to be measured `by_z` or not."""
+        """Open the pictures in the model's frame; hold some out, to be measured `by_z` or not."""
         import torch
 
         from ..training.data import Task, split
@@ -328,7 +328,7 @@ def latent(
 
     folder = writable_folder(model_name)
     model = options.placed(load_model(model_name))
-    task = options.task(data, folder, model.config)
+    task = options.task(data, folder, model.config, by_z=False)
     run(latent_stage(model, task, width, layers, dropout, options.seed), options, task)
 
 
@@ -371,5 +371,5 @@ def classifier(
     labels = options.condition(data, condition)
     model = options.placed(load_dpm(dpm, Output().say))
     network = new_classifier(model, labels.classes, base_channels, options.seed)
-    task = options.task(data, output, model.config)
+    task = options.task(data, output, model.config, by_z=False)
     run(classifier_stage(model, network, task, labels), options, task)
