@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.hub import is_hub_id
 from ..errors import InputError, UsageError
 from ..files import read_limited
 from ..pictures.listing import is_folder
@@ -88,7 +89,9 @@ def source_of(data: Path) -> dict[str, Any] | None:
     if kind := KINDS.get(PurePosixPath(text).suffix):
         return {"path": kind, "data_files": braces(text)}
     hub = HUB.fullmatch(text)
-    return None if hub is None or os.path.exists(data) else hub.groupdict()  # noqa: PTH110
+    if hub is None or not is_hub_id(hub["path"]) or os.path.exists(data):  # noqa: PTH110
+        return None
+    return hub.groupdict()
 
 
 @lru_cache(maxsize=2)  # pictures and labels are asked for one after the other

@@ -23,7 +23,7 @@ from pdae_cli.errors import InputError, UsageError
 from pdae_cli.training.conditional import condition
 from pdae_cli.training.data import open_pictures, split
 from pdae_cli.training.labels import find_labels
-from pdae_cli.training.tables import braces, open_table
+from pdae_cli.training.tables import braces, open_table, source_of
 
 datasets = pytest.importorskip("datasets")
 # datasets leaves files open that it reads metadata from.
@@ -260,3 +260,9 @@ def test_training_is_a_function_of_the_rows(pdae: Command, tmp_path: Path) -> No
             assert result.code == 0, result.err
             open_table.cache_clear()
     assert_equal(state(tmp_path / "whole"), state(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("name", ["photos/typo.png", "runs/x.safetensors", "photos/all.zip"])
+def test_a_files_name_is_never_asked_for_on_the_hub(name: str) -> None:
+    assert source_of(Path(name)) is None
+    assert source_of(Path("user/faces@main")) is not None
