@@ -82,7 +82,7 @@ def test_with_labels_every_experiment_is_on_the_page(
 def test_without_labels_it_says_what_it_leaves_out(
     pdae: Command, small: Path, tmp_path: Path
 ) -> None:
-    out, data = tmp_path / "page.html", zipped(tmp_path, 100, labels=False)
+    out, data = tmp_path / "page.html", zipped(tmp_path, 120, labels=False)
     result = pdae("evaluate", "all", "--quick", data, "-o", out, model=small)
     assert result.code == 0, result.err
     said = [line for line in result.err.splitlines() if "left out" in line]

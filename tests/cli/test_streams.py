@@ -101,9 +101,13 @@ def test_interrupted_at_work_is_a_line(
 
     monkeypatch.setattr("pdae_cli.checkpoints.load", stop)
     folder_of(tmp_path / "in", 1)
-    for arguments in (("encode", tmp_path / "in"), ("evaluate", "gap", tmp_path / "in", "--whole")):
-        result = pdae(*arguments, "-o", tmp_path / "o")
-        assert (result.code, result.err) == (130, "interrupted\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background: ignored
+    try:
+        for line in (("encode", tmp_path / "in"), ("evaluate", "gap", tmp_path / "in", "--whole")):
+            result = pdae(*line, "-o", tmp_path / "o")
+            assert (result.code, result.err) == (130, "interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
