@@ -61,7 +61,7 @@ def test_a_thousand_damaged_pictures_by_command() -> None:
     formats: dict[str, set[str]] = {}  # both sides of every reader are reached
     for kind, outcomes in figures["kinds"].items():
         formats.setdefault(kind.split()[0], set()).update(outcomes)
-    assert len(formats) == 7 and set(map(frozenset, formats.values())) == {BOTH}
+    assert len(formats) == 8 and set(map(frozenset, formats.values())) == {BOTH}
 
 
 @pytest.mark.parametrize("subject", fuzz.SUBJECTS)
@@ -103,7 +103,7 @@ def test_a_folder_of_damaged_pictures(
 def test_animations_have_frames() -> None:
     frames = {name: len(pictures.read(data, "crop")) for name, data in pictures.files().items()}
     assert {name for name, count in frames.items() if count > 1} == {
-        "png animated", "webp animated", "gif animated", "tiff of pages",
+        "png animated", "webp animated", "gif animated", "avif animated", "tiff of pages",
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ PDAE_KILLS says how often: docs/trust.md has the figures for many.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import subprocess
@@ -13,11 +14,16 @@ import sys
 import time
 from pathlib import Path
 
+import house
+import kills
 import pytest
 from cli_runs import ended, folder_of, outputs, running
+from conftest import ROOT
 
 from pdae_cli.engine.codes import from_bytes
 
+# The benchmark kills one for all of these, which write alike.
+MEASURED = ("reconstruction", "stages", "attributes", "samples", "semantics", "all")
 KILLS = int(os.environ.get("PDAE_KILLS", "3"))
 chance = random.Random(0)
 pytestmark = pytest.mark.slow
@@ -77,3 +83,26 @@ def test_a_reader_that_leaves(tiny_folder: Path, tmp_path: Path) -> None:
         env=os.environ | {"PDAE_MODEL": str(tiny_folder)},
     )  # fmt: skip
     assert done.stdout == "{" and done.stderr == ""
+
+
+def test_every_command_that_writes_is_in_the_benchmark() -> None:
+    """Those that take an -o, and those that change a model."""
+    writing = {
+        name
+        for name, command in house.commands().items()
+        if any("--output" in one.opts for one in command.params)
+        or name in ("attributes fit", "attributes remove", "attributes rename", "train latent")
+    }
+    killed = {name for name in writing for line in kills.COMMANDS.values() if line.startswith(name)}
+    assert len(writing) > 25 and writing - killed <= {f"evaluate {name}" for name in MEASURED}
+
+
+def test_a_few_kills_of_the_benchmark() -> None:
+    """Every rerun equals an uninterrupted run to the byte."""
+    names = ("encode a folder", "codes merge", "attributes rename", "convert")
+    command = [sys.executable, kills.__file__, *names, "--count", "8", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    figures = json.loads(done.stdout)
+    assert [one["faults"] for one in figures.values()] == [[]] * len(names), done.stderr
+    assert all(one["reruns"] == one["equal"] > 0 for one in figures.values())
+    assert sum(one["kills"] for one in figures.values()) >= 8
