@@ -6,7 +6,8 @@
 Subjects: pictures, configs, codes, archives, tables; needs the `test` extra. A child process goes
 through the files; the parent sees when it hangs or dies, counts that, and goes on behind the file.
 Unexpected is every exception that isn't a PdaeError, a message that steers or floods the terminal,
-a temporary file that stays. Prints a table, or with --json an object; exit code 1 beyond a limit.
+a temporary file that stays; memory counts above
+what the modules take. Prints a table, or with --json an object; exit code 1 beyond a limit.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ SUBJECTS: dict[str, Callable[[Path], Kinds]] = {
 }  # fmt: skip
 Record = dict[str, object]
 PATIENCE_S = 120.0  # of the parent, for one file: far beyond what is allowed
-LIMITS = {"slowest_cpu_s": 10.0, "peak_mib": 600.0}
+SECONDS, MEBIBYTES = 10.0, 600.0  # the limits for one file: of CPU, and of memory above the start
 CEILING = 4 << 30  # bytes that the child may ask for at all
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of ru_maxrss
 
@@ -61,13 +62,13 @@ def work(subject: str, seed: int, first: int, last: int, folder: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C complain there of each file
     for record in examined(kinds, f"{subject} {seed}", range(first, last)):
         print(json.dumps(record), file=said, flush=True)
-        if float(str(record.get("peak", 0))) > LIMITS["peak_mib"]:
+        if float(str(record.get("grown", 0))) > MEBIBYTES:
             return
 
 
 def examined(kinds: Kinds, seed: str, keys: Iterable[int]) -> Iterator[Record]:
     """Damage and use files of all kinds in turn; yield a record before and after each."""
-    names = sorted(kinds)
+    names, start = sorted(kinds), _peak()
     for key in keys:
         name, chance = names[key % len(names)], random.Random(f"{seed} {key}")
         data = damaged(name, kinds, chance)
@@ -80,8 +81,13 @@ def examined(kinds: Kinds, seed: str, keys: Iterable[int]) -> Iterator[Record]:
         yield {
             "key": key, "kind": name, "outcome": outcome, "trace": trace[-3000:],
             "seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / (1 << 20),
+            "peak": _peak(), "grown": _peak() - start,
         }  # fmt: skip
+
+
+def _peak() -> float:
+    """MiB that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT / (1 << 20)
 
 
 # --- The parent ----------------------------------------------------------------------------------
@@ -102,27 +108,29 @@ class Figures:
     slowest_s: float = 0.0
     slowest_cpu_s: float = 0.0
     slowest: str = ""
-    peak_mib: float = 0.0
+    peak_mib: float = 0.0  # in all
+    grown_mib: float = 0.0  # above what the process had before the first file
     culprits: dict[str, str] = field(default_factory=dict)  # the first of each sort, to look into
 
     def add(self, record: Record) -> None:
         """One file's record."""
         kind, outcome, key = str(record["kind"]), str(record["outcome"]), record["key"]
-        cpu, peak, trace = float(str(record["cpu"])), float(str(record["peak"])), record["trace"]
+        cpu, grown, trace = float(str(record["cpu"])), float(str(record["grown"])), record["trace"]
         self.count(kind, outcome)
         if cpu > self.slowest_cpu_s:
             self.slowest_cpu_s, self.slowest = cpu, f"{kind}, number {key}"
         self.slowest_s = max(self.slowest_s, float(str(record["seconds"])))
-        self.peak_mib = max(self.peak_mib, peak)
+        self.peak_mib = max(self.peak_mib, float(str(record["peak"])))
+        self.grown_mib = max(self.grown_mib, grown)
         if not outcome.startswith(("taken", "refused: ")):
             self.unexpected += 1
             self.blame(f"{kind}, number {key}: {outcome}", f"{trace}  in {kind}")
-        if cpu > LIMITS["slowest_cpu_s"]:
+        if cpu > SECONDS:
             self.slow += 1
             self.blame(f"{kind}, number {key}: {cpu:.1f} s", f"slow {kind}")
-        if peak > LIMITS["peak_mib"]:
+        if grown > MEBIBYTES:
             self.large += 1
-            self.blame(f"{kind}, number {key}: {peak:.0f} MiB", f"large {kind}")
+            self.blame(f"{kind}, number {key}: {grown:.0f} MiB", f"large {kind}")
 
     def count(self, kind: str, outcome: str) -> None:
         self.files += 1
@@ -233,7 +241,8 @@ def show(figures: Figures) -> None:
         f"{figures.files} files: {figures.unexpected} unexpected, {figures.hangs} hangs, "
         f"{figures.crashes} crashes, {figures.slow} slow, {figures.large} large; "
         f"slowest {figures.slowest_cpu_s:.2f} s of CPU ({figures.slowest}), "
-        f"{figures.slowest_s:.2f} s by the clock; peak {figures.peak_mib:.0f} MiB"
+        f"{figures.slowest_s:.2f} s by the clock; "
+        f"memory {figures.grown_mib:.0f} MiB above the start, {figures.peak_mib:.0f} MiB in all"
     )
     print(*figures.culprits.values(), sep="\n\n")
 

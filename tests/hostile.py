@@ -104,6 +104,7 @@ FORMAT = {
     "a million dimensions": raw(z(shape=[1] * 1_000_000)),
     "a million lists": raw({"z": [[]] * 1_000_000}),
     "one offset": raw(z(data_offsets=[8])),
+    "no offsets in the list": raw(z(data_offsets=[])),
     "three offsets": raw(z(data_offsets=[0, 4, 8])),
     "offsets as text": raw(z(data_offsets=["0", "8"])),
     "offsets turned round": raw(z(data_offsets=[8, 0])),

@@ -86,12 +86,12 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
         rows += [Entry(why, 0, f"{count} tensors") for why, count in others.items()]
         name = source.folder.name
         model = native.assembled(found.config, networks, attributes=found.attributes, name=name)
+        checked = "every tensor used once, every weight filled, shapes and finiteness"
+        if family == diffusers.NAME:
+            checked = _compared(found, model)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{source.path}: its config describes no network: {reason}") from error
-    checked = "every tensor used once, every weight filled, shapes and finiteness"
-    if family == diffusers.NAME:
-        checked = _compared(found, model)
     return Conversion(model, family, rows, checked, found.notes)
 
 

@@ -188,8 +188,10 @@ class Settings:
 
     def refuse(self, name: str, *usual: Any) -> None:
         """Raise ModelError where a field has a value that our networks can't follow."""
-        if name in self.values and all(self.values[name] != one for one in usual):
-            raise ModelError(f"{self.where}: {name} {shown(self.values[name])} isn't supported")
+        value = self.values.get(name)
+        alike = (value == one and (type(value) is bool) == (type(one) is bool) for one in usual)
+        if name in self.values and not any(alike):
+            raise ModelError(f"{self.where}: {name} {shown(value)} isn't supported")
 
     def build(self, kind: Callable[P, T], /, *values: P.args, **fields: P.kwargs) -> T:
         """Build a config of ours; a shape that our networks refuse is this config's ModelError."""

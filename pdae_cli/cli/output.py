@@ -23,6 +23,7 @@ from rich.progress import (
 from ..errors import printable
 
 WIDE = 70  # characters that a whole progress line needs
+LONGEST = 1500  # characters of a message
 SCHEMA = 1  # version of the records, see record.schema.json
 
 
@@ -61,7 +62,10 @@ class Output:
         self._write(f"error: {text}")
 
     def _write(self, text: str) -> None:
-        self.console.print(printable(" ".join(text.split())), markup=False)
+        text = printable(" ".join(text.split()))
+        if len(text) > LONGEST:  # of a stranger's file, which isn't to flood the terminal
+            text = f"{text[: LONGEST - 300]} … {text[-300:]}"
+        self.console.print(text, markup=False)
 
     @property
     def interactive(self) -> bool:

@@ -245,7 +245,8 @@ def _check_entry(name: str, entry: Any) -> None:
     if not _are_numbers(shape, MAX_DIMENSION) or len(shape) > MAX_DIMENSIONS:
         raise TensorsError(f"tensor {shown(name)} has the impossible shape {shown(shape)}")
     size = math.prod(shape) * ITEM_BYTES[dtype]  # Python's integers don't overflow
-    if not _are_numbers(offsets, 1 << 62) or [one - size for one in offsets[1:]] != offsets[:1]:
+    two = _are_numbers(offsets, 1 << 62) and len(offsets) == 2
+    if not two or offsets[1] - offsets[0] != size:
         raise TensorsError(f"tensor {shown(name)} of {size} bytes isn't at {shown(offsets)}")
 
 

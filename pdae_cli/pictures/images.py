@@ -30,8 +30,10 @@ def prepare(image: Image.Image, size: int, channels: int = 3, fit: str = "crop")
     It is `normalised`; alpha is composited on white. `fit`: `crop` the middle square, `pad` with
     black, or `stretch`.
     """
-    image = on_white(normalised(image)).convert("L" if channels == 1 else "RGB")
-    return to_tensor(_fitted(image, size, fit))
+    image = on_white(normalised(image))
+    if channels == 1:
+        image = image.convert("L")
+    return to_tensor(_fitted(image, size, fit).convert("L" if channels == 1 else "RGB"))
 
 
 def alpha_of(image: Image.Image, size: int, fit: str = "crop") -> Tensor | None:

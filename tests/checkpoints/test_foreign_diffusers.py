@@ -118,6 +118,7 @@ class TestDiffusers:
             ("unet", "_class_name", "UNet2DConditionModel"),
             ("unet", "sample_size", None),
             ("unet", "norm_num_groups", 7),
+            ("unet", "downsample_padding", False),  # which isn't 0
             ("scheduler", "prediction_type", "flow"),
             ("scheduler", "beta_schedule", "sigmoid"),
             ("scheduler", "trained_betas", [0.1]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,23 @@ class TestFailures:
     def test_names_cant_steer_the_terminal(self, pdae: Command, tmp_path: Path) -> None:
         result = pdae("reconstruct", tmp_path / "\x1b[31mred\x07.png")
         assert result.code == 3 and "\x1b" not in result.err and "\x07" not in result.err
+
+    def test_a_long_name_costs_a_short_line_and_itself_alone(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        name = "a" * 300
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for inside in (f"{name}.png", "b.png"):
+                archive.write(pictures[0], inside)
+        (tmp_path / "list.txt").write_text(name * 20)
+        for more in ((), ("--skip-existing",)):
+            out = tmp_path / f"out{len(more)}"
+            line = ("encode", tmp_path / "a.zip", "-o", out, "--no-noise", *more)
+            result = pdae(*line, "--files-from", tmp_path / "list.txt")
+            assert result.code == 3 and files_in(out) == ["b.safetensors"]
+            long, short = result.err.splitlines()[:2]
+            assert "File name too long" in long + short
+            assert max(map(len, result.err.splitlines())) < 2000
 
     def test_unexpected_errors_are_a_line_and_exit_1(
         self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
