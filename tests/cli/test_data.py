@@ -13,7 +13,7 @@ from conftest import ROOT, Command, picture
 from labelled import labelled
 from small_runs import TINY, assert_equal, state
 
-from pdae_cli.pictures import listing
+from pdae_cli.pictures import decoding, listing
 
 FAST = ("--inference-steps", "2")
 PAGE = (ROOT / "docs" / "data.md").read_text()
@@ -78,7 +78,8 @@ class TestOutputsAreNoInputs:
 def test_what_is_left_out_is_said_once(
     pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "reads_heic", lambda: False)
+    for home in (listing, decoding):
+        monkeypatch.setattr(home, "reads_heic", lambda: False)
     (photos / "d.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(80))
     (photos / "e.jpg").write_bytes((photos / "d.heic").read_bytes())
     (photos / "._a.png").write_bytes(b"AppleDouble")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,19 @@ def test_pictures_of_any_kind_are_one_batch(tmp_path: Path) -> None:
     assert torch.equal(images.as_tensor(from_files, 16), from_files)
     with pytest.raises(InputError, match=r"takes \(N, 3, 32, 32\)"):
         images.as_tensor(from_files, 32)
+
+
+def test_heic_is_read_upright_as_a_jpeg_is() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = picture(size=(64, 48))
+    turned = Image.Exif()
+    turned[0x112] = 6  # to be turned by 90° clockwise
+    heic = pillow_heif.from_pillow(image)
+    heic.info["exif"] = turned.tobytes()
+    buffer = io.BytesIO()
+    heic.save(buffer, quality=95)
+    seen = images.prepare(open_picture(buffer.getvalue(), "IMG_0001.HEIC"), 48)
+    jpeg = images.prepare(opened(image, "JPEG", exif=turned, quality=95), 48)
+    assert (seen.float() - jpeg.float()).abs().mean() < 4
+    sideways = images.prepare(opened(image), 48)
+    assert (sideways.float() - jpeg.float()).abs().mean() > 20
