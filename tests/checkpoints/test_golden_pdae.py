@@ -237,19 +237,18 @@ def test_pdae_predicts_x_0(expected: Expected, model: Model) -> None:
 
 
 @about(["pdae_A_celeba64"], "gap")
-@pytest.mark.slow
 def test_pdae_posterior_mean_gap(expected: Expected, model: Model) -> None:
-    """Over t = T-1 … 0, with one (uniform) noise for all."""
+    """At every ninth of t = T-1 … 0, both ends included, with one (uniform) noise for all."""
     x_0, noise, schedule = expected["in.x0"], expected["in.gap_noise"], model.schedule
     z = model.encode_z(x_0)
     gaps = []
-    for t in torch.arange(999, -1, -1).split(50):
+    for t in torch.arange(999, -1, -9).split(50):
         x, eps = (part.expand(len(t), *part.shape[1:]) for part in (x_0, noise))
         gaps.append(torch.stack(gap_residuals(model, x, t, eps, z.expand(len(t), -1))))
     factor = schedule.beta**2 / (schedule.alpha * (1 - schedule.alpha_bar)) / x_0.numel()
-    plain, shifted_gap = torch.cat(gaps, dim=1).double() * factor.flip(0)
-    expected.check("predicted_posterior_mean_gap", plain, rtol=1e-3)
-    expected.check("autoencoder_posterior_mean_gap", shifted_gap, rtol=1e-3)
+    plain, shifted_gap = torch.cat(gaps, dim=1).double() * factor.flip(0)[::9]
+    expected.check("predicted_posterior_mean_gap", plain, rtol=1e-3, every=9)
+    expected.check("autoencoder_posterior_mean_gap", shifted_gap, rtol=1e-3, every=9)
 
 
 @about(PDAE, "latent")
