@@ -25,6 +25,10 @@ MAX_NODES, MAX_DEPTH, MAX_SCALAR = (
     4096,
 )  # of YAML; with aliases counted as what they are
 MAX_SHARDS = 1000
+# What the parsers raise: YAML's also where a tag says of a value what it isn't.
+BY_DAMAGE = (
+    ValueError, RecursionError, OverflowError, LookupError, AttributeError, TypeError,
+)  # fmt: skip
 SAFETENSORS = ".safetensors"
 INDEX = ".json"
 
@@ -48,7 +52,7 @@ def read_config(path: Path) -> dict[str, Any]:
     text = read_text(path, MAX_CONFIG_BYTES if is_json else MAX_YAML_BYTES)
     try:
         content = strict_json(text, infinities=True) if is_json else _yaml(text)
-    except (ValueError, yaml.YAMLError, RecursionError, OverflowError) as error:
+    except (yaml.YAMLError, *BY_DAMAGE) as error:
         reason = str(getattr(error, "problem", None) or error or type(error).__name__)
         raise ModelError(
             f"{path} can't be read as a config: {shown(reason.splitlines()[0])[1:-1]}"
