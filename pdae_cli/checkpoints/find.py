@@ -41,6 +41,9 @@ def writable_folder(name: str) -> Path:
     if Path(name).is_dir():
         check_writable(Path(name))
         return Path(name)
+    if is_hub_id(name) and name not in bundled_models():  # which needn't be fetched to say no
+        get = f"hf download {name.partition('@')[0]} --local-dir mine"
+        raise UsageError(f"{name} is on the Hub, not yours to change; copy it first: {get}")
     folder = model_folder(name)
     raise UsageError(f"{name} is not yours to change; copy it first: cp -r {folder} mine")
 

@@ -14,6 +14,7 @@ import typer
 
 from ..errors import InputError, ModelError, UsageError
 from ..files import bundled_models, sha256_limited, write_bytes
+from ..pictures.listing import is_folder, list_pictures
 from .output import Output
 from .run.destination import writable
 from .run.inputs import CODES, MAX_CODES, MAX_PICTURE
@@ -107,8 +108,10 @@ def _found(name: str, sha: str, file: Path, places: Sequence[Path]) -> Path:
     name = told(name)
     candidates = [Path(name), file.parent / name, file.parent / Path(name).name]
     for place in places:
-        candidates += sorted(place.rglob("*")) if place.is_dir() else [place]
-    found = next((path for path in candidates if _sha(path) == sha), None)
+        names = list_pictures(place, {CODES}).names if is_folder(place) else []
+        candidates += [place / one for one in names] if names else [place]
+    alike = sorted(candidates, key=lambda path: path.name != Path(name).name)  # stable
+    found = next((path for path in alike if _sha(path) == sha), None)
     if found is None:
         what = f"{file}: was made of {name[:80]} (SHA-256 {sha[:12]})"
         raise InputError(f"{what}, which isn't here; say where with --input")

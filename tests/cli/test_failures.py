@@ -11,6 +11,7 @@ from cli_runs import files_in
 from conftest import Command, picture
 from drawn import png_claiming
 
+from pdae_cli.cli.run import inputs
 from pdae_cli.engine.codes import from_bytes
 
 FAST = ("--inference-steps", "3")
@@ -133,6 +134,13 @@ class TestInputs:
         (tmp_path / "list.txt").write_bytes(names)
         args = ("--files-from", tmp_path / "list.txt", "-o", tmp_path / "y", "--no-noise")
         assert pdae("encode", *args).code == 0
+
+    def test_a_list_has_a_size(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(inputs, "MAX_LIST", 1 << 20)
+        result = pdae("encode", "--files-from", "/dev/zero", "-o", tmp_path / "y", "--no-noise")
+        assert result.code == 2 and "larger than 1 MiB" in result.err
 
     def test_a_list_may_begin_as_windows_begins_texts(
         self, pdae: Command, pictures: list[Path], tmp_path: Path

@@ -51,6 +51,13 @@ def typed(pdae: Command, monkeypatch: pytest.MonkeyPatch) -> Typed:
 
 
 class TestNamesAtATerminal:
+    def test_what_was_made_of_a_folder_in_it_is_none_of_its_inputs(
+        self, typed: Typed, here: Path
+    ) -> None:
+        for _ in range(2):
+            code, lines, _said = typed("encode", ".", "--no-noise")
+            assert code == 0 and lines == ["out.safetensors"]
+
     @pytest.mark.parametrize(
         ("command", "name"),
         [

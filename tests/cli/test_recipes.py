@@ -91,6 +91,13 @@ class TestPrivacy:
         assert len(files) > 15
         assert [one for one in files if SECRET.encode() in one.read_bytes()] == []
 
+    def test_a_page_for_others_doesnt_either(self, pdae: Command, home: Path) -> None:
+        page, gone = Path("page.html"), home / "photos" / "gone.png"
+        line = ("encode", home / "photos" / "0.png", gone, "--no-noise", "--report", page)
+        assert pdae(*line, "-o", home / "codes/", model=home / "model").code == 3
+        text = page.read_text()
+        assert "0.png" in text and "gone.png" in text and SECRET not in text
+
     def test_what_lies_below_the_current_folder_is_told(
         self, pdae: Command, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

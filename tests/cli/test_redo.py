@@ -78,6 +78,7 @@ class TestRedo:
         elsewhere.parent.mkdir(parents=True)
         shutil.copy(pictures[0], elsewhere)
         assert pdae("redo", out, "--input", tmp_path / "elsewhere").code == 0
+        assert pdae("redo", out, "--input", elsewhere).code == 0
         picture(7).save(elsewhere)
         assert pdae("redo", out, "--input", elsewhere).code == 3
 

@@ -7,6 +7,7 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from ...pictures.listing import (
 )
 
 MAX_CODES = 8 << 30
+MAX_LIST = 256 << 20  # of --files-from
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -78,9 +80,13 @@ def _listed(files_from: str | None, null: bool) -> list[str]:
             raise UsageError("-0 says how --files-from is separated; give that too")
         return []
     try:
-        data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
+        piped = files_from == "-"
+        with nullcontext(sys.stdin.buffer) if piped else Path(files_from).open("rb") as file:
+            data = read_stream(file, MAX_LIST)
     except OSError as error:
         raise UsageError(f"--files-from {files_from}: can't be read: {error.strerror}") from error
+    if len(data) > MAX_LIST:
+        raise UsageError(f"--files-from {files_from}: larger than {MAX_LIST >> 20} MiB; split it")
     text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
     lines = text.split("\0") if null else [line.rstrip("\r") for line in text.split("\n")]
     return [line for line in lines if line]

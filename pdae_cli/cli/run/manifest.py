@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...files import append, read_limited, sha256, unwritable
+from ...pictures.listing import CODES, is_folder
 from ...pictures.listing import MANIFEST as FOLDER
-from ...pictures.listing import is_folder
 from .inputs import Item
 from .recipes import Recipe
 
@@ -131,6 +132,8 @@ def own_outputs(command: str, given: dict[str, Any]) -> set[str]:
     """Return the real paths of what a command with these parameters writes, and in its output
     folder of what it wrote before: none of it is an input."""
     named = [str(given[name]) for name in ("output", "sheet") if given.get(name)]
+    if not given.get("output") and sys.stdout.isatty():
+        named.append(f"out{CODES}")  # as Destination.parse names what is made of several
     found = {os.path.realpath(name) for name in named if name != "-"}
     for folder in [Path(one) for one in found if is_folder(Path(one))]:
         try:

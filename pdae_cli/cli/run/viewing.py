@@ -18,6 +18,7 @@ from ..output import Output
 from .destination import PICTURE_SUFFIXES, Destination
 from .loading import Load, Loaded, anew
 from .manifest import Job
+from .recipes import told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,7 @@ class Viewer:
         if self._way and record.get("status") == "done" and pictures:
             self._show(pictures)
         if self.options.report:
-            self._report.add(record, pictures)
+            self._report.add(_without_folders(record), pictures)
         if self.options.sheet and pictures:
             if len(self._sheet) == ON_A_SHEET or self._bytes > SHEET_BYTES:
                 self._left_out += 1
@@ -170,6 +171,19 @@ class Viewer:
         write_bytes(path, encode_picture(whole, path.suffix.lower(), recipe))
         rest = f"; {self._left_out} more have no room" if self._left_out else ""
         self.out.say(f"sheet of {count} → {path}{rest}")
+
+
+def _without_folders(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record for others to see: without what absolute paths say."""
+    kept = dict(record)
+    for name in ("input", "output"):
+        if isinstance(full := kept.get(name), str):
+            kept = {key: _put(value, full, told(full)) for key, value in kept.items()}
+    return kept
+
+
+def _put(value: Any, old: str, new: str) -> Any:
+    return value.replace(old, new) if isinstance(value, str) else value
 
 
 def _by_title(source: Tensor | None, result: Tensor | bytes | Path | None) -> dict[str, Tensor]:
