@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # accelerate's names
 NETWORK, LEARNING, COMPUTING = "Network", "Learning", "Computing"  # panels of --help
 TELLING = "Output and log"
+USUAL = "default: as suits device and size"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,7 +49,7 @@ class TrainFlags:
     """Options of every stage."""
 
     images: int = option(4_000_000, None, "Pictures to see in all.", min=1)
-    batch_size: int = option(128, None, "Pictures a step, all processes.", min=1)
+    batch_size: int | None = option(None, None, f"Pictures a step, all processes; {USUAL}.", min=1)
     lr: float = option(2e-4, None, "Adam's learning rate.")
     labels: Annotated[
         Path | None, common(help="Table of labels; its `split` holds pictures out.")
@@ -100,12 +101,15 @@ class TrainFlags:
     def placed(self, model: Model) -> Model:
         """Put the model on this process's device, one of the machine's GPUs in turn or the CPU, and
         --licence into it if that was given."""
-        import torch
-
         if self.licence is not None:
             model.config = replace(model.config, licence=self.licence)
-        here = torch.accelerator.is_available()
-        return model.to(device_of(self.device, launched()[0]) if here else "cpu")
+        return model.to(device_of(self.device, launched()[0]) if self.accelerated else "cpu")
+
+    @property
+    def accelerated(self) -> bool:
+        import torch
+
+        return self.device != "cpu" and torch.accelerator.is_available()
 
     def task(self, data: Path, folder: Path, config: ModelConfig, by_z: bool = True) -> Task:
         """Open the pictures in the model's frame; hold some out, to be measured `by_z` or not."""
@@ -148,13 +152,15 @@ class TrainFlags:
         return names
 
 
-def run(stage: Stage, flags: TrainFlags, task: Task) -> None:
+def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
     """Run the loop and show how it goes."""
+    from ..training.dpm import usual_batch
     from ..training.estimate import estimate
     from ..training.loop import Training
     from ..training.stage import TrainOptions
 
-    given = asdict(flags) | {"precision": flags.autocast()}
+    size = flags.batch_size or usual_batch(task.train.size, flags.accelerated)
+    given = asdict(flags) | {"precision": flags.autocast(), "batch_size": size}
     options = TrainOptions(**{one.name: given[one.name] for one in fields(TrainOptions)})
     training = Training(stage, options, task.folder, flags.device == "cpu", flags.trackers())
     out = Output(flags.json and training.rank == 0, flags.quiet or training.rank > 0)
@@ -164,13 +170,15 @@ def run(stage: Stage, flags: TrainFlags, task: Task) -> None:
         out.say(f"--precision {flags.precision} goes before the launcher's mixed precision")
     if not training.sealed:
         out.say(f"{training.state_path} is an older version's, in which damage wouldn't show")
+    if note:
+        out.say(note)
     if flags.dry_run:
         return show_needs(out, estimate(training, task.dtype))
     millions = sum(p.numel() for p in training.parameters.values()) / 1e6
     out.say(
         f"{stage.name}: {millions:.2f} M parameters on {training.accelerator.device}, "
-        f"step {training.step} of {training.steps}, {len(stage.source)} pictures or codes; "
-        f"log and samples in {training.folder}"
+        f"{options.batch_size} rows a step, step {training.step} of {training.steps}, "
+        f"{len(stage.source)} pictures or codes; log and samples in {training.folder}"
     )
     with out.progress(stage.name, options.images) as bar:
 
@@ -191,10 +199,11 @@ def show_needs(out: Output, needs: dict[str, Any]) -> None:
     """Print a dry run's record, or lines for people."""
     parts = ("memory", "weights", "gradients", "adam", "average", "activations")
     sizes = {n: f"{needs[f'{n}_bytes'] / 2**20:,.1f} MiB" for n in (*parts, "checkpoint", "free")}
+    peak = f"{needs['peak_bytes'] / 2**20:,.0f} MiB in all, " if needs["peak_bytes"] else ""
     lines = (
         f"{needs['stage']} on {needs['processes']} x {needs['device']}: "
         f"{needs['parameters']:,} parameters, {needs['trained_parameters']:,} of them trained",
-        f"memory a process: {sizes['memory']} "
+        f"memory a process: {peak}training itself {sizes['memory']} "
         f"({', '.join(f'{name} {sizes[name]}' for name in parts[1:])})",
         f"disk: {sizes['checkpoint']} a checkpoint, twice that while it is replaced; "
         f"{sizes['free']} free",
@@ -213,13 +222,13 @@ class ShapeFlags(TrainFlags):
     image_size: int = option(64, None, "Height and width in pixels.")
     channels: int = option(3, NETWORK, "3 for colour, 1 for gray.")
     first_stage: str | None = option(None, NETWORK, "Diffuse the latents of diffusers' model.")
-    patch: int = option(1, NETWORK, "Space-to-depth at the input: 1 (none) or 2.", rare=True)
-    base_channels: int = option(64, NETWORK, "Width of the first level.")
-    multipliers: str = option("1,2,3,4", NETWORK, "Width of each level / base.")
-    blocks: int = option(2, NETWORK, "Residual blocks a level.")
-    attention: str = option("16,8", NETWORK, "Attention at these map sizes.")
-    head_channels: int = option(64, NETWORK, "Channels an attention head.", rare=True)
-    dropout: float = option(0.1, NETWORK, "In every residual block.")
+    patch: int | None = option(None, NETWORK, "Space-to-depth at the input, 1 is none.", rare=True)
+    base_channels: int | None = option(None, NETWORK, f"Width of the first level; {USUAL}.")
+    multipliers: str | None = option(None, NETWORK, "Width of each level / base; likewise.")
+    blocks: int | None = option(None, NETWORK, "Residual blocks a level; likewise.")
+    attention: str | None = option(None, NETWORK, "Attention at these map sizes; likewise.")
+    head_channels: int | None = option(None, NETWORK, "Channels an attention head.", rare=True)
+    dropout: float | None = option(None, NETWORK, "In every residual block; likewise.")
     betas: Literal["linear", "scaled_linear", "cosine", "constant"] = option(
         "linear", NETWORK, "Noise schedule."
     )
@@ -235,11 +244,25 @@ class ShapeFlags(TrainFlags):
         from ..checkpoints import load_first_stage
 
         theirs = {one.name for one in fields(TrainFlags)} | {"init_from", "first_stage"}
-        chosen = {name: value for name, value in asdict(self).items() if name not in theirs}
-        lists = {name: tuple(numbers(chosen[name])) for name in ("multipliers", "attention")}
+        said = {name: one for name, one in asdict(self).items() if one is not None}
+        chosen = {name: one for name, one in said.items() if name not in theirs}
+        for name in chosen.keys() & {"multipliers", "attention"}:
+            chosen[name] = tuple(numbers(chosen[name]))
         if self.first_stage is not None:
             chosen["first_stage"] = load_first_stage(self.first_stage, Output().say)
-        return chosen | lists | {"seed": self.seed}
+        return chosen | {"seed": self.seed, "accelerated": self.accelerated}
+
+    def network_of(self, model: Model) -> str:
+        """Tell what was chosen for the network, where the user left it open."""
+        open_ = (self.base_channels, self.multipliers, self.blocks, self.attention, self.dropout)
+        if None not in open_ or self.init_from is not None:
+            return ""
+        cfg, where = model.config.unet, "an accelerator" if self.accelerated else "a CPU"
+        widths, maps = (",".join(map(str, one)) for one in (cfg.widths, cfg.attention))
+        return (
+            f"network: widths {widths}, {cfg.blocks} block(s) a level, attention at {maps}, "
+            f"patch {cfg.patch}, dropout {cfg.dropout:g}, as suits {where}; see --help"
+        )
 
 
 @app.command()
@@ -254,7 +277,7 @@ def dpm(data: Data, output: Folder, options: ShapeFlags) -> None:
     name = options.init_from
     model = options.placed(new_dpm(**options.network()) if name is None else load_model(name))
     task = options.task(data, output, model.config, by_z=False)
-    run(dpm_stage(model, task), options, task)
+    run(dpm_stage(model, task), options, task, options.network_of(model))
 
 
 @app.command()
@@ -348,7 +371,7 @@ def diffae(data: Data, output: Folder, options: ShapeFlags, z_dim: Dimensions = 
         if not model.takes_z or model.encoder is None:
             raise UsageError(f"{options.init_from} is no Diff-AE; leave --init-from out")
     task = options.task(data, output, options.placed(model).config)
-    run(diffae_stage(model, task), options, task)
+    run(diffae_stage(model, task), options, task, options.network_of(model))
 
 
 @app.command()

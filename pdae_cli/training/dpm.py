@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -121,16 +122,41 @@ def dpm_stage(model: Model, task: Task) -> Stage:
     )
 
 
+def usual_shape(size: int, accelerated: bool) -> dict[str, Any]:
+    """Choose eps_theta's shape for states of `size` x `size`, where nothing is said of it.
+
+    With an accelerator ADM's (Dhariwal & Nichol 2021), with another level for each doubling beyond
+    64. Without one 5 million parameters, whose first level is patches on about 32 x 32 positions.
+    """
+    if accelerated:
+        more = max(0, (size // 64).bit_length() - 1)
+        return {
+            "patch": 1, "base_channels": 64, "multipliers": (1,) * more + (1, 2, 3, 4), "blocks": 2,
+            "attention": (16, 8), "dropout": 0.1,
+        }  # fmt: skip
+    return {
+        "patch": next(p for p in (8, 4, 2, 1) if size >= 32 * p or p == 1), "base_channels": 32,
+        "multipliers": (1, 3, 5), "blocks": 1, "attention": (8,), "dropout": 0.0,
+    }  # fmt: skip
+
+
+def usual_batch(image_size: int, accelerated: bool) -> int:
+    """Choose how many pictures a step sees, where nothing is said of it: on an accelerator so many
+    that activations take about as much at every size."""
+    return max(8, min(128, 128 * 64**2 // image_size**2)) if accelerated else 32
+
+
 def new_dpm(
     seed: int,
     betas: str,
     prediction: str,
     first_stage: FirstStage | None = None,
+    accelerated: bool = False,
     **shape: Any,
 ) -> Model:
     """Make a model with an untrained ADM-style eps_theta, of pictures or a first stage's latents;
-    `shape`: fields of UNetConfig, its size and channels those of the pictures. Raises UsageError
-    for a shape that can't be."""
+    `shape`: fields of UNetConfig, its size and channels those of the pictures; what it leaves out
+    is `usual_shape`'s. Raises UsageError for a shape that can't be."""
     rest: dict[str, Any] = {
         "heads": 1,
         "time_conditioning": "scale_shift",
@@ -141,6 +167,8 @@ def new_dpm(
     stage = None if first_stage is None else first_stage.cfg
     if stage is not None:
         shape |= _of_latents(stage, shape["image_size"], shape["channels"])
+    shape = usual_shape(shape["image_size"], accelerated) | shape
+    shape.setdefault("head_channels", math.gcd(64, shape["base_channels"]))
     try:
         cfg = UNetConfig(**rest, groups=1, **shape)
         cfg = replace(cfg, groups=groups_of(cfg.widths))

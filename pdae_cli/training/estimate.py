@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .loop import Training
+
+if sys.platform != "win32":
+    import resource
 
 MEASURED = 3  # steps, after one that warms up
 
@@ -66,8 +70,9 @@ def kept_bytes(objective: nn.Module, *batch: Tensor) -> int:
     return size
 
 
-def estimate(run: Training, dtype: torch.dtype) -> dict[str, float | str]:
-    """Return the record of `pdae train … --dry-run`: parameters, bytes, seconds."""
+def estimate(run: Training, dtype: torch.dtype) -> dict[str, float | str | None]:
+    """Return the record of `pdae train … --dry-run`: parameters, bytes counted and measured,
+    seconds."""
     steps, device = run.steps - run.step, run.accelerator.device
     batch = [part.to(device) for part in next(run.batches())[0] if part is not None]
     with run.autocast():
@@ -82,12 +87,24 @@ def estimate(run: Training, dtype: torch.dtype) -> dict[str, float | str]:
         "trained_parameters": memory.gradients // 4,
         **{f"{name}_bytes": size for name, size in asdict(memory).items()},
         "memory_bytes": memory.total,
+        "peak_bytes": peak_bytes(device),
         "steps_left": steps,
         "checkpoint_bytes": checkpoint_bytes(memory, dtype),
         "free_bytes": shutil.disk_usage(there).free,
         "seconds_a_step": seconds,
         "seconds_left": seconds * steps,
     }
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Measure what this process has had at most: of a GPU's memory, else of the machine's, with
+    modules and pictures. None where the system doesn't tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if sys.platform == "win32" or device.type != "cpu":
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def seconds_a_step(run: Training) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -108,6 +109,20 @@ class TestTrain:
         table.write_text("\n".join(["file,split", *(row[:-2] for row in rows)]))
         result = pdae("train", "autoencoder", data, "--dpm", tiny_folder, *args)
         assert result.code == 0 and "l.csv" not in result.err
+
+    def test_what_is_left_open_suits_the_machine(
+        self, pdae: Command, data: Path, tmp_path: Path
+    ) -> None:
+        few = ("--images", 4, "--batch-size", 2, "--device", "cpu")
+        result = pdae("train", "dpm", data, "-o", tmp_path / "m", "--dry-run", "--json", *few)
+        assert result.code == 0 and result.err.count("as suits a CPU") == 1
+        assert "widths 32,96,160" in result.err and "patch 2" in result.err
+        assert json.loads(result.out)["parameters"] < 6e6
+        one = ("--base-channels", 8, "--multipliers", 1)
+        result = pdae("train", "dpm", data, "-o", tmp_path / "m", *few, "--dry-run", *one)
+        assert result.code == 0 and "widths 8," in result.err
+        result = pdae("train", "dpm", data, "-o", tmp_path / "m", *few, *SMALL)
+        assert result.code == 0 and "2 rows a step" in result.err
 
     def test_nothing_to_train_on(self, pdae: Command, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

@@ -24,7 +24,7 @@ from pdae_cli.training.autoencoder import (
     gap_residuals,
 )
 from pdae_cli.training.data import Task
-from pdae_cli.training.dpm import DPMLoss, held_out_rows
+from pdae_cli.training.dpm import DPMLoss, held_out_rows, new_dpm, usual_batch
 from pdae_cli.training.loop import Training
 
 
@@ -37,6 +37,21 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
 def loss_of(model: Model, weighting: Weighting = LAMBDA) -> AutoencoderLoss:
     assert model.encoder is not None
     return AutoencoderLoss(model.heads, model.encoder, model.schedule, weighting=weighting)
+
+
+@pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 128, 256, 512])
+def test_what_is_left_open_fits_the_device_and_the_size(size: int) -> None:
+    with torch.device("meta"):
+        small, large = (
+            new_dpm(0, "linear", "v", image_size=size, channels=3, accelerated=fast)
+            for fast in (False, True)
+        )
+    first, parameters = small.config.unet.sizes[0], small.dpm.parameters()
+    assert first <= 64 and sum(p.numel() for p in parameters) < 6e6
+    assert small.config.unet.groups == 8 and usual_batch(size, accelerated=False) == 32
+    assert large.config.unet.patch == 1 and large.config.unet.sizes[-1] <= 12
+    assert 8 <= usual_batch(size, accelerated=True) <= 128
+    assert usual_batch(size, accelerated=True) * size**2 <= 128 * 64**2 or size > 256
 
 
 @pytest.mark.parametrize(
