@@ -46,8 +46,9 @@ class Conversion:
 
 def family_of(source: Source) -> str:
     """Name the family that recognises the source. Raises ModelError if none does."""
+    ours = native.is_native(source.path) and (source.path / native.WEIGHTS).exists()
     for name, reader in FAMILIES.items():
-        if reader.recognises(source):
+        if not ours and reader.recognises(source):
             return name
     if native.is_native(source.path):
         raise ModelError(f"{source.path} is a model of pdae already: use it as --model")

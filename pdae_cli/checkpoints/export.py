@@ -1,8 +1,10 @@
-"""Our eps_theta for diffusers: DDPMPipeline, or of latents LDMPipeline."""
+"""Our models for diffusers: eps_theta alone as its DDPMPipeline, or of latents LDMPipeline; a whole
+model, or what its blocks can't say, as a pipeline of our own (`pipeline`)."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,105 @@ from torch import Tensor
 from ..engine.config import ModelConfig
 from ..engine.model import Model
 from ..errors import UsageError
-from ..files import write_bytes
+from ..files import replacing, unwritable, write_bytes
 from ..networks.layers import Attention
 from ..networks.unet import UNetConfig
-from . import names
+from . import names, native
 from .diffusers import ALIKE, BETAS, PREDICTIONS, VARIANCES
 from .first_stage import STEM
 from .reading import SAFETENSORS
 from .transfer import separated
+
+INDEX, CODE, CARD, LICENCE = "model_index.json", "pipeline.py", "README.md", "LICENSE.md"
+THEIRS = STEM + SAFETENSORS
+MODEL = (LICENCE, native.ATTRIBUTES, native.LATENT_DPM, native.WEIGHTS, native.CONFIG)
+# What an export consists of, in the order in which another one takes it away: whatever has a config
+# of ours has CODE, too, which tells it from a model.
+WRITTEN = (
+    *(INDEX, *MODEL[::-1], CARD, CODE, "scheduler/scheduler_config.json"),
+    *(f"{part}/{file}" for part in ("unet", "vqvae") for file in ("config.json", THEIRS)),
+)  # fmt: skip
+NEEDED = "This pipeline runs on pdae: pip install -U 'pdae-cli[diffusers]'"
+PIPELINE = f'''\
+"""A model of pdae as a pipeline of diffusers: beside this file lies the model, pdae is its code.
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+    pipe(batch_size=4).images  # new pictures
+
+Of a model with an encoder:
+
+    codes = pipe.encode(["face.png"])  # z and x_T
+    pipe.decode(codes).images  # the picture again
+    pipe.decode(pipe.manipulate(codes, [("smiling", 0.3)])).images
+    pipe.interpolate(pipe.encode(["a.png", "b.png"]), 5).images
+"""
+
+try:
+    from pdae_cli.checkpoints.pipeline import PDAEPipeline
+except ImportError as error:
+    raise ImportError("{NEEDED}") from error
+'''
+
+
+def export(model: Model, source: Path, folder: Path, whole: bool = True) -> str:
+    """Write a model that was read from `source`: where diffusers' own blocks can say all that is
+    `whole`, or eps_theta alone, as `write_diffusers`, else as `write_pipeline`. Returns the class
+    of diffusers that reads it. Raises UsageError."""
+    more = model.gradient_estimator, model.encoder, model.latent_dpm
+    if whole and any(part is not None for part in more):
+        return write_pipeline(source, folder)
+    try:
+        return write_diffusers(model, folder)
+    except UsageError:
+        if not whole:
+            raise
+        return write_pipeline(source, folder)
+
+
+def write_pipeline(source: Path, folder: Path) -> str:
+    """Write a model's folder as one that diffusers' DiffusionPipeline reads with our code: the
+    model's files as they are, model_index.json and pipeline.py. Returns the pipeline's class."""
+    config = native.read_config(source)
+    if folder.exists() and folder.samefile(source):
+        raise UsageError(f"{folder} is the model's own folder; choose another one")
+    _clear(folder)
+    write_bytes(folder / CODE, PIPELINE.encode())
+    for name in MODEL:
+        path, needed = source / name, name in (native.WEIGHTS, native.CONFIG)
+        if needed or path.exists():
+            with native.guarded(path), path.open("rb") as file, replacing(folder / name) as copy:
+                shutil.copyfileobj(file, copy)
+    usage = PIPELINE.split('"""')[1].partition("\n")[2]
+    card = f"""---
+library_name: diffusers
+license: other
+license_name: see-below
+tags: [pdae]
+---
+
+# {folder.resolve().name}
+
+{NEEDED.replace(": ", ": `")}`; `pdae` itself takes this folder as a `--model`.
+{usage}
+Licence: {config.licence}
+"""
+    write_bytes(folder / CARD, card.encode())
+    component = ["pdae_cli.checkpoints.pipeline", "PDAE"]
+    index = {"_class_name": [Path(CODE).stem, "PDAEPipeline"], "pdae": component}
+    write_bytes(folder / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+    return "DiffusionPipeline"
+
+
+def _clear(folder: Path) -> None:
+    """Take away what an export before this one wrote, so that none is half another. Raises
+    UsageError for a model of ours, which isn't to be lost, InputError where it can't."""
+    if native.is_native(folder) and not (folder / CODE).exists():
+        raise UsageError(f"{folder} is a model, not an export of one; choose another folder")
+    for path in (folder / name for name in WRITTEN):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from error
 
 
 def write_diffusers(model: Model, folder: Path) -> str:
@@ -41,12 +134,13 @@ def write_diffusers(model: Model, folder: Path) -> str:
         shape = {"_class_name": first_stage.cfg.kind} | first_stage.cfg.arguments()
         networks["vqvae"] = (shape, first_stage.network.state_dict())
     files = {"scheduler/scheduler_config.json": scheduler}
+    _clear(folder)
     for name, (shape, tensors) in networks.items():
         index[name] = ["diffusers", shape["_class_name"]]
         files[f"{name}/config.json"] = shape
         kept = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-        write_bytes(folder / name / f"{STEM}{SAFETENSORS}", save(kept, metadata={"format": "pt"}))
-    for file, content in (files | {"model_index.json": index}).items():
+        write_bytes(folder / name / THEIRS, save(kept, metadata={"format": "pt"}))
+    for file, content in (files | {INDEX: index}).items():
         write_bytes(folder / file, json.dumps(content, indent=2).encode() + b"\n")
     return pipeline
 
@@ -132,4 +226,5 @@ def _scheduler_json(config: ModelConfig) -> dict[str, Any]:
 
 def _need(possible: bool, what: str) -> None:
     if not possible:
-        raise UsageError(f"diffusers' UNet2DModel has no {what}; this model can't be exported")
+        how = "`export --to diffusers` writes a pipeline that runs on pdae"
+        raise UsageError(f"diffusers' UNet2DModel has no {what}; {how}")

@@ -1,4 +1,4 @@
-"""pdae export: a model's eps_theta for another program."""
+"""pdae export: a model for another program."""
 
 from __future__ import annotations
 
@@ -19,18 +19,27 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write.", callback=writable)
     ],
-    to: Annotated[Literal["diffusers"], typer.Option(help="The program that shall read it.")],
+    to: Annotated[
+        Literal["diffusers", "diffusers-unet"],
+        typer.Option(help="The whole model, or eps_theta alone."),
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Write a model's eps_theta as another program's.
+    """Write a model as a pipeline of diffusers.
+
+    With --to diffusers all of it, as a pipeline that runs on pdae; eps_theta that is all of a model
+    as diffusers' own DDPMPipeline or LDMPipeline, if its blocks can say it. With --to
+    diffusers-unet any model's eps_theta as the latter, or an error.
 
     Example: pdae export -m models/mine --to diffusers -o mine-diffusers
     """
-    from ..checkpoints.export import write_diffusers
+    from ..checkpoints import model_folder
+    from ..checkpoints.export import export as write
 
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists; choose another -o, or --overwrite")
-    pipeline = write_diffusers(options.load(), output)
-    text = f"{output}: diffusers.{pipeline}.from_pretrained({str(output)!r}) runs it"
+    pipeline = write(options.load(), model_folder(options.model), output, to == "diffusers")
+    code = ", trust_remote_code=True" if pipeline == "DiffusionPipeline" else ""
+    text = f"{output}: diffusers.{pipeline}.from_pretrained({str(output)!r}{code}) runs it"
     record = {"output": str(output), "to": to, "status": "done"}
     Output(options.json, options.quiet).result(record, text)
