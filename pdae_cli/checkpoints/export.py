@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..engine.config import ModelConfig
 from ..engine.model import Model
 from ..errors import UsageError
-from ..files import replacing, unwritable, write_bytes
+from ..files import check_writable, replacing, write_bytes
 from ..networks.layers import Attention
 from ..networks.unet import UNetConfig
 from . import names, native
@@ -24,29 +25,24 @@ from .first_stage import STEM
 from .reading import SAFETENSORS
 from .transfer import separated
 
-INDEX, CODE, CARD, LICENCE = "model_index.json", "pipeline.py", "README.md", "LICENSE.md"
-THEIRS = STEM + SAFETENSORS
-MODEL = (LICENCE, native.ATTRIBUTES, native.LATENT_DPM, native.WEIGHTS, native.CONFIG)
-# What an export consists of, in the order in which another one takes it away: whatever has a config
-# of ours has CODE, too, which tells it from a model.
+INDEX, CODE, CARD, THEIRS = "model_index.json", "pipeline.py", "README.md", STEM + SAFETENSORS
+OURS = ("LICENSE.md", native.ATTRIBUTES, native.LATENT_DPM, native.WEIGHTS, native.CONFIG)
+# What exports consist of; what has a config of ours has CODE, too, which tells it from a model.
 WRITTEN = (
-    *(INDEX, *MODEL[::-1], CARD, CODE, "scheduler/scheduler_config.json"),
+    *(INDEX, *OURS[::-1], CARD, CODE, "scheduler/scheduler_config.json"),
     *(f"{part}/{file}" for part in ("unet", "vqvae") for file in ("config.json", THEIRS)),
 )  # fmt: skip
 NEEDED = "This pipeline runs on pdae: pip install -U 'pdae-cli[diffusers]'"
-PIPELINE = f'''\
-"""A model of pdae as a pipeline of diffusers: beside this file lies the model, pdae is its code.
-
+USAGE = """
     pipe = diffusers.DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
     pipe(batch_size=4).images  # new pictures
-
-Of a model with an encoder:
-
-    codes = pipe.encode(["face.png"])  # z and x_T
+    codes = pipe.encode(["face.png"])  # z and x_T, where the model has an encoder
     pipe.decode(codes).images  # the picture again
     pipe.decode(pipe.manipulate(codes, [("smiling", 0.3)])).images
     pipe.interpolate(pipe.encode(["a.png", "b.png"]), 5).images
 """
+PIPELINE = f'''"""A pipeline of diffusers: beside this file lies the model, pdae is its code.
+{USAGE}"""
 
 try:
     from pdae_cli.checkpoints.pipeline import PDAEPipeline
@@ -56,64 +52,43 @@ except ImportError as error:
 
 
 def export(model: Model, source: Path, folder: Path, whole: bool = True) -> str:
-    """Write a model that was read from `source`: where diffusers' own blocks can say all that is
-    `whole`, or eps_theta alone, as `write_diffusers`, else as `write_pipeline`. Returns the class
-    of diffusers that reads it. Raises UsageError."""
-    more = model.gradient_estimator, model.encoder, model.latent_dpm
-    if whole and any(part is not None for part in more):
-        return write_pipeline(source, folder)
-    try:
-        return write_diffusers(model, folder)
-    except UsageError:
-        if not whole:
-            raise
-        return write_pipeline(source, folder)
+    """Write a model that was read from `source`, the `whole` or eps_theta alone: where diffusers'
+    own blocks can say that by `write_diffusers`, else by `write_pipeline`. Returns the class that
+    reads it. Raises UsageError."""
+    if folder.exists() and folder.samefile(source):
+        raise UsageError(f"{folder} is the model's own folder; choose another one")
+    if not whole or model.gradient_estimator is model.encoder is model.latent_dpm is None:
+        with suppress(*([UsageError] if whole else [])):
+            return write_diffusers(model, folder)
+    return write_pipeline(source, folder)
 
 
 def write_pipeline(source: Path, folder: Path) -> str:
-    """Write a model's folder as one that diffusers' DiffusionPipeline reads with our code: the
-    model's files as they are, model_index.json and pipeline.py. Returns the pipeline's class."""
-    config = native.read_config(source)
-    if folder.exists() and folder.samefile(source):
-        raise UsageError(f"{folder} is the model's own folder; choose another one")
+    """Write a model's folder as one that diffusers' DiffusionPipeline reads with our code: its own
+    files, model_index.json and pipeline.py. Returns the class. Raises ModelError."""
+    licence = native.read_config(source).licence
     _clear(folder)
     write_bytes(folder / CODE, PIPELINE.encode())
-    for name in MODEL:
-        path, needed = source / name, name in (native.WEIGHTS, native.CONFIG)
-        if needed or path.exists():
-            with native.guarded(path), path.open("rb") as file, replacing(folder / name) as copy:
-                shutil.copyfileobj(file, copy)
-    usage = PIPELINE.split('"""')[1].partition("\n")[2]
-    card = f"""---
-library_name: diffusers
-license: other
-license_name: see-below
-tags: [pdae]
----
-
-# {folder.resolve().name}
-
-{NEEDED.replace(": ", ": `")}`; `pdae` itself takes this folder as a `--model`.
-{usage}
-Licence: {config.licence}
-"""
+    for path in (source / name for name in OURS):
+        if path.name in (native.WEIGHTS, native.CONFIG) or path.exists():
+            with native.guarded(path), path.open("rb") as file, replacing(folder / path.name) as to:
+                shutil.copyfileobj(file, to)
+    head = "---\nlibrary_name: diffusers\nlicense: other\nlicense_name: see-below\n---\n\n"
+    card = f"{head}# {folder.resolve().name}\n\n{NEEDED}\n{USAGE}\nLicence: {licence}\n"
     write_bytes(folder / CARD, card.encode())
-    component = ["pdae_cli.checkpoints.pipeline", "PDAE"]
-    index = {"_class_name": [Path(CODE).stem, "PDAEPipeline"], "pdae": component}
+    ours = [f"{__package__}.pipeline", "PDAE"]
+    index = {"_class_name": ["pipeline", "PDAEPipeline"], "pdae": ours}
     write_bytes(folder / INDEX, json.dumps(index, indent=2).encode() + b"\n")
     return "DiffusionPipeline"
 
 
 def _clear(folder: Path) -> None:
-    """Take away what an export before this one wrote, so that none is half another. Raises
-    UsageError for a model of ours, which isn't to be lost, InputError where it can't."""
+    """Take an export before this one away. Raises UsageError where it is none, InputError."""
     if native.is_native(folder) and not (folder / CODE).exists():
         raise UsageError(f"{folder} is a model, not an export of one; choose another folder")
-    for path in (folder / name for name in WRITTEN):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise unwritable(path, error) from error
+    check_writable(folder)
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_diffusers(model: Model, folder: Path) -> str:

@@ -27,9 +27,8 @@ def export(
 ) -> None:
     """Write a model as a pipeline of diffusers.
 
-    With --to diffusers all of it, as a pipeline that runs on pdae; eps_theta that is all of a model
-    as diffusers' own DDPMPipeline or LDMPipeline, if its blocks can say it. With --to
-    diffusers-unet any model's eps_theta as the latter, or an error.
+    diffusers: all of it, run by pdae; by diffusers' own blocks where it is eps_theta alone and they
+    can. diffusers-unet: eps_theta of any model, by those blocks or not at all.
 
     Example: pdae export -m models/mine --to diffusers -o mine-diffusers
     """

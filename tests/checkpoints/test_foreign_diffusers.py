@@ -226,7 +226,7 @@ class TestExport:
 
     def test_command(self, pdae: Command, tiny_folder: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        result = pdae("export", "--to", "diffusers", "-o", out)
+        result = pdae("export", "--to", "diffusers-unet", "-o", out)
         assert result.code == 0 and "DDPMPipeline" in result.text
         assert converted(out).config.unet == read_model(tiny_folder, "tiny").config.unet
         assert pdae("export", "--to", "diffusers", "-o", out).code == 2
