@@ -20,6 +20,7 @@ from .solvers import SOLVERS, SPACINGS, Node, Predict, Solver, corrected, ddim, 
 # Measured in docs/solvers.md. What a preset leaves out is Sampling's default.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},  # 40 NFE both ways
+    "fast": {"inference_steps": 10},  # 20 NFE, as near as the authors' 1,099
     "exact": {"inference_steps": 12, "corrections": 1},  # 48 NFE, and codes fit for editing
     "archival": {"inference_steps": 10, "solver": "leapfrog"},  # 21 NFE, codes of twice the size
 }

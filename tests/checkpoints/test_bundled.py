@@ -59,14 +59,14 @@ def test_results_dont_depend_on_batch_size(
 
 
 @pytest.mark.parametrize(
-    ("preset", "equal"), [("default", 0.9), ("exact", 0.999), ("archival", 1.0)]
+    ("preset", "equal"), [("fast", 0.3), ("default", 0.9), ("exact", 0.999), ("archival", 1.0)]
 )
 def test_presets_give_pixels_back(
     faces64: pdae_cli.Model, x_0: torch.Tensor, preset: str, equal: float
 ) -> None:
     back = faces64.decode(faces64.encode(x_0, **PRESETS[preset]))
     assert metrics.equal_share(back, x_0).mean() >= equal
-    assert metrics.mse(back, x_0).mean() < 4e-5  # the authors', with 27 times the evaluations
+    assert metrics.mse(back, x_0).mean() < 2.2e-5  # the authors', of 27 to 55 times as many steps
 
 
 def test_an_edit_raises_the_score_and_moves_the_picture(faces64: pdae_cli.Model) -> None:
