@@ -1,6 +1,7 @@
 """pdae: pictures to codes, codes to pictures, and edits by moving the codes.
 
-`load(name)` opens a model; `Codes` is what its `encode` returns. See `engine.Model`.
+`load(name)` opens a model; `Codes` is what its `encode` returns. See `engine.Model`, and of the way
+to folders and the Hub `checkpoints.Model`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ TYPE_CHECKING = False  # as typing's, which takes longer to load than Ctrl-C may
 if TYPE_CHECKING:
     from typing import Any
 
-    from .checkpoints import load
+    from .checkpoints import Model, load
     from .diffusion.trajectory import Sampling
     from .engine.codes import Codes
-    from .engine.model import Model
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "Model":
-        from .engine.model import Model
+        from .checkpoints import Model
 
         return Model
     if name == "Sampling":

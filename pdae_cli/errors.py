@@ -31,7 +31,8 @@ class InputError(PdaeError):
 
 
 class StorageError(PdaeError):
-    """There is no room for outputs, or a server of inputs fails; going on would be for nothing."""
+    """There is no room for outputs, or a server of inputs or of outputs fails; going on would be
+    for nothing."""
 
     exit_code = 3
 

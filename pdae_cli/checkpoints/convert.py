@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -13,9 +13,9 @@ from accelerate import init_empty_weights
 from ..engine.config import to_json
 from ..engine.model import Model
 from ..errors import ModelError, UsageError
-from ..files import write_bytes
 from ..networks.latent import LatentDPM
 from . import compvis, diffae, diffusers, guided, native, pdae
+from .card import HUB
 from .source import Found, Source
 from .transfer import transfer
 
@@ -42,6 +42,7 @@ class Conversion:
     rows: list[Entry]
     checked: str  # how the numbers were checked
     notes: list[str]
+    told: list[str]  # the notes without where the source lies
 
 
 def family_of(source: Source) -> str:
@@ -67,6 +68,8 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
     family = family or family_of(source)
     try:
         found: Found = FAMILIES[family].read(source)
+        if source.hub:
+            found.config = replace(found.config, source=f"{family}: {HUB}{source.hub}")
         with init_empty_weights(include_buffers=True):
             networks = native.build_networks(found.config)
             if found.latent is not None:
@@ -85,7 +88,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
             k: v for part in found.parts for k, v in part.source.beside.items()
         }
         rows += [Entry(why, 0, f"{count} tensors") for why, count in others.items()]
-        name = source.folder.name
+        name = source.hub or source.folder.name
         model = native.assembled(found.config, networks, attributes=found.attributes, name=name)
         checked = "every tensor used once, every weight filled, shapes and finiteness"
         if family == diffusers.NAME:
@@ -93,7 +96,8 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{source.path}: its config describes no network: {reason}") from error
-    return Conversion(model, family, rows, checked, found.notes)
+    told = [source.told(note) for note in found.notes]
+    return Conversion(model, family, rows, checked, found.notes, told)
 
 
 def _compared(found: Found, model: Model) -> str:
@@ -122,30 +126,15 @@ def _compared(found: Found, model: Model) -> str:
 
 
 def write_converted(conversion: Conversion, folder: Path, dtype: torch.dtype) -> None:
-    """Write the model's folder, with a model card; of a model that was there, nothing stays."""
+    """Write the model's folder, with a card; of a model that was there, nothing stays but what
+    people wrote into its card."""
     model, config = conversion.model, conversion.model.config
-    for optional in (native.ATTRIBUTES, native.LATENT_DPM):
-        (folder / optional).unlink(missing_ok=True)
-    native.write_model(folder, model, dtype)
-    if model.attributes is not None:
-        native.write_attributes(folder, model.attributes)
-    if model.latent_dpm is not None:
-        training = {"converted": conversion.family}
-        native.write_latent_dpm(folder, model.latent_dpm, training, dtype)
-    notes = "\n".join(f"- {note}" for note in conversion.notes)
-    card = f"""---
-library_name: pdae
-license: other
-license_name: see-below
----
-
-# {folder.name}
-
-Converted by `pdae convert` from a checkpoint of {conversion.family} ({config.source}).
-
-- Licence of the source: {config.licence}. Conversion changes nothing about it.
-- Checked: {conversion.checked}.
-- Network: `{json.dumps(to_json(config)["unet"])}`
-{notes}
-"""
-    write_bytes(folder / "README.md", card.encode())
+    lines = [
+        "## Conversion\n",
+        f"- By `pdae convert` from {conversion.family}; it changes nothing about the licence.",
+        f"- Checked: {conversion.checked}.",
+        f"- Network: `{json.dumps(to_json(config)['unet'])}`",
+        *(f"- {note}" for note in conversion.told),
+    ]
+    native.write_whole(folder, model, dtype, {"converted": conversion.family})
+    native.renew_card(folder, conversion="\n".join(lines))

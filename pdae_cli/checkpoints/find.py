@@ -1,24 +1,94 @@
-"""From what a user writes after --model to a model in memory."""
+"""From what a user writes after --model to a model in memory, and back to a folder or the Hub."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import tempfile
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from ..engine.model import Model, ignore
+from ..engine import model as engine
+from ..engine.model import ignore
 from ..errors import ModelError, UsageError
 from ..files import bundled_models, check_writable
 from ..networks.first_stage import FirstStage
 from .convert import read_foreign
 from .first_stage import load_first_stage as read_first_stage
-from .hub import Announce, fetch, is_hub_id
-from .native import is_native, read_model
+from .hub import PAPERS, Announce, check_push, fetch, is_hub_id, push
+from .native import is_native, latent_training, read_model, renew_card, write_whole
+from .reading import read_bytes
 from .source import open_source
 
 
-def model_folder(name: str, announce: Announce = ignore) -> Path:
-    """Find the folder of a bundled name, a folder, or a Hub id with an optional `@revision`.
+@dataclass
+class Model(engine.Model):
+    """A model that knows its way to a folder and the Hub, as huggingface_hub's ModelHubMixin has
+    it. That class itself reads config.json as arguments of `__init__`, and removes it before it
+    writes: a model of ours is whole at any time."""
+
+    papers: dict[str, bytes] = field(default_factory=dict)  # card, licence, figures: as they lie
+    latent_training: dict[str, Any] = field(default_factory=dict)  # the latent DPM's, as recorded
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        device: str = "auto",
+        dtype: str = "float32",
+        compile: bool = False,
+    ) -> Model:
+        """Load a model, as `load` does: a bundled name, a folder, or an id on the Hub, of which
+        `revision` is a branch, a tag or a commit. Raises ModelError, UsageError."""
+        name = str(pretrained_model_name_or_path)
+        if revision is not None and (not is_hub_id(name) or os.path.isdir(name)):  # noqa: PTH112
+            raise UsageError(f"{name} is no id on the Hub, so it has no revision {revision!r}")
+        name = name if revision is None else f"{name.partition('@')[0]}@{revision}"
+        return load(
+            name, device, dtype, compile=compile, token=token, cache_dir=cache_dir,
+            force_download=force_download, local_files_only=local_files_only,
+        )  # fmt: skip
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **push_options: Any,
+    ) -> Any:
+        """Write the model's folder, each number as it is, in 16 bits where all fit, with the card
+        and the licence's text; `push_to_hub` it as well, by default by the folder's name, and
+        return what that does. Raises InputError, StorageError, ModelError, UsageError."""
+        folder = Path(save_directory)
+        if push_options and not push_to_hub:
+            raise UsageError(f"{', '.join(push_options)} without push_to_hub")
+        write_whole(folder, self, None, self.latent_training, self.papers)
+        return self.push_to_hub(repo_id or folder.name, **push_options) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Push the model to `user/name`, with its card and licence, in one commit (`hub.push`:
+        `private`, `token`, `branch`, `create_pr`, `commit_message`), and return huggingface_hub's
+        CommitInfo. Raises UsageError for another name or without a token, StorageError where the
+        Hub doesn't take it."""
+        check_push(repo_id, options.get("token"))
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made, repo_id.partition("/")[2])
+            self.save_pretrained(folder)
+            renew_card(folder, repo_id)
+            return push(folder, repo_id, announce=self.notify, **options)
+
+
+def model_folder(name: str, announce: Announce = ignore, **how: Any) -> Path:
+    """Find the folder of a bundled name, a folder, or a Hub id with an optional `@revision`, which
+    is downloaded as `hub.fetch` says.
 
     Raises ModelError where there is no such model; `announce` is told of large downloads.
     """
@@ -28,7 +98,7 @@ def model_folder(name: str, announce: Announce = ignore) -> Path:
     if name in bundled:
         return bundled[name]
     if is_hub_id(name):
-        return fetch(name, announce)[0]
+        return fetch(name, announce, **how)[0]
     near = difflib.get_close_matches(name, bundled, n=1)
     known = f"bundled: {', '.join(sorted(bundled)) or 'none'}"
     hint = f"did you mean {near[0]}?" if near else known
@@ -54,18 +124,25 @@ def load(
     dtype: str = "float32",
     announce: Announce = ignore,
     compile: bool = False,
+    **how: Any,
 ) -> Model:
-    """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`.
+    """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`; `how` it is
+    downloaded: see `hub.fetch`.
 
     Raises ModelError where there is no such model or it can't be read, UsageError for a device or
     dtype that can't be used, or where networks can't be compiled.
     """
-    folder = model_folder(name, announce)
+    folder = model_folder(name, announce, **how)
     shown = folder.resolve().name if Path(name).is_dir() else name
-    return read_model(folder, shown).to(device, dtype, compile)
+    read = read_model(folder, shown)
+    parts = {one.name: vars(read)[one.name] for one in fields(read)}
+    papers = {one: read_bytes(folder / one) for one in PAPERS if (folder / one).exists()}
+    model = Model(**parts, papers=papers, latent_training=latent_training(folder) or {})
+    model.to(device, dtype, compile)
+    return model
 
 
-def load_dpm(name: str, announce: Announce = ignore) -> Model:
+def load_dpm(name: str, announce: Announce = ignore) -> engine.Model:
     """Load a model, ours or converted in memory, on the CPU. Raises ModelError."""
     if name in bundled_models() or is_native(Path(name)):
         return load(name, "cpu")

@@ -1,5 +1,6 @@
-"""Our model folder: config.json, model.safetensors, attributes.safetensors, latent_dpm.safetensors;
-and a classifier's: classifier.safetensors.
+"""Our model folder: config.json, model.safetensors, attributes.safetensors, latent_dpm.safetensors,
+and the card, README.md, which whatever changes them renews; and a classifier's:
+classifier.safetensors.
 
 config.json records the weights' SHA-256 and the others are sealed (see tensors.py), so that damage
 is found before use. A network is built without memory, its names and shapes are compared with the
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.half_unet import HalfUNet, HalfUNetConfig
 from ..networks.latent import LatentConfig, LatentDPM
 from ..networks.unet import UNet
+from .card import read_card, write_card
 from .reading import MAX_CONFIG_BYTES, read_text
 
 CONFIG = "config.json"
@@ -135,6 +137,48 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
         new = [sha.hexdigest()]
         _write_config(folder, model.config, new + ([sha256(path)] if path.exists() else []))
     _write_config(folder, model.config, new)
+    renew_card(folder)
+
+
+def write_whole(
+    folder: Path,
+    model: Model,
+    dtype: torch.dtype | None,
+    training: dict[str, Any],
+    papers: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a model with all that belongs to it, `training` the summary of its latent DPM's, and
+    papers, such as its card, by their names; of a model that was there, none of its parts stays.
+    Without a dtype each file has the smallest in which its numbers are what they are."""
+    read_card(folder)  # or the error, before anything is written
+    for optional in (ATTRIBUTES, LATENT_DPM):
+        (folder / optional).unlink(missing_ok=True)
+    for name, content in (papers or {}).items():
+        write_bytes(folder / name, content)
+    networks = [one for one in model.networks() if one is not model.latent_dpm]
+    write_model(folder, model, dtype or _exact(*networks))
+    if (latent := model.latent_dpm) is not None:
+        write_latent_dpm(folder, latent, training, dtype or _exact(latent))
+    if model.attributes is not None:
+        write_attributes(folder, model.attributes)
+        renew_card(folder)
+
+
+def renew_card(folder: Path, name: str | None = None, conversion: str | None = None) -> None:
+    """Write the card of the model that lies in a folder (`card.write_card`). Raises ModelError."""
+    path, config = folder / ATTRIBUTES, read_config(folder)
+    attributes = read_attributes(path, config.z_dim) if path.exists() else None
+    write_card(folder, config, attributes, latent_training(folder), name, conversion)
+
+
+def latent_training(folder: Path) -> dict[str, Any] | None:
+    """Read the summary of the latent DPM's training; None without one. Raises ModelError."""
+    path = folder / LATENT_DPM
+    if not path.exists():
+        return None
+    with guarded(path):
+        header = safe.check(path, keys=("pdae", "training"))
+        return header.facts("training") if "training" in header.metadata else {}
 
 
 def _write_config(folder: Path, config: ModelConfig, shas: list[str]) -> None:
@@ -173,7 +217,9 @@ def change_attributes(
     try:
         with FileLock(folder / LOCK, timeout=PATIENCE):
             after = change(read_attributes(path) if path.exists() else None)
+            read_card(folder)  # or the error, before anything is written
             write_attributes(folder, after)
+            renew_card(folder)
             return after
     except Timeout as error:
         raise InputError(f"another process changes {path}; try again when it is done") from error
@@ -212,6 +258,8 @@ def write_latent_dpm(
     """Write latent_dpm.safetensors atomically, its config and training summary in the metadata."""
     facts = {"pdae": json.dumps(asdict(network.cfg)), "training": json.dumps(training)}
     write_bytes(folder / LATENT_DPM, safe.sealed(_stored(network, dtype), facts))
+    if is_native(folder):
+        renew_card(folder)
 
 
 def read_latent_dpm(path: Path, z_dim: int | None = None) -> LatentDPM:
@@ -266,6 +314,15 @@ def _fill(make: Callable[[], nn.Module], path: Path) -> Any:
     tensors = {name: one.float() for name, one in safe.load(path, header).items()}
     network.load_state_dict(tensors, assign=True)
     return network
+
+
+def _exact(*networks: nn.Module) -> torch.dtype:
+    """The smallest dtype in which all numbers of networks are what they are."""
+    tensors = [one.float() for part in networks for one in part.state_dict().values()]
+    for dtype in (torch.float16, torch.bfloat16):
+        if all(torch.equal(one, one.to(dtype).float()) for one in tensors):
+            return dtype
+    return torch.float32
 
 
 def _stored(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -33,15 +33,21 @@ SAFETENSORS = ".safetensors"
 INDEX = ".json"
 
 
-def read_text(path: Path, limit: int = MAX_CONFIG_BYTES) -> str:
-    """Read a text of UTF-8, of at most so many bytes. Raises ModelError."""
+def read_bytes(path: Path, limit: int = MAX_CONFIG_BYTES) -> bytes:
+    """Read a file of at most so many bytes. Raises ModelError."""
     try:
-        data = read_limited(path, limit)
-        if (other := mistaken_for(data)) is not None:
-            raise ModelError(f"{path} is {other}")
-        return data.decode("utf-8-sig")
+        return read_limited(path, limit)
     except InputError as error:
         raise ModelError(str(error)) from error
+
+
+def read_text(path: Path, limit: int = MAX_CONFIG_BYTES) -> str:
+    """Read a text of UTF-8, of at most so many bytes. Raises ModelError."""
+    data = read_bytes(path, limit)
+    if (other := mistaken_for(data)) is not None:
+        raise ModelError(f"{path} is {other}")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} can't be read: it is no text of UTF-8") from error
 

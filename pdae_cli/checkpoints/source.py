@@ -36,6 +36,7 @@ class Source:
     path: Path  # a file or folder
     config: Path | None = None  # a config that the user named
     licence: str = "unknown"  # where the place it comes from states one
+    hub: str = ""  # its id on the Hub, where it comes from there
     _read: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -76,6 +77,15 @@ class Source:
         names = ", ".join(str(place)[-200:] for place in looked[:6])
         raise ModelError(f"{self.path}: found no {what}; looked for {names}")
 
+    def told(self, text: str) -> str:
+        """A text without the folders that the source lies in, which are the user's own."""
+        places = {self.folder, (self.config or self.path).parent}
+        above = {up for one in places for way in (one.absolute(), one.resolve())
+                 for up in (way, *way.parents)}  # fmt: skip
+        for folder in sorted(map(str, above), key=len, reverse=True):
+            text = text.replace(f"{folder}{os.sep}", "")
+        return text
+
     def upwards(self, relative: str) -> list[Path]:
         """The places that a path could mean that is relative to this folder or one above it."""
         here = self.folder.resolve()
@@ -88,7 +98,7 @@ def open_source(name: str, config: Path | None = None, announce: Announce = igno
         return Source(Path(name), config)
     if is_hub_id(name):
         folder, licence = fetch(name, announce)
-        return Source(folder, config, licence)
+        return Source(folder, config, licence, name)
     raise ModelError(f"{name}: no such file or folder, and not a Hub id (owner/name)")
 
 

@@ -25,7 +25,9 @@ from .info import info
 from .inpaint import colourise, inpaint
 from .interpolate import interpolate
 from .manipulate import manipulate
+from .models import models
 from .output import Output
+from .push import push
 from .reconstruct import reconstruct
 from .redo import redo
 from .sample import sample
@@ -40,7 +42,7 @@ MORE = "Options that are rarely wanted: pdae help {} --all"
 
 COMMANDS = (
     encode, decode, reconstruct, interpolate, manipulate, inpaint, colourise, sample,
-    align, convert, export, info, redo
+    align, convert, export, push, models, info, redo
 )  # fmt: skip
 
 app = typer.Typer(

@@ -18,15 +18,18 @@ def models(incomplete: str) -> list[str]:
 
 
 def attributes(context: typer.Context, incomplete: str) -> list[str]:
-    """Attributes of the model on the command line, or of the default one; read from the header of
-    its file alone, none where that has none."""
+    """Attributes of the model on the command line, or of the default one."""
     name = context.params.get("model") or os.environ.get("PDAE_MODEL") or "faces64"
-    folder = bundled_models().get(name, Path(name))
+    found = attributes_in(bundled_models().get(name, Path(name)))
+    return [one for one in found if one.lower().startswith(incomplete.lower())]
+
+
+def attributes_in(folder: Path) -> list[str]:
+    """Names of a model's attributes, from the header of their file alone; none without one."""
     try:
         with (folder / "attributes.safetensors").open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             facts = json.loads(file.read(size) if size < 1 << 20 else b"{}")
-        names = json.loads(facts["__metadata__"]["pdae"])["names"]
-        return [one for one in names if one.lower().startswith(incomplete.lower())]
+        return [str(one) for one in json.loads(facts["__metadata__"]["pdae"])["names"]]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []

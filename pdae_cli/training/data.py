@@ -172,6 +172,7 @@ class Task:
     held_out: Pictures
     folder: Path
     dtype: torch.dtype = torch.float32
+    name: str = ""  # of the data, as the model's record says it
 
 
 def open_source(

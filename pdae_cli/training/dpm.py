@@ -98,7 +98,7 @@ def saving(model: Model, task: Task) -> Callable[[dict[str, object]], None]:
             )
 
     def save(summary: dict[str, object]) -> None:
-        model.config = replace(model.config, training=(*before, summary))
+        model.config = replace(model.config, training=(*before, summary | {"data": task.name}))
         write_model(folder, model, task.dtype)
 
     return save

@@ -86,6 +86,8 @@ def latent_stage(
         uniform(schedule),
         lambda: {"held_out_loss": objective(*held).item()},
         lambda: (model.sample(16, inference_steps=20)[0], 8),
-        lambda summary: write_latent_dpm(task.folder, network, summary, task.dtype),
+        lambda summary: write_latent_dpm(
+            task.folder, network, summary | {"data": task.name}, task.dtype
+        ),
         z.shape[1:],
     )

@@ -1,0 +1,193 @@
+"""A model's card, its README.md: what is known of the model stands between marks and is kept
+current there; what people wrote around them, and in the metadata, stays."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..engine.attributes import Attributes
+from ..engine.config import ModelConfig
+from ..engine.tensors import shown
+from ..errors import ModelError
+from ..files import write_bytes
+from .reading import read_text
+
+CARD, TERMS = "README.md", "LICENSE.md"
+OURS = "pdae"  # the name of our section's marks
+MAX_CARD = 1 << 20  # bytes
+HUB = "hf.co/"  # in a config, before the id of a model or a data set of the Hub
+TASKS = ("image-to-image", "unconditional-image-generation")
+# What the Hub knows as a licence; any other is `other` there, with a name and perhaps a text.
+LICENCES = re.compile(
+    r"apache-2\.0|mit|(creativeml-|bigscience-)?openrail(-m|\+\+)?|cc0-1\.0|bsd-[23]-clause|isc"
+    r"|cc-by(-nc)?(-nd|-sa)?-[234]\.[05]|a?gpl-3\.0|gpl-2\.0|lgpl-(2\.1|3\.0)|mpl-2\.0|unlicense"
+)
+LIMITS = """## Limits
+
+- It makes what its pictures showed, with what went together there: an edit of one attribute moves
+  others. Pictures outside of its frame are encoded, but edits of them mean little.
+- Not for identifying, judging or deceiving people.
+"""
+
+
+def with_section(text: str, name: str, content: str) -> str:
+    """Put content between a text's marks of that name; where it has none they come behind it.
+    Raises ValueError for marks that are no pair."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    newline = "\r\n" if "\r\n" in text else "\n"
+    block = f"{begin}\n{content.strip()}\n{end}".replace("\n", newline)
+    if begin not in text and end not in text:
+        return f"{text.rstrip()}{newline * 2}{block}{newline}".lstrip()
+    before, _, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not closed or begin in rest or end in before + after:
+        raise ValueError(f"it needs one {begin} and behind it one {end}, or neither")
+    return before + block + after
+
+
+def write_card(
+    folder: Path,
+    config: ModelConfig,
+    attributes: Attributes | None = None,
+    latent: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    conversion: str | None = None,
+) -> None:
+    """Write a model's card, or renew the one that is there. `latent`: the summary of its latent
+    DPM's training; `name`: what commands call the model; `conversion`: how it was converted.
+    Raises ModelError for a card that can't be renewed."""
+    stages = [*config.training, *([latent] if latent else [])]
+    learnt = (
+        [] if attributes is None else [(one, attributes.facts.get(one)) for one in attributes.names]
+    )
+    terms = f"Licence of the weights: {_plain(config.licence)}"
+    about = [_what(config, attributes, latent), terms, _use(config, name or folder.name)]
+    sections = {OURS: "\n\n".join([*about, *_tables(stages, learnt)])}
+    if conversion is not None:
+        sections["conversion"] = conversion
+    old, text, card = read_card(folder, sections)
+    data = card.data
+    before = data.to_dict()
+    data.library_name, data.tags = "pdae", _joined(data.tags, ["pdae"])
+    if data.pipeline_tag in (None, *TASKS):
+        data.pipeline_tag = TASKS[config.encoder is None]
+    changed = f"<!-- {OURS} -->" in old and terms not in old  # and so were ours
+    if config.licence != "unknown" and (data.license is None or changed):
+        known = LICENCES.fullmatch(config.licence.lower())
+        slug = re.sub(r"[^a-z0-9.]+", "-", config.licence.lower())[:60].strip("-.")
+        data.license = known[0] if known else "other"
+        data.license_name = None if known else slug or "see-the-card"
+        data.license_link = None
+    if data.license == "other" and data.license_link is None and (folder / TERMS).is_file():
+        data.license_link = TERMS
+    if (base := re.search(rf"{HUB}([\w.-]+/[\w.-]+)", config.source)) and data.base_model is None:
+        data.base_model = base[1]
+    sets = (re.match(rf"{HUB}datasets/([\w.-]+/[\w.-]+)", str(one.get("data"))) for one in stages)
+    data.datasets = _joined(data.datasets, [one[1] for one in sets if one])
+    metrics = [name for one in stages for name in _object(one.get("metrics"))]
+    told = any(_object(facts).get("auroc") is not None for _, facts in learnt)
+    data.metrics = _joined(data.metrics, metrics + ["auroc"] * told)
+    write_bytes(folder / CARD, (card.content if data.to_dict() != before else text).encode())
+
+
+def read_card(folder: Path, sections: Mapping[str, str] | None = None) -> tuple[str, str, Any]:
+    """Read a folder's card, or begin one, and put sections into it: the text that was there, the
+    one with them, and huggingface_hub's ModelCard of that. Raises ModelError where it can't be."""
+    from huggingface_hub import ModelCard
+
+    path = folder / CARD
+    old = read_text(path, MAX_CARD) if path.exists() else ""
+    text = old or f"# {_plain(folder.name)}\n\n<!-- {OURS} -->\n<!-- /{OURS} -->\n\n{LIMITS}"
+    try:
+        for name, content in (sections or {OURS: ""}).items():
+            text = with_section(text, name, content)
+        # Of a text without metadata it would warn.
+        return old, text, ModelCard(text if text.startswith("---") else f"---\n\n---\n{text}")
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as e:
+        reason = shown(" ".join(str(e).split()) or type(e).__name__)[1:-1]
+        raise ModelError(f"{path} can't be renewed: {reason}; mend it, or move it away") from e
+
+
+def _joined(there: Any, more: list[str]) -> list[str] | None:
+    """A list of the metadata, one text perhaps, with what isn't in it yet; None for nothing."""
+    known = there if isinstance(there, list) else [there] if there else []
+    return [*known, *(one for one in dict.fromkeys(more) if one not in known)] or None
+
+
+def _plain(value: object, most: int = 500) -> str:
+    """A text of whoever's that can't end a line, a cell, or a section of ours."""
+    text = "" if value is None else " ".join(str(value).split())
+    text = text if len(text) <= most else f"{text[:most]} …"
+    return html.escape(text, quote=False).replace("|", "&#124;").replace("`", "'")
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _what(config: ModelConfig, attributes: Attributes | None, latent: object) -> str:
+    """What the model is, and its parts."""
+    parts = ["ε_θ of a first stage's latents" if config.first_stage else "ε_θ"]
+    if config.z_dim is not None:
+        parts += ["E_φ" if config.encoder else "labels", f"z of {config.z_dim} numbers"]
+        parts += [] if config.unet.z_channels else ["G_ψ"]
+    parts += [] if attributes is None else [f"attributes ({len(attributes.names)})"]
+    parts += [] if latent is None else ["a latent DPM"]
+    size = f"{config.image_size} by {config.image_size} pixels and {config.channels} channels"
+    came = f" It was converted from {_plain(config.source)}." if config.source else ""
+    return (
+        f"A model of [PDAE](https://arxiv.org/abs/2212.12990) for pictures of {size}: "
+        f"{', '.join(parts)}.{came} `pdae` keeps this part of the card current; what is written "
+        "outside of it stays."
+    )
+
+
+def _use(config: ModelConfig, name: str) -> str:
+    """How to use it, from the shell and from Python."""
+    typed = _plain(shlex.quote(name))
+    made = f"pdae sample -m {typed} --unconditional -n 16 -o samples.png"
+    if config.encoder is not None:
+        made = f"pdae encode face.png -m {typed} -o z.safetensors"
+        made += f"\npdae decode z.safetensors -m {typed} -o back.png"
+    python = f"import pdae_cli as pdae\n\nmodel = pdae.Model.from_pretrained({_plain(repr(name))})"
+    return f"## How to use it\n\n```bash\n{made}\n```\n\n```python\n{python}\n```"
+
+
+def _tables(stages: list[Any], learnt: list[tuple[str, Any]]) -> Iterator[str]:
+    """The stages that it was trained in and what they measured; what attributes' figures are."""
+
+    def table(*rows: list[Any]) -> str:
+        cells = [[f"{v:.4g}" if isinstance(v, float) else _plain(v) for v in row] for row in rows]
+        cells.insert(1, ["---"] * len(rows[0]))
+        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+    def listed(values: object) -> str:
+        known = {k: v for k, v in _object(values).items() if v is not None and v is not False}
+        return ", ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in known.items()
+        )
+
+    rows = [[*(one.get(k, "") for k in ("stage", "data", "images")), listed(one.get("options")),
+             listed(one.get("metrics"))] for one in stages]  # fmt: skip
+    if rows:
+        head = ["stage", "data", "pictures seen", "options", "on held-out pictures"]
+        yield f"## Recipe\n\n{table(head, *rows)}"
+    if learnt:
+        keys = ("auroc", "correlation", "held_out")
+        rows = [[name, *(_object(facts).get(key) for key in keys)] for name, facts in learnt]
+        head = ["attribute", "AUROC", "correlation", "held-out pictures"]
+        yield f"## Figures of attributes\n\n{table(head, *rows)}"
