@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-MARKS = "<!-- figures -->", "<!-- /figures -->"
+from pdae_cli.checkpoints.card import with_section
+
+MARK = "figures"
 
 
 def table(header: str, rows: list[list[object]]) -> str:
@@ -43,6 +45,4 @@ def stamp(device: torch.device | str = "cpu") -> str:
 
 def write_between_marks(text: Path, figures: str) -> None:
     """Replace what stands between a text's two marks."""
-    before, rest = text.read_text().split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    text.write_text(f"{before}{MARKS[0]}\n{figures}\n{MARKS[1]}{after}")
+    text.write_text(with_section(text.read_text(), MARK, figures))

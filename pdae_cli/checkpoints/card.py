@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from ..engine.attributes import Attributes
 from ..engine.config import ModelConfig
 from ..engine.tensors import shown
 from ..errors import ModelError
@@ -22,7 +21,7 @@ from .reading import read_text
 CARD, TERMS = "README.md", "LICENSE.md"
 OURS = "pdae"  # the name of our section's marks
 MAX_CARD = 1 << 20  # bytes
-HUB = "hf.co/"  # in a config, before the id of a model or a data set of the Hub
+HUB = "hf.co/"  # in our records, before the id of a model, or behind it datasets/ of a data set
 TASKS = ("image-to-image", "unconditional-image-generation")
 # What the Hub knows as a licence; any other is `other` there, with a name and perhaps a text.
 LICENCES = re.compile(
@@ -53,48 +52,38 @@ def with_section(text: str, name: str, content: str) -> str:
 
 
 def write_card(
-    folder: Path,
-    config: ModelConfig,
-    attributes: Attributes | None = None,
-    latent: Mapping[str, Any] | None = None,
-    name: str | None = None,
-    conversion: str | None = None,
-) -> None:
-    """Write a model's card, or renew the one that is there. `latent`: the summary of its latent
-    DPM's training; `name`: what commands call the model; `conversion`: how it was converted.
-    Raises ModelError for a card that can't be renewed."""
+    folder: Path, config: ModelConfig, learnt: Mapping[str, Any], latent: dict[str, Any] | None,
+    name: str | None = None, conversion: str | None = None,
+) -> None:  # fmt: skip
+    """Write a model's card, or renew the one that is there. `learnt`: its attributes' facts;
+    `latent`: the summary of its latent DPM's training; `name`: what commands call it; `conversion`:
+    how it was converted. Raises ModelError for a card that can't be renewed."""
     stages = [*config.training, *([latent] if latent else [])]
-    learnt = (
-        [] if attributes is None else [(one, attributes.facts.get(one)) for one in attributes.names]
-    )
     terms = f"Licence of the weights: {_plain(config.licence)}"
-    about = [_what(config, attributes, latent), terms, _use(config, name or folder.name)]
-    sections = {OURS: "\n\n".join([*about, *_tables(stages, learnt)])}
-    if conversion is not None:
-        sections["conversion"] = conversion
-    old, text, card = read_card(folder, sections)
-    data = card.data
-    before = data.to_dict()
-    data.library_name, data.tags = "pdae", _joined(data.tags, ["pdae"])
+    parts = [_about(config, len(learnt), latent), terms, _use(config, name or folder.name)]
+    sections = {OURS: "\n\n".join([*parts, *_tables(stages, learnt)])}
+    old, text, card = read_card(
+        folder, sections | ({"conversion": conversion} if conversion else {})
+    )
+    data, before = card.data, card.data.to_dict()
     if data.pipeline_tag in (None, *TASKS):
         data.pipeline_tag = TASKS[config.encoder is None]
-    changed = f"<!-- {OURS} -->" in old and terms not in old  # and so were ours
+    changed = f"<!-- {OURS} -->" in old and terms not in old  # since we wrote the metadata
     if config.licence != "unknown" and (data.license is None or changed):
         known = LICENCES.fullmatch(config.licence.lower())
         slug = re.sub(r"[^a-z0-9.]+", "-", config.licence.lower())[:60].strip("-.")
-        data.license = known[0] if known else "other"
+        data.license, data.license_link = known[0] if known else "other", None
         data.license_name = None if known else slug or "see-the-card"
-        data.license_link = None
     if data.license == "other" and data.license_link is None and (folder / TERMS).is_file():
         data.license_link = TERMS
-    if (base := re.search(rf"{HUB}([\w.-]+/[\w.-]+)", config.source)) and data.base_model is None:
-        data.base_model = base[1]
-    sets = (re.match(rf"{HUB}datasets/([\w.-]+/[\w.-]+)", str(one.get("data"))) for one in stages)
-    data.datasets = _joined(data.datasets, [one[1] for one in sets if one])
-    metrics = [name for one in stages for name in _object(one.get("metrics"))]
-    told = any(_object(facts).get("auroc") is not None for _, facts in learnt)
-    data.metrics = _joined(data.metrics, metrics + ["auroc"] * told)
-    write_bytes(folder / CARD, (card.content if data.to_dict() != before else text).encode())
+    data.base_model = data.base_model or next(_ids(HUB, config.source), None)
+    data.library_name, data.tags = "pdae", _joined(data.tags, ["pdae"])
+    told = "\n".join(str(one.get("data")) for one in stages)
+    data.datasets = _joined(data.datasets, list(_ids(f"{HUB}datasets/", told)))
+    metrics = [key for one in stages for key in _object(one.get("metrics"))]
+    measured = any(_object(facts).get("auroc") is not None for facts in learnt.values())
+    data.metrics = _joined(data.metrics, metrics + ["auroc"] * measured)
+    write_bytes(folder / CARD, (text if data.to_dict() == before else card.content).encode())
 
 
 def read_card(folder: Path, sections: Mapping[str, str] | None = None) -> tuple[str, str, Any]:
@@ -122,10 +111,19 @@ def read_card(folder: Path, sections: Mapping[str, str] | None = None) -> tuple[
         raise ModelError(f"{path} can't be renewed: {reason}; mend it, or move it away") from e
 
 
+def _ids(before: str, text: str) -> Iterator[str]:
+    """The ids of the Hub that stand behind that in a text, without their revisions."""
+    return (one[1] for one in re.finditer(rf"{re.escape(before)}([\w.-]+/[\w.-]+)", text))
+
+
 def _joined(there: Any, more: list[str]) -> list[str] | None:
     """A list of the metadata, one text perhaps, with what isn't in it yet; None for nothing."""
     known = there if isinstance(there, list) else [there] if there else []
     return [*known, *(one for one in dict.fromkeys(more) if one not in known)] or None
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _plain(value: object, most: int = 500) -> str:
@@ -135,59 +133,54 @@ def _plain(value: object, most: int = 500) -> str:
     return html.escape(text, quote=False).replace("|", "&#124;").replace("`", "'")
 
 
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _what(config: ModelConfig, attributes: Attributes | None, latent: object) -> str:
+def _about(config: ModelConfig, attributes: int, latent: object) -> str:
     """What the model is, and its parts."""
     parts = ["ε_θ of a first stage's latents" if config.first_stage else "ε_θ"]
     if config.z_dim is not None:
         parts += ["E_φ" if config.encoder else "labels", f"z of {config.z_dim} numbers"]
         parts += [] if config.unet.z_channels else ["G_ψ"]
-    parts += [] if attributes is None else [f"attributes ({len(attributes.names)})"]
-    parts += [] if latent is None else ["a latent DPM"]
-    size = f"{config.image_size} by {config.image_size} pixels and {config.channels} channels"
-    came = f" It was converted from {_plain(config.source)}." if config.source else ""
+    parts += [f"attributes ({attributes})"] * bool(attributes)
+    parts += ["a latent DPM"] * (latent is not None)
+    came = f" It comes from {_plain(config.source)}." if config.source else ""
     return (
-        f"A model of [PDAE](https://arxiv.org/abs/2212.12990) for pictures of {size}: "
-        f"{', '.join(parts)}.{came} `pdae` keeps this part of the card current; what is written "
-        "outside of it stays."
+        f"A model of [PDAE](https://arxiv.org/abs/2212.12990) for pictures of {config.image_size} "
+        f"pixels and {config.channels} channels: {', '.join(parts)}.{came} `pdae` keeps this part "
+        "of the card current; what is written outside of it stays."
     )
 
 
 def _use(config: ModelConfig, name: str) -> str:
     """How to use it, from the shell and from Python."""
-    typed = _plain(shlex.quote(name))
-    made = f"pdae sample -m {typed} --unconditional -n 16 -o samples.png"
-    if config.encoder is not None:
-        made = f"pdae encode face.png -m {typed} -o z.safetensors"
-        made += f"\npdae decode z.safetensors -m {typed} -o back.png"
+    does = (
+        "encode face.png -o z.safetensors" if config.encoder else "sample --unconditional -o a.png"
+    )
     python = f"import pdae_cli as pdae\n\nmodel = pdae.Model.from_pretrained({_plain(repr(name))})"
-    return f"## How to use it\n\n```bash\n{made}\n```\n\n```python\n{python}\n```"
+    shell = f"pdae {does} -m {_plain(shlex.quote(name))}"
+    return f"## How to use it\n\n```bash\n{shell}\n```\n\n```python\n{python}\n```"
 
 
-def _tables(stages: list[Any], learnt: list[tuple[str, Any]]) -> Iterator[str]:
-    """The stages that it was trained in and what they measured; what attributes' figures are."""
+def _tables(stages: list[dict[str, Any]], learnt: Mapping[str, Any]) -> Iterator[str]:
+    """The stages that it was trained in, with what they measured; attributes' figures."""
+
+    def told(value: Any) -> str:
+        kept = {k: v for k, v in _object(value).items() if v is not None and v is not False}
+        return ", ".join(f"{key} {told_number(one)}" for key, one in kept.items())
+
+    def told_number(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else _plain(value)
 
     def table(*rows: list[Any]) -> str:
-        cells = [[f"{v:.4g}" if isinstance(v, float) else _plain(v) for v in row] for row in rows]
-        cells.insert(1, ["---"] * len(rows[0]))
-        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        lines = [[told_number(one) for one in row] for row in rows]
+        lines.insert(1, ["---"] * len(rows[0]))
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    def listed(values: object) -> str:
-        known = {k: v for k, v in _object(values).items() if v is not None and v is not False}
-        return ", ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in known.items()
-        )
-
-    rows = [[*(one.get(k, "") for k in ("stage", "data", "images")), listed(one.get("options")),
-             listed(one.get("metrics"))] for one in stages]  # fmt: skip
-    if rows:
+    if stages:
         head = ["stage", "data", "pictures seen", "options", "on held-out pictures"]
+        rows = [[*(one.get(key) for key in ("stage", "data", "images")), told(one.get("options")),
+                 told(one.get("metrics"))] for one in stages]  # fmt: skip
         yield f"## Recipe\n\n{table(head, *rows)}"
     if learnt:
         keys = ("auroc", "correlation", "held_out")
-        rows = [[name, *(_object(facts).get(key) for key in keys)] for name, facts in learnt]
+        rows = [[name, *(_object(one).get(key) for key in keys)] for name, one in learnt.items()]
         head = ["attribute", "AUROC", "correlation", "held-out pictures"]
         yield f"## Figures of attributes\n\n{table(head, *rows)}"

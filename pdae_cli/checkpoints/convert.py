@@ -41,8 +41,7 @@ class Conversion:
     family: str
     rows: list[Entry]
     checked: str  # how the numbers were checked
-    notes: list[str]
-    told: list[str]  # the notes without where the source lies
+    notes: list[str]  # what the user should know, without where the source lies
 
 
 def family_of(source: Source) -> str:
@@ -96,8 +95,8 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{source.path}: its config describes no network: {reason}") from error
-    told = [source.told(note) for note in found.notes]
-    return Conversion(model, family, rows, checked, found.notes, told)
+    notes = [source.told(note) for note in found.notes]
+    return Conversion(model, family, rows, checked, notes)
 
 
 def _compared(found: Found, model: Model) -> str:
@@ -134,7 +133,7 @@ def write_converted(conversion: Conversion, folder: Path, dtype: torch.dtype) ->
         f"- By `pdae convert` from {conversion.family}; it changes nothing about the licence.",
         f"- Checked: {conversion.checked}.",
         f"- Network: `{json.dumps(to_json(config)['unet'])}`",
-        *(f"- {note}" for note in conversion.told),
+        *(f"- {note}" for note in conversion.notes),
     ]
     native.write_whole(folder, model, dtype, {"converted": conversion.family})
     native.renew_card(folder, conversion="\n".join(lines))

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,8 +19,8 @@ from ..pictures.listing import HEIC_SUFFIXES, SUFFIXES
 
 # Those of ours, and so those that are pushed.
 PAPERS = ("README.md", "LICENSE.md", "figures.json")
-NATIVE = (*PAPERS, "config.json", "model.safetensors", "attributes.safetensors",
-          "latent_dpm.safetensors")  # fmt: skip
+SAFE = ".safetensors"
+NATIVE = (*PAPERS, "config.json", f"model{SAFE}", f"attributes{SAFE}", f"latent_dpm{SAFE}")
 # Everything that one of our models or of diffusers' pipelines is made of.
 FOLDERS = ("", "unet/", "vqvae/", "vae/")
 STEMS = tuple(f"{folder}diffusion_pytorch_model" for folder in FOLDERS)
@@ -56,16 +57,12 @@ def fetch(name: str, announce: Announce = ignore, **how: Any) -> tuple[Path, str
     from huggingface_hub import HfApi, snapshot_download
 
     repository, _, revision = name.partition("@")
-    try:
-        sizes: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    asked: dict[str, Any] = {"revision": revision or None, "token": how.get("token")}
+    with suppress(Exception):  # what is below says why, unless all is in the cache
         if not how.get("local_files_only"):
-            asked = how.get("token"), revision or None
-            info = HfApi().model_info(
-                repository, files_metadata=True, token=asked[0], revision=asked[1]
-            )
+            info = HfApi().model_info(repository, files_metadata=True, **asked)
             sizes = {one.rfilename: one.size or 0 for one in info.siblings or []}
-    except Exception:  # what is below says why, unless all is in the cache
-        pass
     try:
         weights = [one for stem in STEMS for one in _weights(stem, sizes)]
         patterns = [one for one in WANTED if one in sizes or not sizes] + weights
@@ -107,15 +104,14 @@ def check_push(repository: str, token: str | bool | None = None) -> None:
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import validate_repo_id
 
-    named = False
-    with suppress(ValueError):  # said better below
-        validate_repo_id(repository)
-        named = is_hub_id(repository) and "@" not in repository
-    if not named:
-        raise UsageError(f"{shown(repository)} can't be a model's name on the Hub, user/name")
+    try:
+        validate_repo_id(repository if is_hub_id(repository) else "@")
+    except ValueError as error:
+        told = f"{shown(repository)} can't be a model's name on the Hub, user/name"
+        raise UsageError(told) from error
     if constants.HF_HUB_OFFLINE:
         raise UsageError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
-    if token is False or (not isinstance(token, str) and get_token() is None):
+    if not (get_token() if token in (None, True) else token):
         raise UsageError("no token of the Hub to push with; run `hf auth login`, or set HF_TOKEN")
 
 
@@ -130,36 +126,30 @@ def push(
     commit_message: str = "Push a model with pdae",
     announce: Announce = ignore,
 ) -> Any:
-    """Push a model's folder, its own files and no others, in one commit, which leaves none of our
-    files of a model that was there; return huggingface_hub's CommitInfo. Raises UsageError as
-    `check_push` does, and where `private` is wanted of a repository that is public; StorageError
-    where the Hub doesn't take it."""
+    """Push a model's folder, its own files and no others, in one commit, which leaves no other
+    parts of a model there; return huggingface_hub's CommitInfo. Raises UsageError where a text
+    names the user's folders or `private` is wanted of a public repository, StorageError where the
+    Hub doesn't take it."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    check_push(repository, token)
     files = {name: folder / name for name in NATIVE if (folder / name).is_file()}
-    own = {Path(place).as_posix() for place in (os.path.expanduser("~"), os.getcwd())}  # noqa: PTH109, PTH111
-    for name in (one for one in files if not one.endswith(".safetensors")):
-        text = files[name].read_text(errors="replace")
-        if named := [place for place in own - {"/"} if f"{place}/" in text]:
-            raise UsageError(
-                f"{name} names {named[0]}/…, which isn't for others; take it out first"
-            )
+    for name, place in product(files, {str(Path.home()), str(Path.cwd())} - {os.sep}):
+        if not name.endswith(SAFE) and f"{place}{os.sep}" in files[name].read_text(
+            errors="replace"
+        ):
+            raise UsageError(f"{name} names {place}, which isn't for others; take it out first")
     api = HfApi(token=token)
-    add = [CommitOperationAdd(name, path) for name, path in files.items()]
     try:
         with warnings.catch_warnings(record=True) as told:  # of what the Hub says of the card
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UserWarning)
             there = _opened(api, repository, private, branch)
-            gone = [CommitOperationDelete(one) for one in NATIVE if one in there - files.keys()]
+            changes = [CommitOperationDelete(one) for one in NATIVE if one in there - files.keys()]
             done = api.create_commit(  # upload_folder may make several of a folder
                 repository,
-                [*gone, *add],
-                commit_message=commit_message,
-                revision=branch,
-                create_pr=create_pr,
-            )
+                [*changes, *(CommitOperationAdd(name, path) for name, path in files.items())],
+                commit_message=commit_message, revision=branch, create_pr=create_pr,
+            )  # fmt: skip
     except KeyboardInterrupt as stop:
         stop.args = (f"{repository} has nothing of it; the same command pushes it",)
         raise
@@ -173,46 +163,40 @@ def push(
 
 
 def _opened(api: Any, repository: str, private: bool | None, branch: str | None) -> set[str]:
-    """Make a repository and its branch where they aren't there; return the files of one that is.
-    Raises UsageError for a public one where `private` is wanted."""
+    """Make a repository and its branch where they aren't there; return the files that are. Raises
+    UsageError for a public one where `private` is wanted."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    refusal: HfHubHTTPError | None = None
     try:
         api.create_repo(repository, private=private)
-    except HfHubHTTPError as error:
-        if error.response.status_code not in (403, 409):  # may not make it, or it is there
+    except HfHubHTTPError as refusal:
+        if refusal.response.status_code == 403 and not api.repo_exists(repository):
             raise
-        refusal = error
-    try:
-        if branch is not None:
-            api.create_branch(repository, branch=branch, exist_ok=True)
-        if refusal is None:
+        if refusal.response.status_code not in (403, 409):  # may not make one, or it is there
+            raise
+        if private and not api.model_info(repository).private:
+            told = f"{repository} is there, and public; make it private on the Hub first"
+            raise UsageError(told) from refusal
+    else:
+        if branch is None:
             return set()
-        info = api.model_info(repository, revision=branch)
-    except HfHubHTTPError as error:
-        raise refusal or error from None
-    if private and not info.private:
-        raise UsageError(f"{repository} is there, and public; make it private on the Hub first")
-    return {one.rfilename for one in info.siblings or []}
+    if branch is not None:
+        api.create_branch(repository, branch=branch, exist_ok=True)
+    return {one.rfilename for one in api.model_info(repository, revision=branch).siblings or []}
 
 
-def _refusal(error: BaseException | None) -> str:
+def _refusal(error: BaseException) -> str:
     """Why the Hub took nothing, and what to do."""
     known = {
         401: "the Hub doesn't know the token; run `hf auth login`, or set HF_TOKEN",
         403: "the token may not write there; take one with write access, or another user/name",
         404: "the Hub has no such user, repository or revision; check the name",
     }
-    causes = []
-    while error is not None:
-        causes.append(error)
-        error = error.__cause__ or error.__context__
-    for one in causes:
-        response = vars(one).get("response")
-        if response is not None:
-            code = response.status_code
-            said = vars(one).get("server_message") or f"the Hub answered {code}; try again later"
-            return known.get(code, " ".join(str(said).split()))
-    reason = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
-    return f"the Hub can't be reached, or was cut off: {reason}; check the network and HF_ENDPOINT"
+    while True:
+        if (response := vars(error).get("response")) is not None:
+            said = vars(error).get("server_message") or f"it answered {response.status_code}"
+            return known.get(response.status_code) or f"the Hub says: {' '.join(said.split())}"
+        if (cause := error.__cause__ or error.__context__) is None:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return f"the Hub isn't reached, or was cut off: {reason}; check network and HF_ENDPOINT"
+        error = cause

@@ -167,8 +167,9 @@ def write_whole(
 def renew_card(folder: Path, name: str | None = None, conversion: str | None = None) -> None:
     """Write the card of the model that lies in a folder (`card.write_card`). Raises ModelError."""
     path, config = folder / ATTRIBUTES, read_config(folder)
-    attributes = read_attributes(path, config.z_dim) if path.exists() else None
-    write_card(folder, config, attributes, latent_training(folder), name, conversion)
+    known = read_attributes(path, config.z_dim) if path.exists() else None
+    learnt = {one: known.facts.get(one) for one in known.names} if known else {}
+    write_card(folder, config, learnt, latent_training(folder), name, conversion)
 
 
 def latent_training(folder: Path) -> dict[str, Any] | None:

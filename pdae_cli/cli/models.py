@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,6 @@ from ..files import bundled_models, read_limited
 from .complete import attributes_in
 from .options import SaidOptions, takes
 from .output import Output
-
-MAX_CONFIG = 4 << 20  # bytes
 
 
 @takes(SaidOptions)
@@ -34,57 +33,42 @@ def models(
     out = Output(options.json, options.quiet)
     found = [("bundled", name, folder) for name, folder in bundled_models().items()]
     for folder in folders or [Path()]:
-        there = [path for path in (folder, *sorted(folder.glob("*/"))) if _config(path) is not None]
+        there = [one for one in (folder, *sorted(folder.glob("*/"))) if _facts(one)]
         if folders and not there:
-            raise ModelError(f"{folder} is no model of pdae, and no folder of models")
-        found += [("folder", os.path.normpath(path), path) for path in there]
+            raise ModelError(f"{folder} is no model of pdae, nor a folder of models")
+        found += [("folder", os.path.normpath(one), one) for one in there]
     for place, name, folder in [*found, *_cached()]:
-        try:
-            record: dict[str, Any] = {"kind": "model", "name": name, "place": place}
-            record |= _facts(folder)
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            out.warn(f"{name} can't be read: {error!r}; get the model again")
-            continue
-        size = record["image_size"]
-        text = f"{name} ({place}): {record['bytes'] / (1 << 20):.1f} MiB, {size}x{size} pixels, "
-        text += f"{record['attributes']} attributes, licence: {record['licence']}"
-        out.result(record, text)
+        if facts := _facts(folder):
+            text = "{bytes:,} bytes, {image_size} pixels, {attributes} attributes, {licence}"
+            record = {"kind": "model", "name": name, "place": place, **facts}
+            out.result(record, f"{name} ({place}): {text.format(**facts)}")
 
 
 def _cached() -> Iterator[tuple[str, str, Path]]:
-    """Models of ours in the Hub's cache, by the names that --model takes."""
+    """Models in the Hub's cache, by the names that --model takes."""
     from huggingface_hub import constants, scan_cache_dir
 
-    if not Path(constants.HF_HUB_CACHE).is_dir():
-        return
-    repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    for one in sorted(repositories, key=lambda one: one.repo_id):
-        for revision in sorted(one.revisions, key=lambda one: one.commit_hash):
-            ref = min(revision.refs, default=revision.commit_hash)
-            name = one.repo_id if "main" in revision.refs else f"{one.repo_id}@{ref}"
-            if one.repo_type == "model" and _config(revision.snapshot_path) is not None:
+    if Path(constants.HF_HUB_CACHE).is_dir():
+        for one in sorted(
+            scan_cache_dir(constants.HF_HUB_CACHE).repos, key=lambda one: one.repo_id
+        ):
+            for revision in sorted(one.revisions, key=lambda one: one.commit_hash):
+                ref = f"@{min(revision.refs, default=revision.commit_hash)}"
+                name = one.repo_id + ("" if "main" in revision.refs else ref)
                 yield "hub", name, revision.snapshot_path
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
-    """The config of a model of ours; None where a folder is none, or one without its weights."""
-    try:
-        config = json.loads(read_limited(folder / "config.json", MAX_CONFIG))
-        ours = str(config["format"]).startswith("pdae-model-")
-        return config if ours and (folder / "model.safetensors").is_file() else None
-    except (InputError, ValueError, TypeError, KeyError, OSError, RecursionError):
-        return None
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What its files say of a model. Raises KeyError, TypeError, ValueError, OSError."""
-    config = _config(folder) or {}
-    unet, stage = config["unet"], config.get("first_stage")
-    factor = 2 ** (len(stage["widths"]) - 1) if stage else 1
-    sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
-    return {
-        "bytes": sum(sizes),
-        "image_size": int(unet["image_size"]) * factor,
-        "licence": str(config["licence"]),
-        "attributes": len(attributes_in(folder)),
-    }
+def _facts(folder: Path) -> dict[str, Any] | None:
+    """What its files say of a model of ours, None where they are none or not whole."""
+    with suppress(InputError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        config = json.loads(read_limited(folder / "config.json", 4 << 20))
+        if config["format"] == "pdae-model-1" and (folder / "model.safetensors").is_file():
+            stage = config.get("first_stage")
+            factor = 2 ** (len(stage["widths"]) - 1) if stage else 1
+            return {
+                "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+                "image_size": int(config["unet"]["image_size"]) * factor,
+                "licence": str(config["licence"]),
+                "attributes": len(attributes_in(folder)),
+            }
+    return None

@@ -16,16 +16,13 @@ from .output import Output
 def push(
     options: SaidOptions,
     model: Annotated[
-        str,
-        typer.Argument(help="Bundled name, folder, or Hub id.", autocompletion=models),
+        str, typer.Argument(help="Bundled name, folder, or Hub id.", autocompletion=models)
     ],
     repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="Where to, on the Hub.")],
     private: Annotated[
-        bool, typer.Option("--private", help="Make the repository private, if it isn't there.")
+        bool, typer.Option("--private", help="Of a repository that is new.")
     ] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, made if it isn't there; default: main.")
-    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch; default: main.")] = None,
 ) -> None:
     """Push a model's own files to the Hub, with its card and licence, in one commit.
 

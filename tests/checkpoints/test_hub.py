@@ -143,7 +143,7 @@ class TestCommand:
         self, hub: Hub, pdae: Command, mine: Path, monkeypatch: pytest.MonkeyPatch,
         part: str, status: int | None, words: str,
     ) -> None:  # fmt: skip
-        """In one line, and nothing is committed; the same command pushes it later."""
+        """In one line, and nothing is committed."""
         from huggingface_hub import constants
 
         if status == 0:  # nobody listens
@@ -155,9 +155,9 @@ class TestCommand:
         result = pdae("push", mine, "someone/faces")
         assert (result.code, len(result.err.splitlines())) == (3, 1), result.err
         assert words in result.err and "someone/faces" in result.err and hub.commits == []
-        hub.cut, hub.refuse = None, {}
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        assert pdae("push", mine, "someone/faces").code == 0 and len(hub.commits) == 1
+        if part == "/commit/":  # the same command pushes it later
+            hub.cut, hub.refuse = None, {}
+            assert pdae("push", mine, "someone/faces").code == 0 and len(hub.commits) == 1
 
     def test_without_a_token_or_offline_nothing_is_asked(
         self, hub: Hub, pdae: Command, mine: Path, monkeypatch: pytest.MonkeyPatch
