@@ -28,12 +28,13 @@ def push(
 
     Example: pdae push runs/mine user/faces --private
     """
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, logging
 
     from ..checkpoints import load
     from ..checkpoints.hub import check_push
 
     check_push(repository)
+    logging.set_verbosity(logging.CRITICAL)  # what goes wrong for good is raised as well
     out = Output(options.json, options.quiet)
     found = load(model, "cpu", announce=out.say)
     found.notify = out.say
