@@ -61,7 +61,7 @@ def write_card(
     stages = [*config.training, *([latent] if latent else [])]
     terms = f"Licence of the weights: {_plain(config.licence)}"
     parts = [_about(config, len(learnt), latent), terms, _use(config, name or folder.name)]
-    sections = {OURS: "\n\n".join([*parts, *_tables(stages, learnt)])}
+    sections = {OURS: "\n\n".join([*parts, *_lists(stages, learnt)])}
     old, text, card = read_card(
         folder, sections | ({"conversion": conversion} if conversion else {})
     )
@@ -130,7 +130,7 @@ def _plain(value: object, most: int = 500) -> str:
     """A text of whoever's that can't end a line, a cell, or a section of ours."""
     text = "" if value is None else " ".join(str(value).split())
     text = text if len(text) <= most else f"{text[:most]} …"
-    return html.escape(text, quote=False).replace("|", "&#124;").replace("`", "'")
+    return html.escape(text, quote=False).replace("`", "'")
 
 
 def _about(config: ModelConfig, attributes: int, latent: object) -> str:
@@ -138,14 +138,14 @@ def _about(config: ModelConfig, attributes: int, latent: object) -> str:
     parts = ["ε_θ of a first stage's latents" if config.first_stage else "ε_θ"]
     if config.z_dim is not None:
         parts += ["E_φ" if config.encoder else "labels", f"z of {config.z_dim} numbers"]
-        parts += [] if config.unet.z_channels else ["G_ψ"]
+        parts += ["G_ψ"] * (not config.unet.z_channels)
     parts += [f"attributes ({attributes})"] * bool(attributes)
     parts += ["a latent DPM"] * (latent is not None)
-    came = f" It comes from {_plain(config.source)}." if config.source else ""
+    parts += [f"from {_plain(config.source)}"] * bool(config.source)
     return (
         f"A model of [PDAE](https://arxiv.org/abs/2212.12990) for pictures of {config.image_size} "
-        f"pixels and {config.channels} channels: {', '.join(parts)}.{came} `pdae` keeps this part "
-        "of the card current; what is written outside of it stays."
+        f"pixels and {config.channels} channels: {', '.join(parts)}. `pdae` keeps this part of the "
+        "card current; what is written outside of it stays."
     )
 
 
@@ -159,28 +159,24 @@ def _use(config: ModelConfig, name: str) -> str:
     return f"## How to use it\n\n```bash\n{shell}\n```\n\n```python\n{python}\n```"
 
 
-def _tables(stages: list[dict[str, Any]], learnt: Mapping[str, Any]) -> Iterator[str]:
+def _lists(stages: list[dict[str, Any]], learnt: Mapping[str, Any]) -> Iterator[str]:
     """The stages that it was trained in, with what they measured; attributes' figures."""
 
-    def told(value: Any) -> str:
-        kept = {k: v for k, v in _object(value).items() if v is not None and v is not False}
-        return ", ".join(f"{key} {told_number(one)}" for key, one in kept.items())
-
-    def told_number(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else _plain(value)
-
-    def table(*rows: list[Any]) -> str:
-        lines = [[told_number(one) for one in row] for row in rows]
-        lines.insert(1, ["---"] * len(rows[0]))
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    def told(values: Mapping[str, Any]) -> str:
+        kept = {k: v for k, v in values.items() if v is not None and v is not False}
+        numbers = {k: f"{v:.4g}" if isinstance(v, float) else _plain(v) for k, v in kept.items()}
+        return ", ".join(f"{_plain(key)} {value}" for key, value in numbers.items())
 
     if stages:
-        head = ["stage", "data", "pictures seen", "options", "on held-out pictures"]
-        rows = [[*(one.get(key) for key in ("stage", "data", "images")), told(one.get("options")),
-                 told(one.get("metrics"))] for one in stages]  # fmt: skip
-        yield f"## Recipe\n\n{table(head, *rows)}"
+        yield "## Recipe\n\n" + "\n".join(
+            f"- **{_plain(one.get('stage'))}**: {_plain(one.get('images'))} pictures seen, of "
+            f"{_plain(one.get('data')) or 'data unknown'}; {told(_object(one.get('options')))}; on "
+            f"held-out pictures {told(_object(one.get('metrics'))) or 'nothing measured'}"
+            for one in stages
+        )
     if learnt:
         keys = ("auroc", "correlation", "held_out")
-        rows = [[name, *(_object(one).get(key) for key in keys)] for name, one in learnt.items()]
-        head = ["attribute", "AUROC", "correlation", "held-out pictures"]
-        yield f"## Figures of attributes\n\n{table(head, *rows)}"
+        yield "## Figures of attributes, on held-out pictures\n\n" + "\n".join(
+            f"- {_plain(name)}: {told({key: _object(one).get(key) for key in keys})}"
+            for name, one in learnt.items()
+        )

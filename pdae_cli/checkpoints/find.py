@@ -33,51 +33,32 @@ class Model(engine.Model):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        device: str = "auto",
-        dtype: str = "float32",
-        compile: bool = False,
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **how: Any
     ) -> Model:
-        """Load a model, as `load` does: a bundled name, a folder, or an id on the Hub, of which
-        `revision` is a branch, a tag or a commit. Raises ModelError, UsageError."""
+        """Load a model as `load` does, with its options: a bundled name, a folder, or an id on the
+        Hub, of which `revision` is a branch, a tag or a commit. Raises ModelError, UsageError."""
         name = str(pretrained_model_name_or_path)
         if revision is not None and (not is_hub_id(name) or os.path.isdir(name)):  # noqa: PTH112
             raise UsageError(f"{name} is no id on the Hub, so it has no revision {revision!r}")
-        name = name if revision is None else f"{name.partition('@')[0]}@{revision}"
-        return load(
-            name, device, dtype, compile=compile, token=token, cache_dir=cache_dir,
-            force_download=force_download, local_files_only=local_files_only,
-        )  # fmt: skip
+        return load(name if revision is None else f"{name.partition('@')[0]}@{revision}", **how)
 
     def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        **push_options: Any,
-    ) -> Any:
+        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False,
+        **options: Any,
+    ) -> Any:  # fmt: skip
         """Write the model's folder, each number as it is, in 16 bits where all fit, with the card
-        and the licence's text; `push_to_hub` it as well, by default by the folder's name, and
-        return what that does. Raises InputError, StorageError, ModelError, UsageError."""
+        and the licence's text; where wanted push it, by default by the folder's name, with the
+        `options` of `push_to_hub`. Raises InputError, StorageError, ModelError, UsageError."""
         folder = Path(save_directory)
-        if push_options and not push_to_hub:
-            raise UsageError(f"{', '.join(push_options)} without push_to_hub")
+        if options and not push_to_hub:
+            raise UsageError(f"{', '.join(options)} without push_to_hub")
         write_whole(folder, self, None, self.latent_training, self.papers)
-        return self.push_to_hub(repo_id or folder.name, **push_options) if push_to_hub else None
+        return self.push_to_hub(repo_id or folder.name, **options) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Push the model to `user/name`, with its card and licence, in one commit (`hub.push`:
-        `private`, `token`, `branch`, `create_pr`, `commit_message`), and return huggingface_hub's
-        CommitInfo. Raises UsageError for another name or without a token, StorageError where the
-        Hub doesn't take it."""
+        `private`, `token`, `branch`, `create_pr`, `commit_message`); return huggingface_hub's
+        CommitInfo. Raises UsageError where it can't be tried, StorageError where it fails."""
         check_push(repo_id, options.get("token"))
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made, repo_id.partition("/")[2])
@@ -124,15 +105,20 @@ def load(
     dtype: str = "float32",
     announce: Announce = ignore,
     compile: bool = False,
-    **how: Any,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
 ) -> Model:
-    """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`; `how` it is
-    downloaded: see `hub.fetch`.
+    """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`, downloaded
+    as huggingface_hub's `snapshot_download` takes the last four.
 
     Raises ModelError where there is no such model or it can't be read, UsageError for a device or
     dtype that can't be used, or where networks can't be compiled.
     """
-    folder = model_folder(name, announce, **how)
+    how = {"token": token, "cache_dir": cache_dir, "force_download": force_download}
+    folder = model_folder(name, announce, **how, local_files_only=local_files_only)
     shown = folder.resolve().name if Path(name).is_dir() else name
     read = read_model(folder, shown)
     parts = {one.name: vars(read)[one.name] for one in fields(read)}

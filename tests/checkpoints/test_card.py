@@ -64,12 +64,16 @@ def test_each_stage_keeps_it_current(pdae: Command, tmp_path: Path) -> None:
     assert card.data.base_model == "someone/dpm"
     assert card.data.metrics == ["held_out_loss", "gap_closed"]
     assert "# Mine, by hand" in card.text and "attributes (1)" in card.text
-    for row in ("dpm | hf.co/datasets/someone/faces@main:train | 16 | lr 0.1 | held_out_loss 0.25",
-                "latent | photos | 8 | images 8, batch_size 8,", "hat |"):  # fmt: skip
-        assert card.text.count(f"\n| {row}") == 1, row
+    recipe = (
+        "**dpm**: 16 pictures seen, of hf.co/datasets/someone/faces@main:train; lr 0.1; on held-out",
+        "**latent**: 8 pictures seen, of photos; images 8, batch_size 8",
+        "hat: held_out 2",
+    )
+    for line in recipe:
+        assert card.text.count(f"\n- {line}") == 1, line
     assert str(tmp_path) not in str(card) + (run / "config.json").read_text()
     assert pdae("attributes", "remove", "-m", run, "hat").code == 0
-    assert "| hat |" not in (run / "README.md").read_text()
+    assert "hat: " not in (run / "README.md").read_text()
 
 
 def test_a_conversion_names_its_source_and_no_folder(pdae: Command, tmp_path: Path) -> None:
