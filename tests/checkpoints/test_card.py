@@ -65,7 +65,7 @@ def test_each_stage_keeps_it_current(pdae: Command, tmp_path: Path) -> None:
     assert card.data.metrics == ["held_out_loss", "gap_closed"]
     assert "# Mine, by hand" in card.text and "attributes (1)" in card.text
     recipe = (
-        "**dpm**: 16 pictures seen, of hf.co/datasets/someone/faces@main:train; lr 0.1; on held-out",
+        "**dpm**: 16 pictures seen, of hf.co/datasets/someone/faces@main:train; lr 0.1; on held",
         "**latent**: 8 pictures seen, of photos; images 8, batch_size 8",
         "hat: held_out 2",
     )
