@@ -2,6 +2,7 @@
 # ruff: noqa: F401, this file is where other rooms find them
 
 from ..files import bundled_models
+from .card import read_card
 from .find import Model, load, load_dpm, load_first_stage, model_folder, writable_folder
 from .native import (
     change_attributes,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..engine import model as engine
+from ..engine.config import ModelConfig
 from ..engine.model import ignore
 from ..errors import ModelError, UsageError
 from ..files import bundled_models, check_writable
 from ..networks.first_stage import FirstStage
+from .card import HUB
 from .convert import read_foreign
 from .first_stage import load_first_stage as read_first_stage
 from .hub import PAPERS, Announce, check_push, fetch, is_hub_id, push
@@ -126,6 +128,15 @@ def load(
     model = Model(**parts, papers=papers, latent_training=latent_training(folder) or {})
     model.to(device, dtype, compile)
     return model
+
+
+def going_on(model: engine.Model, licence: str | None) -> ModelConfig:
+    """Return the config that training goes on with: of a model of the Hub it says so, and with a
+    licence that one."""
+    config, name = model.config, model.name
+    if is_hub_id(name) and not config.source.endswith(name):
+        config = replace(config, source=f"pdae: {HUB}{name}")
+    return config if licence is None else replace(config, licence=licence)
 
 
 def load_dpm(name: str, announce: Announce = ignore) -> engine.Model:

@@ -14,6 +14,7 @@ from ..errors import InputError, UsageError
 from .options import SaidOptions, takes
 from .output import Output
 from .run.launch import launched
+from .run.recipes import told
 
 if TYPE_CHECKING:
     from ..training.data import Pictures, Source
@@ -45,6 +46,16 @@ def open_data(
         say(f"reading {data} into the cache of datasets, HF_DATASETS_CACHE, if it isn't there")
     without = [] if output is None else [os.path.realpath(output)]
     return open_pictures(data, size, channels, fit, warn=warn, say=say, without=without)
+
+
+def named(data: Path) -> str:
+    """DATA as a model's record names it: of the Hub its id, else nothing of where it lies."""
+    from ..checkpoints.card import HUB
+    from ..training.tables import source_of
+
+    if "revision" in (source_of(data) or {}):
+        return f"{HUB}datasets/{data}"
+    return data.name.partition("?")[0] if ":/" in str(data) else told(str(data))
 
 
 def labels_of(

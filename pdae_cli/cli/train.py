@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import UsageError
-from .data import labels_of, open_data
+from .data import labels_of, named, open_data
 from .options import numbers, option, split_names, takes
 from .output import Output
 from .run.destination import writable
 from .run.launch import asked, check_training, device_of, launched, set_aside
-from .run.recipes import told
 
 if TYPE_CHECKING:
     from ..engine.config import ModelConfig
@@ -102,13 +101,9 @@ class TrainFlags:
     def placed(self, model: Model) -> Model:
         """Put the model on this process's device, one of the machine's GPUs in turn or the CPU, and
         --licence into it if that was given."""
-        from ..checkpoints.card import HUB
-        from ..checkpoints.hub import is_hub_id
+        from ..checkpoints.find import going_on
 
-        if self.licence is not None:
-            model.config = replace(model.config, licence=self.licence)
-        if is_hub_id(model.name) and not model.config.source.endswith(model.name):
-            model.config = replace(model.config, source=f"pdae: {HUB}{model.name}")
+        model.config = going_on(model, self.licence)
         return model.to(device_of(self.device, launched()[0]) if self.accelerated else "cpu")
 
     @property
@@ -121,11 +116,8 @@ class TrainFlags:
         """Open the pictures in the model's frame; hold some out, to be measured `by_z` or not."""
         import torch
 
-        from ..checkpoints.card import HUB, read_card
         from ..training.data import Task, split
-        from ..training.tables import source_of
 
-        read_card(folder)  # or the error, before the work
         out = Output(self.json, self.quiet or launched()[0] > 0)
         pictures = open_data(data, config.image_size, config.channels, out, self.fit, folder)
         dtype = torch.float16 if self.weights_dtype == "float16" else torch.float32
@@ -137,9 +129,7 @@ class TrainFlags:
                 "one picture is held out, so nothing is measured with another picture's z; more "
                 "pictures, or a `split` column in the labels, hold out more"
             )
-        name = data.name.partition("?")[0] if ":/" in str(data) else told(str(data))
-        name = f"{HUB}datasets/{data}" if "revision" in (source_of(data) or {}) else name
-        return Task(train, held_out, folder, dtype, name)
+        return Task(train, held_out, folder, dtype, named(data))
 
     def condition(self, data: Path, columns: str) -> Condition:
         """Read the labels of these columns."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import is_native, read_config, write_model
+from ..checkpoints import is_native, read_card, read_config, write_model
 from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
@@ -88,6 +88,7 @@ def saving(model: Model, task: Task) -> Callable[[dict[str, object]], None]:
     shapes don't always tell.
     """
     folder, before = task.folder, model.config.training
+    read_card(folder)  # or the error, before the work
     if is_native(folder) and (folder / "training").is_dir():
         ours, theirs = to_json(model.config), to_json(read_config(folder))
         changed = [name for name in MEANING if ours[name] != theirs[name]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import write_latent_dpm
+from ..checkpoints import read_card, write_latent_dpm
 from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import LATENT_SCHEDULE
@@ -67,6 +67,7 @@ def latent_stage(
     model: Model, task: Task, width: int, layers: int, dropout: float, seed: int
 ) -> Stage:
     """Train a latent DPM for the model; pictures are seen mirrored as well."""
+    read_card(task.folder)  # or the error, before the work
     z = torch.cat([encode_all(model, task.train, mirrored=flip) for flip in (False, True)])
     z, z_held_out = model.normalise(z), model.normalise(encode_all(model, task.held_out))
     if len(z_held_out) < HELD_OUT:
