@@ -20,6 +20,7 @@ from .align import align
 from .convert import convert
 from .decode import decode
 from .encode import encode
+from .env import env
 from .export import export
 from .info import info
 from .inpaint import colourise, inpaint
@@ -31,6 +32,7 @@ from .push import push
 from .reconstruct import reconstruct
 from .redo import redo
 from .sample import sample
+from .selftest import selftest
 from .streams import standard_streams
 
 EPILOG = (
@@ -42,7 +44,7 @@ MORE = "Options that are rarely wanted: pdae help {} --all"
 
 COMMANDS = (
     encode, decode, reconstruct, interpolate, manipulate, inpaint, colourise, sample,
-    align, convert, export, push, models, info, redo
+    align, convert, export, push, models, info, redo, env, selftest
 )  # fmt: skip
 
 app = typer.Typer(

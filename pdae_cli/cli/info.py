@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,20 +34,7 @@ def info(
         record = _picture(path)
     else:
         record = _model(what)
-    out = Output(json=as_json)
-    for line in [""] if as_json else _lines(record):
-        out.result(record, line)
-
-
-def _lines(record: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """For people: a line for each fact, those of a fact that has parts indented below it."""
-    for key, value in record.items():
-        if isinstance(value, dict) and value:
-            yield f"{indent}{key}:"
-            yield from _lines(value, indent + "  ")
-        else:
-            shown = value if isinstance(value, str) else json.dumps(value)
-            yield f"{indent}{key}: {'none' if value is None else shown}"
+    Output(json=as_json).facts(record)
 
 
 def _picture(path: Path) -> dict[str, Any]:

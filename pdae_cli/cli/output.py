@@ -36,6 +36,17 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _lines(record: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """For people: a line for each fact, those of a fact that has parts indented below it."""
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:"
+            yield from _lines(value, indent + "  ")
+        else:
+            shown = value if isinstance(value, str) else json.dumps(value)
+            yield f"{indent}{key}: {'none' if value is None else shown}"
+
+
 class Output:
     """Human, `--json` (a line for each result) or `--quiet` (failures only)."""
 
@@ -49,6 +60,11 @@ class Output:
             print(json.dumps({"schema": SCHEMA, **plain(record)}, allow_nan=False), flush=True)
         elif text and not self.quiet:
             print(printable(text), flush=True)
+
+    def facts(self, record: dict[str, Any]) -> None:
+        """What is known of something: one JSON line, or a line for each fact."""
+        for line in [""] if self.json else _lines(record):
+            self.result(record, line)
 
     def say(self, text: str) -> None:
         """A message for people."""
