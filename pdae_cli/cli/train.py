@@ -90,6 +90,8 @@ class TrainFlags:
             raise UsageError("--tensorboard is --tracker tensorboard now")
         check_training()
         self.autocast()
+        if self.tracker:
+            self.trackers()
 
     def autocast(self) -> str:
         """Name the precision as accelerate does: --precision, else the launcher's."""

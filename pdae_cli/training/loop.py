@@ -226,11 +226,20 @@ class Training:
         if self.state_path.exists() and read_facts(self.state_path)[0] != self.step:
             raise UsageError(f"{self.folder.parent} was trained on meanwhile; start again")
         trim_log(self.log_path, self.step)
-        self.accelerator.init_trackers(
-            f"pdae-{self.stage.name}",
-            self._settings(),
-            {"tensorboard": {"purge_step": self.step + 1}},  # hides what will be written again
-        )
+        if self.accelerator.log_with:
+            self._track(stack)
+
+    def _track(self, stack: ExitStack) -> None:
+        """Begin a run of each tracker, until the stack is closed. Raises UsageError where one
+        can't, for want of a login, a server, or a package of its own."""
+        logs = self.folder / "trackers"
+        logs.mkdir(exist_ok=True)
+        more = {"tensorboard": {"purge_step": self.step + 1}, "wandb": {"dir": str(logs)}}
+        try:  # purge_step hides what will be written again
+            self.accelerator.init_trackers(f"pdae-{self.stage.name}", self._settings(), more)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UsageError(f"a tracker can't begin: {reason}; mend it or leave it out") from error
         for tracker in self.accelerator.trackers:
             stack.callback(tracker.finish)
 

@@ -127,3 +127,16 @@ class TestLaunchers:
         """accelerate alone would wait for the others."""
         AcceleratorState._reset_state(reset_partial_state=True)
         assert train("-q", **left).code == 0
+
+
+def test_a_tracker_that_fails_is_one_line(
+    pdae: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: object) -> None:
+        raise ConnectionError("no\nlogin")
+
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.start", start)
+    result = pdae("train", "dpm", photos, "-o", tmp_path, *TINY, "--tracker", "tensorboard", "-q")
+    assert result.code == 2 and "can't begin: ConnectionError: no login" in result.err
+    assert result.err.count("\n") == 1

@@ -378,13 +378,14 @@ class TestLog:
         ("option", "said"),
         [
             (("--tracker", "tensorbord"), "no tracker 'tensorbord'; known: "),
-            (("--tracker", "aim"), "--tracker aim needs a package: pip install aim"),
+            (("--tracker", "tensorboard, aim"), "--tracker aim needs a package: pip install aim"),
             (("--tensorboard",), "--tensorboard is --tracker tensorboard now"),
         ],
     )
     def test_trackers_that_arent_there(
-        self, pdae: Command, photos: Path, tmp_path: Path, option: tuple[str, ...], said: str
+        self, pdae: Command, tmp_path: Path, option: tuple[str, ...], said: str
     ) -> None:
-        result = pdae("train", "dpm", photos, "-o", tmp_path / "run", *TINY, *option, "-q")
+        """Told before anything is read."""
+        result = pdae("train", "dpm", tmp_path / "none", "-o", tmp_path / "run", *option, "-q")
         assert result.code == 2 and said in result.err and result.err.count("\n") == 1
         assert not (tmp_path / "run").exists()
