@@ -1,4 +1,4 @@
-"""The notebook runs, the site builds without a broken link, the workflows are what GitHub takes."""
+"""The notebook runs, the site has no broken link, and what others read fits their schemas."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+
+import pdae_cli
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
@@ -44,13 +46,25 @@ def test_the_site_builds_and_no_link_is_broken(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "trust" / "index.html").is_file()
 
 
-def test_workflows_fit_their_schema(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "schema", "field"),
+    [
+        (".github/workflows/ci.yml", "github-workflows", "runs-on:"),
+        ("CITATION.cff", "citation-file-format", "authors:"),
+    ],
+)
+def test_files_that_others_read_fit_their_schemas(
+    tmp_path: Path, name: str, schema: str, field: str
+) -> None:
     pytest.importorskip("check_jsonschema")
-    (workflow,) = (ROOT / ".github" / "workflows").glob("*.yml")
-    wrong = tmp_path / "wrong.yml"
-    wrong.write_text(workflow.read_text(encoding="utf-8").replace("runs-on:", "run-on:"))
-    schema = ["--builtin-schema", "vendor.github-workflows"]
-    for path, code in ((workflow, 0), (wrong, 1)):
-        check = [sys.executable, "-m", "check_jsonschema", *schema, str(path)]
-        done = subprocess.run(check, capture_output=True, text=True)
+    text, wrong = (ROOT / name).read_text(encoding="utf-8"), tmp_path / "wrong.yml"
+    wrong.write_text(text.replace(field, f"x{field}"), encoding="utf-8")
+    for path, code in ((ROOT / name, 0), (wrong, 1)):
+        check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+        done = subprocess.run([*check, str(path)], capture_output=True, text=True)
         assert done.returncode == code, done.stdout
+
+
+def test_the_citation_is_of_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {pdae_cli.__version__}\n" in text

@@ -36,8 +36,8 @@ from .selftest import selftest
 from .streams import standard_streams
 
 EPILOG = (
-    "Exit codes: 0 done; 1 unexpected error; 2 wrong usage; 3 some or all inputs failed; "
-    "4 the model can't be had or read; 5 out of memory; 130 interrupted."
+    "Exit codes: 0 done; 1 unexpected error, or a failed selftest; 2 wrong usage; 3 some or all "
+    "inputs failed; 4 the model can't be had or read; 5 out of memory; 130 interrupted."
 )
 
 MORE = "Options that are rarely wanted: pdae help {} --all"
