@@ -41,7 +41,7 @@ def env(
     """Print what a bug report needs: versions, devices, variables, caches, weights. Of secrets it
     says that they are set, of your home folder ~.
 
-    Example: pdae env
+    Example: pdae env --json
     """
     out, record = Output(json=as_json), dict[str, Any]()
     parts: dict[str, Callable[[], Any]] = {

@@ -16,7 +16,7 @@ def selftest(options: ModelOptions) -> None:
     """Check in less than a minute that the model computes here as it should: twice the same, alone
     and in a batch, and as where its values were made. Exit 1 if it doesn't.
 
-    Example: pdae selftest
+    Example: pdae selftest --model faces64
     """
     from ..checkpoints import model_folder
     from ..evaluation.selftest import checks, read_values

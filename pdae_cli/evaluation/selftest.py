@@ -23,8 +23,8 @@ from ..pictures.images import to_float
 from .metrics import equal_share
 
 VALUES = "selftest.safetensors"
-# Of any value: on CPUs, ten times what instruction sets differ by; elsewhere TF32 is usual, which
-# differs by 0.006 (docs/trust.md).
+# Of any value: on CPUs some ten times what instruction sets differ by, elsewhere what TF32 may.
+# docs/trust.md has both.
 TOLERANCE, ELSEWHERE = 1e-4, 0.05
 FEWER = 0.01  # of the 8-bit values, may come back than where the values were made
 
