@@ -47,7 +47,9 @@ def env(
     parts: dict[str, Callable[[], Any]] = {
         "version": lambda: __version__, "package": lambda: str(Path(__file__).parents[1]),
         "python": lambda: f"{platform.python_version()} ({platform.python_implementation()})",
-        "packages": _packages, "system": _system, "pillow": _pillow, "bundled": _weights,
+        "packages": _packages, "system": _system, "pillow": _pillow, "bundled": lambda: {
+            f"{one.parent.name}/{one.name}": sha256(one) for one in bundled("*/*.safetensors")
+        },
         "environment": _environment, "caches": _caches, "torch": _torch,
     }  # fmt: skip
     for name, find in parts.items():  # torch last: if broken, it may end the process
@@ -114,10 +116,6 @@ def _pillow() -> dict[str, str | None]:
 
     names = ("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "libtiff", "littlecms2")
     return {name: features.version(name) for name in names}
-
-
-def _weights() -> dict[str, str]:
-    return {f"{one.parent.name}/{one.name}": sha256(one) for one in bundled("*/*.safetensors")}
 
 
 def _environment() -> dict[str, str]:
