@@ -144,13 +144,12 @@ class TrainFlags:
 
     def trackers(self) -> list[str]:
         """List --tracker's. Raises UsageError for one that isn't known or installed."""
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS as KNOWN
-        from accelerate.tracking import get_available_trackers
+        from accelerate import tracking
 
         for name in (names := split_names(self.tracker)):
-            if name not in KNOWN:
-                raise UsageError(f"no tracker {name!r}; known: {', '.join(KNOWN)}")
-            if name not in map(str, get_available_trackers()):
+            if name not in (known := tracking.LOGGER_TYPE_TO_CLASS):
+                raise UsageError(f"no tracker {name!r}; known: {', '.join(known)}")
+            if name not in map(str, tracking.get_available_trackers()):
                 raise UsageError(f"--tracker {name} needs a package: pip install {name}")
         return names
 
