@@ -352,7 +352,7 @@ class TestLog:
         """In the folder and, with --json, as told; also over a resumed run."""
         args = ("train", "dpm", photos, "-o", tmp_path, *TINY, "--json")
         told = [pdae(*args, "--images", images) for images in (16, 32)]
-        assert [one.code for one in told] == [0, 0] and told[0].err.count("\n") == 1
+        assert [one.code for one in told] == [0, 0] and told[0].err.count("\n") == 2
         lines = [json.loads(line) for one in told for line in one.text.splitlines()]
         assert [one["step"] for one in lines if "loss" in one] == [1, 2, 3, 4]
         assert [one["loss"] for one in lines if "loss" in one] == losses(tmp_path)
