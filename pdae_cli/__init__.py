@@ -7,7 +7,7 @@ to folders and the Hub `checkpoints.Model`.
 from __future__ import annotations
 
 __version__ = "0.1.0"
-__all__ = ["Codes", "Model", "Sampling", "__version__", "load"]
+__all__ = ["Codes", "Model", "Sampling", "__version__", "from_table", "load", "to_table"]
 
 TYPE_CHECKING = False  # as typing's, which takes longer to load than Ctrl-C may be unheard
 if TYPE_CHECKING:
@@ -16,24 +16,19 @@ if TYPE_CHECKING:
     from .checkpoints import Model, load
     from .diffusion.trajectory import Sampling
     from .engine.codes import Codes
+    from .engine.columns import from_table, to_table
+
+
+HOMES = {
+    "load": "checkpoints", "Model": "checkpoints", "Sampling": "diffusion.trajectory",
+    "Codes": "engine.codes", "from_table": "engine.columns", "to_table": "engine.columns",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for (PEP 562)."""
-    if name == "load":
-        from .checkpoints import load
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return load
-    if name == "Model":
-        from .checkpoints import Model
-
-        return Model
-    if name == "Sampling":
-        from .diffusion.trajectory import Sampling
-
-        return Sampling
-    if name == "Codes":
-        from .engine.codes import Codes
-
-        return Codes
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return vars(import_module(f"{__name__}.{HOMES[name]}"))[name]

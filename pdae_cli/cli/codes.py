@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from .output import Output
 from .run.destination import Destination
 from .run.inputs import collect
 from .run.manifest import own_outputs
+from .run.tables import TABLE
 
 if TYPE_CHECKING:
     from ..engine.codes import Codes
@@ -49,22 +50,20 @@ class CodesOptions(SaidOptions):
         from ..engine.codes import from_bytes
 
         named = inputs or []
-        without = own_outputs("codes", self.given)
-        items = collect(named, self.files_from, self.recursive, null=self.null, without=without)
-        wanted = [item for item in items if item.is_codes or item.name in named]
-        if not wanted:
+        items = collect(
+            named, self.files_from, self.recursive, null=self.null,
+            without=own_outputs("codes", self.given), say=Output(quiet=self.quiet).say,
+        )  # fmt: skip
+        found = []
+        wanted = (item for item in items if item.is_codes or item.name in named)
+        for name, some in groupby(wanted, key=lambda one: one.name):
+            item = next(some)
+            data = item.table.read() if item.table else item.read()
+            codes = from_bytes(data, name)
+            found.append((name, codes if states else replace(codes, x_T=None, eps_T=None)))
+        if not found:
             raise UsageError("no codes there; `pdae encode` makes them of pictures")
-        folders = [name for name in named if os.path.isdir(name)]  # noqa: PTH112, for long names
-        if folders and not self.recursive:
-            here = {item.label for item in items}
-            deeper = (
-                one for one in collect(folders, recursive=True, without=without) if one.is_codes
-            )
-            if left := sum(one.label not in here for one in deeper):
-                files = counted(left, "codes file")
-                Output().warn(f"{files} in sub-folders left out; -r takes them")
-        found = [(item.label, from_bytes(item.read(), item.label)) for item in wanted]
-        return [(n, one if states else replace(one, x_T=None, eps_T=None)) for n, one in found]
+        return found
 
     def joined(self, inputs: list[str] | None, states: bool = True) -> tuple[list[str], Codes]:
         """Read the files' names, and all their codes as one. Raises InputError for unlike ones."""
@@ -268,17 +267,19 @@ def export(
     inputs: Inputs = None,
     output: OutputPath = None,
     format: Annotated[
-        Literal["csv", "npy", "npz"], typer.Option(help="Where -o has no suffix.")
+        Literal["csv", "npy", "npz", "parquet"], typer.Option(help="Where -o has no suffix.")
     ] = "csv",
 ) -> None:
-    """Codes for other programs: .csv (source and z), .npy (z), .npz (z, x_T and sources).
+    """Codes for other programs: .csv (source and z), .npy (z), .npz (z, x_T and sources), .parquet
+    (all, which pdae reads, too).
 
     Example: pdae codes export all.safetensors -o codes.csv
     """
     from ..engine.codes import to_csv, to_npy, to_npz
+    from ..engine.columns import to_parquet
 
-    writers = {".csv": to_csv, ".npy": to_npy, ".npz": to_npz}
+    writers = {".csv": to_csv, ".npy": to_npy, ".npz": to_npz, TABLE: to_parquet}
     file = options.file(output, f".{format}", set(writers))
     # Of z alone, x_T may be there or not, made in whatever way.
-    names, codes = options.joined(inputs, states=file.suffix == ".npz")
+    names, codes = options.joined(inputs, states=file.suffix in (".npz", TABLE))
     options.write(file, writers[file.suffix](codes), {"input": names}, codes)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Literal
 
 import typer
 
-from .options import EncodeOptions, Inputs, OutputPath, takes
+from ..errors import UsageError
+from .options import FILES, EncodeOptions, Inputs, OutputPath, takes
 from .run.batches import Made, Run
 from .run.destination import CODES_SUFFIX, Destination, stem_of
-from .run.making import codes_of, encoded, pictures_of, recipe
+from .run.loading import pictures_and_codes
+from .run.making import codes_of, recipe
+from .run.parts import write_parts
 from .run.photos import framed, wanted_squares
+from .run.tables import TABLE
 
 
 @takes(EncodeOptions, without=("show", "sheet"))
@@ -19,32 +24,42 @@ def encode(
     inputs: Inputs = None,
     output: OutputPath = None,
     no_noise: Annotated[bool, typer.Option("--no-noise", help="z alone, without x_T.")] = False,
+    format: Annotated[
+        Literal["safetensors", "parquet"] | None,
+        typer.Option(rich_help_panel=FILES, hidden=True, help="Where -o has no suffix."),
+    ] = None,
 ) -> None:
     """Turn pictures into codes: z, what the picture means, and x_T, the rest.
 
-    Several pictures become one stacked file (-o z.safetensors) or a folder of files (-o codes/).
+    Several pictures become one stacked file (-o z.safetensors), a folder of files (-o codes/), or
+    Parquet: a file (-o codes.parquet), or parts of a folder (-o codes/ --format parquet).
 
     Example: pdae encode face.png -o z.safetensors
 
     Example: pdae encode photos/ -r --align -o codes/
     """
     from ..engine.codes import stack, to_bytes
+    from ..engine.columns import arrow
 
     items = options.items("encode", inputs)
-    destination = Destination.parse(output, CODES_SUFFIX, {CODES_SUFFIX}, stem=stem_of(items))
+    suffix = f".{format}" if format else CODES_SUFFIX
+    destination = Destination.parse(output, suffix, {CODES_SUFFIX, TABLE}, stem=stem_of(items))
+    if destination.suffix == TABLE:
+        arrow()
+        if destination.stdout:
+            raise UsageError("Parquet goes into a file or a folder: -o codes.parquet")
     model = options.load()
-    sampling = options.sampling()
-    nfe = 0 if no_noise else model.trajectory(sampling).evaluations()[0]
+    nfe = 0 if no_noise else model.trajectory(options.sampling()).evaluations()[0]
     record = {"model": model.name, "nfe": nfe}
     found = []
     with Run(model, options, "encode", destination, nfe) as run:
-        for batch in run.batches(items, wanted_squares(run), whole=not destination.folder):
+        load, coded = wanted_squares(run), partial(codes_of, run, noise=not no_noise)
+        if destination.suffix == TABLE:
+            write_parts(run, items, load or pictures_and_codes(model, options), coded, record)
+            return
+        for batch in run.batches(items, load, whole=not destination.folder):
             with batch:
-                if batch[0].codes is not None:
-                    codes = codes_of(run, batch)
-                else:
-                    codes = model.encode(pictures_of(batch), sampling, noise=not no_noise)
-                    codes = encoded(run, batch, codes)
+                codes = coded(batch)
                 rows = [codes[row : row + 1] for row in range(len(batch))]
                 contents = [to_bytes(row) if destination.folder else None for row in rows]
                 pairs = zip(batch, contents, strict=True)

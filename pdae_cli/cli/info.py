@@ -12,6 +12,7 @@ import typer
 from ..pictures.listing import CODES, HEIC_SUFFIXES, SUFFIXES
 from .output import Output
 from .run.inputs import MAX_CODES
+from .run.tables import TABLE, CodesTable
 
 
 def info(
@@ -28,7 +29,7 @@ def info(
     # Path.is_dir and Path.is_file raise on names that are too long.
     if os.path.isdir(path):  # noqa: PTH112
         record = _model(what)
-    elif suffix == CODES:
+    elif suffix in (CODES, TABLE):
         record = _tensors(path)
     elif suffix in SUFFIXES | HEIC_SUFFIXES or os.path.isfile(path):  # noqa: PTH113
         record = _picture(path)
@@ -61,7 +62,9 @@ def _tensors(path: Path) -> dict[str, Any]:
     from ..evaluation.judge import read_judge
     from ..files import read_limited
 
-    data, is_judge = read_limited(path, MAX_CODES), False
+    is_table = path.suffix.lower() == TABLE
+    data = CodesTable(path).read() if is_table else read_limited(path, MAX_CODES)
+    is_judge = False
     with suppress(TensorsError):  # which reading it as codes tells
         is_judge = "judge" in check(data).metadata
     if is_judge:

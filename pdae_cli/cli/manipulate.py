@@ -179,7 +179,7 @@ def _unit(scale: Deviations | Units) -> str:
 
 def _suffix(format: str | None, items: Iterable[Item]) -> str:
     """The files' suffix where -o doesn't say: pictures stay pictures, codes stay codes."""
-    if format is None and isinstance(items, list):  # not a stream of pictures
+    if format is None and isinstance(items, Sequence):  # not a stream of pictures
         codes = any(item.name == "-" or item.is_codes for item in items)
         format = "codes" if codes else None
     return CODES_SUFFIX if format in ("codes", "safetensors") else f".{format or 'png'}"

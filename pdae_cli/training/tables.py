@@ -24,6 +24,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 HUB = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?")
 SPAN = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
 PICTURE = ("image", "png", "jpg", "jpeg", "webp")  # columns that hold one, whatever their type
+NAMES = ("name", "file_name", "filename", "__key__", "key", "id")  # columns that name a picture
 MOST = 100_000  # files that a pattern may name
 MAX_FILE = 256 << 20  # bytes of a picture
 
@@ -43,6 +44,8 @@ class Table:
         self._files = rows.select_columns(self.column)
         if typed:
             self._files = self._files.cast_column(self.column, Image(decode=False))
+        names = next((rows.data[one] for one in NAMES if one in rows.features), None)
+        self._names, self._paths = names, rows.data[self.column] if typed else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,6 +59,16 @@ class Table:
         if not isinstance(data, bytes):
             raise InputError(f"row {row}: no picture")
         return data
+
+    def name(self, row: int) -> str:
+        """Return what a row calls its picture: a column of NAMES, the picture's own file, or else
+        the row's number."""
+        value = None
+        if self._names is not None:
+            value = self._names[row].as_py()
+        elif self._paths is not None and (cell := self._paths[row]).is_valid:
+            value = PurePosixPath(cell["path"].as_py() or "").name  # and its bytes aren't read
+        return str(row) if value in (None, "") else str(value)
 
     def columns(self) -> tuple[dict[str, list[str]], list[str]]:
         """Return the labels as a table of text says them: truths, numbers and nothing (unknown),

@@ -164,7 +164,7 @@ class TestSums:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             files[kept].rename(folder / f"{name}.safetensors")
         alone = pdae("codes", "average", folder, "-o", out)
-        assert "of 1 picture\n" in alone.text and "2 codes files in sub-folders" in alone.err
+        assert "of 1 picture\n" in alone.text and "2 more lie in its folders" in alone.err
         whole = pdae("codes", "average", "-r", folder, "-o", out, "--overwrite")
         assert "of 5 pictures" in whole.text and not whole.err
         for command, target in (("split", "s"), ("merge", "m.safetensors"), ("export", "e.csv")):
@@ -312,5 +312,5 @@ def test_one_is_not_said_as_several(pdae: Command, pictures: list[Path]) -> None
     shutil.copy(here / "a.safetensors", here / "deep")
     result = pdae("codes", "average", here, "-o", here / "mean.safetensors")
     assert result.code == 0 and "of 1 picture\n" in result.text
-    assert "1 codes file in sub-folders left out; -r takes" in result.err
+    assert "1 more lies in its folders; -r takes" in result.err
     assert "-r" not in pdae("codes", "average", here, "-r", "-o", here / "all.safetensors").err

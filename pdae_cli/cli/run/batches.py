@@ -30,7 +30,8 @@ from .inputs import Item
 from .launch import any_of_us
 from .loading import Load, Loaded, loaded_ahead, pictures_and_codes
 from .manifest import Job, Manifest, State, state_of_file
-from .recipes import options_that_matter
+from .recipes import options_that_matter, told
+from .tables import TABLE
 from .viewing import Viewer
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ class Run:
             raise UsageError("a share of the inputs needs a folder as -o, no --sheet or --report")
         self.counts: Counter[str] = Counter()  # of inputs, by status
         self.causes: Counter[str] = Counter()  # of failures
+        self.failures: list[tuple[str, str]] = []  # names, without folders, and why
         self.manifest: Manifest | None = None
+        self.resumable = False  # whether the same command goes on where this one stops
         self.whole = False  # whether one file is made of all inputs
         self.kept: list[tuple[Loaded, Made]] = []  # for that
         self._seen: set[Path] = set()  # outputs that this run has decided on
@@ -109,7 +112,7 @@ class Run:
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, error, trace)
-        if isinstance(error, KeyboardInterrupt) and self.manifest:
+        if isinstance(error, KeyboardInterrupt) and self.resumable:
             error.args = ("the same command goes on where it stopped",)
         if error is not None:
             return
@@ -139,16 +142,20 @@ class Run:
         """
         load = self.viewer.load = load or pictures_and_codes(self.model, self.options)
         self.whole = whole
-        if isinstance(items, list):
+        if isinstance(items, Sequence):
             self._check_room(items)
             items = items[self.share :: self.shares]
             self.bar.expect(len(items))
-        sources = items if made_of is None else made_of
-        if self.destination.file and isinstance(sources, list) and not self._file_wanted(sources):
+        if self.destination.file and not self.file_wanted(items if made_of is None else made_of):
             return
         if self.destination.folder:
             part = f"-{self.share}" if self.shares > 1 else ""
             self.manifest = Manifest(Path(self.destination.target), self.job, part)
+            self.resumable = True
+        yield from self.through(items, load)
+
+    def through(self, items: Iterable[Item], load: Load) -> Iterator[Batch]:
+        """Yield batches of items as they come."""
         for batch in self._wanted_batches(items, load):
             yield batch
             if batch.error is not None and len(batch) == 1:
@@ -185,7 +192,7 @@ class Run:
         if batch:
             yield batch
 
-    def _check_room(self, items: list[Item]) -> None:
+    def _check_room(self, items: Sequence[Item]) -> None:
         self._check_folder(len(items), "inputs")
         taken: dict[Path, str] = {}
         for item in items if self.destination.folder else ():
@@ -220,11 +227,14 @@ class Run:
         self._seen.add(path)
         return self._may_write(path, one.label, one.state, one)
 
-    def _file_wanted(self, items: list[Item]) -> bool:
+    def file_wanted(self, items: Iterable[Item]) -> bool:
         """Whether the one file is still to be made; where we named it, under which name."""
+        if not isinstance(items, Sequence):  # a stream, of which nobody knows
+            return True
         label = items[0].label if len(items) == 1 else self.destination.target
         for path in self.destination.candidates():
-            state = state_of_file(path, self.job, items)
+            by_name = self.options.skip_existing and path.suffix == TABLE  # its inputs aren't read
+            state = State() if by_name else state_of_file(path, self.job, items)
             if self.destination.named and not state.done and path.exists():
                 continue
             self.destination = self.destination.at(path)
@@ -241,6 +251,8 @@ class Run:
             facts |= {"status": "unchanged"}
             record = facts | (state.record or {}) | facts
             self.counts["unchanged"] += 1
+            for name, why in state.failed:
+                self.fail(name, InputError(why))
             self.out.result(record, "")
             self.viewer.see(record, state.text, one, path)
         elif self.options.skip_existing and os.path.exists(path):  # noqa: PTH110, as in manifest
@@ -277,7 +289,7 @@ class Run:
             except InputError as error:
                 self.fail(one.label, error)
             else:
-                self._report(one, what)
+                self.report(one, what)
 
     def write(self, data: bytes, record: Made | None = None) -> None:
         """Write the one file of all that was kept, and report each of it, or this `record`."""
@@ -287,9 +299,9 @@ class Run:
             self.fail(self.destination.target, error)
             return
         for one, what in self.kept if record is None else [(self.kept[0][0], record)]:
-            self._report(one, what)
+            self.report(one, what)
 
-    def _report(self, one: Loaded, what: Made) -> None:
+    def report(self, one: Loaded, what: Made) -> None:
         """Say one input's record, once its result is kept."""
         self.counts["done"] += 1
         output = None if self.destination.nothing else self.destination.target
@@ -309,7 +321,9 @@ class Run:
         """Report one failed input."""
         message = str(error)
         self.counts["failed"] += 1
-        self.causes[message.removeprefix(f"{label}: ")] += 1
+        why = message.removeprefix(f"{label}: ")
+        self.causes[why] += 1
+        self.failures.append((told(label), why.replace(label, told(label))[:1000]))
         if label not in message:
             message = f"{label}: {message}"
         record = {"input": label, "status": "failed", "error": message}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,5 +118,5 @@ def writable(target: Any) -> Any:
 
 def stem_of(items: Iterable[Item], behind: str = "") -> str:
     """The name, without suffix, of what is made of one input here; "out" of several."""
-    one = items[0].place.name if isinstance(items, list) and len(items) == 1 else "out"
+    one = items[0].place.name if isinstance(items, Sequence) and len(items) == 1 else "out"
     return f"{one}{behind}"

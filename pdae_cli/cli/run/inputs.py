@@ -6,24 +6,28 @@ import codecs
 import glob
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ...errors import InputError, UsageError
 from ...files import read_limited, read_stream
 from ...pictures.listing import (
     CODES,
     MAX_PICTURE,
+    OTHER,
     Listing,
     is_archive,
     is_folder,
     list_pictures,
     natural,
 )
+from .tables import TABLE, CodesTable, open_codes
 
 MAX_CODES = 8 << 30
 MAX_LIST = 256 << 20  # of --files-from
@@ -38,11 +42,27 @@ class Item:
     place: Path  # where its output goes below an output folder, without suffix
     read: Callable[[], bytes] = bytes  # its content; raises InputError
     name: str = ""  # of its file, as typed
+    table: Any = None  # that it is a row of
+    source: str = ""  # what that calls the picture
 
     @property
     def is_codes(self) -> bool:
-        """Whether its name says that it holds codes."""
-        return self.name.lower().endswith(CODES)
+        """Whether its name or its table says that it holds codes."""
+        return isinstance(self.table, CodesTable) or self.name.lower().endswith(CODES)
+
+
+class Items(Sequence[Item]):
+    """Items by number, each made when it is asked for: a table may have more than memory holds."""
+
+    def __init__(self, make: Callable[[int], Item], numbers: range) -> None:
+        self._make, self._numbers = make, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._numbers[index]
+        return self._make(found) if isinstance(found, int) else Items(self._make, found)
 
 
 def collect(
@@ -56,9 +76,9 @@ def collect(
     without: Collection[str] = (),
 ) -> Iterable[Item]:
     """The inputs in order, folders, zips and globs expanded in natural order; `say` is told what is
-    left out, among it the command's own output: real paths `without`.
+    left out, among it the command's own output: real paths `without`. A table is an item a row.
 
-    A list, or for a `stream` of pictures on standard input an iterator. Raises UsageError.
+    A sequence, or for a `stream` of pictures on standard input an iterator. Raises UsageError.
     """
     names = [*(one for name in names or [] for one in _globbed(name, recursive))]
     names += _listed(files_from, null)
@@ -70,7 +90,17 @@ def collect(
         if names != ["-"]:
             raise UsageError("--stream reads standard input: give - as the one input")
         return _streamed()
-    return [item for name in names for item in _expanded(name, recursive, say, without)]
+    parts = [part for name in names for part in _expanded(name, recursive, say, without)]
+    if all(isinstance(part, Item) for part in parts):
+        return parts
+    parts = [[part] if isinstance(part, Item) else part for part in parts]
+    ends = list(accumulate(map(len, parts)))
+
+    def item(number: int) -> Item:
+        part = bisect_right(ends, number)
+        return parts[part][number - ends[part]]  # counted from its end
+
+    return Items(item, range(ends[-1]))
 
 
 def _listed(files_from: str | None, null: bool) -> list[str]:
@@ -101,19 +131,35 @@ def _globbed(name: str, recursive: bool) -> list[str]:
 
 def _expanded(
     name: str, recursive: bool, say: Callable[[str], None], without: Collection[str]
-) -> list[Item]:
+) -> list[Any]:
+    """The items of a name, and all those of a table as one Items."""
     path = Path(name)
     if name == "-":
         return [Item("-", Path("stdin"), _stdin, "-")]
-    folder = is_folder(path)
+    folder, suffix = is_folder(path), path.suffix.lower()
     if not folder and not is_archive(path):
-        limit = MAX_CODES if path.suffix.lower() == CODES else MAX_PICTURE
         place = _place(path) if recursive else Path(_place(path).name)
+        try:
+            table: Any = open_codes(path)
+            # A name in a folder that is here is a file, and none of the Hub's business.
+            if not table and (suffix in (TABLE, ".tar") or not is_folder(path.parent)):
+                from ...training.tables import open_table  # imports torch
+
+                table = open_table(path)
+        except InputError as error:
+            return [_failed(name, place, str(error))]
+        if table is not None:
+            return [_of_table(table, name, place)]
+        limit = MAX_CODES if suffix == CODES else MAX_PICTURE
         return [Item(name, place, partial(read_limited, path, limit), name)]
     try:
         listing = list_pictures(path, {CODES}, without)
     except InputError as error:  # it costs itself alone
         return [_failed(name, _place(path), str(error))]
+    others = [one for one, why in listing.left_out if why == OTHER and folder]
+    tables = {one: table for one in others if (table := open_codes(path / one))}
+    listing.left_out = [one for one in listing.left_out if one[0] not in tables]
+    listing.names = sorted([*listing.names, *tables], key=natural)
     deeper = 0
     if folder and not recursive:
         whole, listing = listing, listing.here()
@@ -126,13 +172,27 @@ def _expanded(
         say(f"{name}: {deeper} more {lie} in its folders; -r takes them too")
     if told:
         say(told)
-    return list(_items(listing))
+    return list(_items(listing, tables))
 
 
-def _items(listing: Listing) -> Iterator[Item]:
+def _of_table(table: Any, name: str, place: Path) -> Items:
+    digits, is_codes = max(4, len(str(len(table) - 1))), isinstance(table, CodesTable)
+
+    def item(row: int) -> Item:
+        part = place.with_name(f"{place.name}-{row:0{digits}d}")
+        source = "" if is_codes else table.name(row)  # codes know theirs
+        return Item(f"{name}:{row}", part, partial(table.read, row), name, table, source)
+
+    return Items(item, range(len(table)))
+
+
+def _items(listing: Listing, tables: Mapping[str, Any]) -> Iterator[Item | Items]:
     """What a folder or zip holds, and the folders in it that can't be opened, which will fail."""
     for name in listing.names:
         label = f"{listing.root}/{name}" if listing.archive else str(listing.root / name)
+        if name in tables:
+            yield _of_table(tables[name], label, _place(Path(name)))
+            continue
         limit = MAX_CODES if name.lower().endswith(CODES) else MAX_PICTURE
         yield Item(label, _place(Path(name)), partial(listing.read, name, limit), label)
     for name, reason in sorted(listing.closed.items()):

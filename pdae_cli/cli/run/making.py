@@ -54,7 +54,13 @@ def encoded(run: Run, batch: Sequence[Loaded], codes: Codes) -> Codes:
                 f"{one.label}: correcting its codes doesn't converge, so they aren't exact; "
                 "more --inference-steps help"
             )
-    return dataclasses.replace(codes, sources=tuple(told(one.label) for one in batch))
+    return dataclasses.replace(codes, sources=tuple(map(_source, batch)))
+
+
+def _source(one: Loaded) -> str:
+    """What a picture is called: as its table does, or by its file."""
+    name = one.item.source
+    return name + one.label.removeprefix(one.item.label) if name else told(one.label)
 
 
 def pictures_of(batch: Sequence[Loaded]) -> Tensor:
@@ -109,7 +115,10 @@ def recipe(run: Run, sources: Sequence[Loaded], facts: dict[str, Any]) -> dict[s
         "model": run.model.name,
         "digest": run.model.weights_sha,
         **({"seed": options["seed"]} if "seed" in options else {}),
-        "sources": [{"name": told(item.name), "sha256": sha} for item, sha in files.items()],
+        "sources": [
+            {"name": told(item.label if item.source else item.name), "sha256": sha}
+            for item, sha in files.items()
+        ],
         "note": "made or edited by a generative model",
         **facts,
     }

@@ -26,6 +26,7 @@ from ...pictures.listing import CODES, is_folder
 from ...pictures.listing import MANIFEST as FOLDER
 from .inputs import Item
 from .recipes import Recipe
+from .tables import PART_NAME, TABLE
 
 LINE = 1 << 20  # bytes of a line; longer ones are damage
 LARGEST = 1 << 30  # bytes of a manifest
@@ -81,6 +82,7 @@ class State:
     reason: str = ""  # why it is made again; nothing for what was never made
     record: dict[str, Any] | None = None  # what was said when it was done
     text: str = ""  # … to people
+    failed: Sequence[Sequence[str]] = ()  # of its inputs: names, and why
 
 
 def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
@@ -99,12 +101,27 @@ def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
         return State(reason=job.difference(vars(theirs)))
     if "-" in [item.name for item in items]:
         return State(reason="standard input can be read only once")
-    try:
-        now = [hashlib.sha256(item.read()).hexdigest() for item in items]
-    except InputError as error:
-        return State(reason=str(error))
-    made_of = [sha for _, sha in recipe.sources]
-    return State(done=True) if made_of == now else State(reason="its input changed")
+    if path.suffix == TABLE:
+        now = [digest_of(items)]
+    else:
+        try:
+            now = [hashlib.sha256(item.read()).hexdigest() for item in items]
+        except InputError as error:
+            return State(reason=str(error))
+    if [sha for _, sha in recipe.sources] != now:
+        return State(reason="its input changed")
+    return State(done=True, failed=recipe.failed)
+
+
+def digest_of(items: Iterable[Item]) -> str:
+    """Compute a SHA-256 of many inputs' contents, also of those that can't be read."""
+    whole = hashlib.sha256()
+    for item in items:
+        try:
+            whole.update(hashlib.sha256(item.read()).digest())
+        except InputError:
+            whole.update(bytes(1))
+    return whole.hexdigest()
 
 
 def _read(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
@@ -140,6 +157,8 @@ def own_outputs(command: str, given: dict[str, Any]) -> set[str]:
             entries, jobs = _read(folder)
         except OSError:
             continue  # as opening it will say
+        if command == "encode":
+            found |= {str(one) for one in folder.iterdir() if PART_NAME.fullmatch(one.name)}
         for name, lines in entries.items():
             if any(jobs.get(str(line.get("job")), {}).get("command") == command for line in lines):
                 found.add(str(folder / name))

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
 from ...files import read_limited
 from .inputs import CODES, MAX_CODES
+from .tables import TABLE, opened
 
 OWN = ("inputs", "a", "b", "output", "files_from", "null", "recursive", "stream", "list_attributes")
 AROUND = ("model", "device", "batch_size", "compile", "json", "quiet", "overwrite",
@@ -50,6 +51,7 @@ class Recipe:
     place: str | None
     first: int | None
     count: int | None
+    failed: list[list[str]] = field(default_factory=list)  # names of inputs, and why
 
     @classmethod
     def read(cls, what: dict[str, Any] | None, name: str) -> Recipe:
@@ -57,6 +59,7 @@ class Recipe:
         if what is None:
             raise InputError(f"{name}: has no recipe of pdae")
         rows = [one if isinstance(one, dict) else {} for one in _listed(what.get("sources"))]
+        failed: Any = _listed(what.get("failed", []))
         made_of: list[Any] = [(row.get("name"), row.get("sha256")) for row in rows]
         command, model, digest = (what.get(key) for key in ("command", "model", "digest"))
         place, first, count = (what.get(key) for key in ("place", "first", "count"))
@@ -64,6 +67,7 @@ class Recipe:
             "options": _are_options(what.get("options")),
             "sources": all(_is_text(one) for pair in made_of for one in pair),
             "command, model or digest": all(map(_is_text, (command, model, digest))),
+            "failed": all(len(_listed(one)) == 2 and all(map(_is_text, one)) for one in failed),
             "place": place is None or _is_text(place),
             "first and count": all(
                 one is None or (type(one) is int and 0 <= one < LARGEST) for one in (first, count)
@@ -72,15 +76,19 @@ class Recipe:
         if wrong := [part for part, good in sound.items() if not good]:
             reason = f"damaged or of another version of pdae: it has no {wrong[0]} to follow"
             raise InputError(f"{name}: its recipe is {reason}")
-        facts: tuple[Any, ...] = model, digest, made_of, place, first, count
+        facts: tuple[Any, ...] = model, digest, made_of, place, first, count, failed
         return cls(str(command), what["options"], *facts)
 
     @classmethod
     def of_file(cls, path: Path) -> Recipe:
         """Read a picture's recipe, or that of codes. Raises InputError where there is none."""
         from ...pictures.decoding import open_picture
-        from ...pictures.metadata import read_recipe
+        from ...pictures.metadata import parse_recipe, read_recipe
 
+        if path.suffix.lower() == TABLE:
+            with opened(path) as table:
+                what = (table.metadata.metadata or {}).get(b"recipe")
+            return cls.read(parse_recipe(what), str(path))
         if path.suffix.lower() != CODES:
             return cls.read(read_recipe(open_picture(path, str(path))), str(path))
         from ...engine.codes import read_recipe as recipe_of_codes  # imports torch

@@ -1,0 +1,78 @@
+"""Codes of many pictures in Parquet: one file, or a folder of parts, each of so many inputs that
+follow one another. A part is there when it is whole, and says what it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import UsageError, counted
+from .batches import Batch, Made, Run
+from .inputs import Item
+from .loading import Load, Loaded
+from .making import recipe
+from .manifest import digest_of
+from .tables import PART_NAME, CodesWriter
+
+if TYPE_CHECKING:
+    from ...engine.codes import Codes
+
+PART = 10_000  # inputs of a part, at most
+
+
+def write_parts(
+    run: Run, items: Iterable[Item], load: Load, codes_of: Callable[[Batch], Codes], record: Any
+) -> None:
+    """Write the codes of this share's parts as far as they aren't done; inputs that fail are left
+    out. Raises UsageError where there are parts of another cut, StorageError."""
+    target, run.whole, run.resumable = run.destination, True, run.destination.folder
+    parts = _cut(run, items) if target.folder else [(Path(target.target), items)]
+    run.bar.expect(sum(len(some) for _, some in parts if isinstance(some, Sequence)))
+    for path, some in parts:
+        run.destination = replace(target, target=str(path), folder=False)
+        if not run.file_wanted(some):
+            continue
+        run.failures.clear()
+        with CodesWriter(Path(run.destination.target)) as file:
+            for batch in run.through(some, load):
+                with batch:
+                    file.add(codes_of(batch))
+            if not file.count:
+                continue
+            whole = _whole(some)
+            made = recipe(run, [whole], {"failed": run.failures})
+            file.finish({"recipe": json.dumps(made, sort_keys=True, default=str)})
+        said = f": {counted(file.count, 'picture')}"
+        run.report(whole, Made(None, record | {"pictures": file.count}, said))
+
+
+def _whole(items: Iterable[Item]) -> Loaded:
+    """All items of a part as one input."""
+    if not isinstance(items, Sequence):
+        return Loaded(Item("-", Path(), name="-"), "-", Path(), "")
+    first, last = items[0].label, items[-1].label
+    label = first if first == last else f"{first} … {last}"
+    return Loaded(replace(items[0], name=items[0].label), label, Path(), digest_of(items))
+
+
+def _cut(run: Run, items: Iterable[Item]) -> list[tuple[Path, Iterable[Item]]]:
+    """Cut the inputs into parts of PART, or so few that each share has one, and return this share's
+    with their files. Whoever cuts alike, in however many shares, finds the same parts."""
+    folder = Path(run.destination.target)
+    if not isinstance(items, Sequence):
+        raise UsageError(f"a stream can't be cut into parts: -o {folder.name}.parquet")
+    size = max(1, min(PART, -(-len(items) // run.shares)))
+    count = -(-len(items) // size)
+    for path in folder.glob("part-*.parquet"):
+        if (found := PART_NAME.fullmatch(path.name)) and int(found[1]) != count:
+            raise UsageError(
+                f"{path} is one of {int(found[1])} parts, where these inputs and shares make "
+                f"{count}: take as many shares as then, or another -o"
+            )
+    return [
+        (folder / f"part-{part:05d}-of-{count:05d}.parquet", items[part * size : (part + 1) * size])
+        for part in range(count)[run.share :: run.shares]
+    ]

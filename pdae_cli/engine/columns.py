@@ -1,0 +1,86 @@
+"""Codes as columns of an Arrow table, a row a picture. Each row says all that its codes need: other
+programs may filter, join and shuffle rows."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UsageError
+from .codes import Codes, from_bytes, to_bytes
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+ALIKE = ("model", "weights_sha", "sampling")  # in all rows of one Codes
+
+
+def arrow() -> Any:
+    """Import pyarrow. Raises UsageError where it isn't installed."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UsageError("Parquet needs pyarrow: pip install 'pdae-cli[data]'") from error
+    return pyarrow
+
+
+def to_table(codes: Codes) -> Table:
+    """Lay codes out as an Arrow table: `name`, `picture_sha`, `z` (D,), what there is of `x_T`,
+    `eps_T` (C, H, W) and `converged`, then `model`, `weights_sha` and `sampling`, which is JSON.
+    Raises UsageError without pyarrow."""
+    pa = arrow()
+    names = [one.encode("utf-8", "backslashreplace").decode() for one in codes.sources]
+    columns = {"name": pa.array(names, pa.string())}
+    columns["picture_sha"] = pa.array(codes.picture_shas, pa.string())
+    for name, tensor in codes.tensors().items():
+        array = pa.array(tensor.float().cpu().flatten().numpy())
+        for size in reversed(tensor.shape[1:]):
+            array = pa.FixedSizeListArray.from_arrays(array, size)
+        columns[name] = array
+    if codes.converged:
+        columns["converged"] = pa.array(codes.converged, pa.bool_())
+    texts = codes.model, codes.weights_sha, json.dumps(codes.sampling, sort_keys=True)
+    columns |= {name: pa.repeat(text, len(codes)) for name, text in zip(ALIKE, texts, strict=True)}
+    return pa.table(columns)
+
+
+def to_parquet(codes: Codes) -> bytes:
+    """Write codes as a Parquet file. Raises UsageError without pyarrow."""
+    arrow().parquet.write_table(to_table(codes), buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def from_table(table: Table, name: str = "table") -> Codes:
+    """Read codes from an Arrow table with the columns of `to_table`, and whatever others. Raises
+    InputError, which begins with its name, for what isn't so, or of several models or settings."""
+    try:
+        found = {one: table[one].combine_chunks() for one in table.column_names}
+        texts = [found[one].unique().to_pylist() for one in ALIKE]
+        if [len(one) for one in texts] != [1, 1, 1]:
+            raise ValueError("its rows aren't of one model and one way of encoding")
+        model, sha, sampling = (one[0] for one in texts)
+        states = ("z", "x_T", "eps_T")
+        tensors = [_tensor(found[one], one) if one in found else None for one in states]
+        rows = [tuple(found[one].to_pylist()) for one in ("name", "picture_sha")]
+        converged = tuple(found["converged"].to_pylist()) if "converged" in found else ()
+        facts: Any = *tensors, *rows, model, sha, json.loads(sampling), converged
+        return from_bytes(to_bytes(Codes(*facts)), name)  # which checks all of it
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not a table of codes of pdae: {error}; encode again") from error
+
+
+def _tensor(array: Any, name: str) -> Tensor:
+    """A column of lists, nested or not, as a tensor (N, …). Raises ValueError."""
+    pa, shape = arrow(), [len(array)]
+    while isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        if array.null_count or len(array.value_lengths().unique()) > 1:
+            raise ValueError(f"{name} isn't a list of one length in each row")
+        array, above = array.flatten(), len(array)
+        shape.append(len(array) // max(above, 1))
+    if array.type != pa.float32() or array.null_count:
+        raise ValueError(f"{name} is {array.type}, not float32 in each place")
+    return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy()).reshape(shape)
