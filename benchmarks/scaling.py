@@ -3,6 +3,7 @@
     python benchmarks/scaling.py memory       # on the meta device: no weights are made
     python benchmarks/scaling.py throughput   # 1 and 2 CPU processes in turns
     python benchmarks/scaling.py plan         # FFHQ-256, and 100 M pictures
+    python benchmarks/scaling.py encode       # codes of a picture: CPU seconds, bytes
     python benchmarks/scaling.py fsdp         # sharded by torch, on 2 CPU processes
 
 Prints Markdown.
@@ -14,6 +15,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import OPTIONS, make_stage
 
 import pdae_cli
+from pdae_cli.engine.codes import stack
+from pdae_cli.engine.columns import to_parquet
 from pdae_cli.engine.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine.model import Model
 from pdae_cli.networks.unet import ResBlock, UNet, UNetConfig
@@ -222,9 +226,28 @@ def fsdp_worker() -> None:
     dist.destroy_process_group()
 
 
+def encoding(batch_size: int, rounds: int) -> str:
+    """CPU seconds of encoding a picture by faces64 on a thread, the best of the rounds, and bytes of
+    its row in Parquet."""
+    torch.set_num_threads(1)
+    model = pdae_cli.load("faces64", device="cpu")
+    x = torch.rand(batch_size, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows = list[list[object]]()
+    for said, noise in (("z and x_T", True), ("z alone, `--no-noise`", False)):
+        seconds = []
+        for _ in range(rounds + 1):
+            begun = time.process_time()
+            codes = model.encode(x, noise=noise)
+            seconds.append(time.process_time() - begun)
+        many = stack([codes] * 20)
+        a_row = len(to_parquet(many)) / len(many)
+        rows.append([said, min(seconds[1:]) / batch_size, round(a_row)])
+    return table("codes|CPU seconds a picture|bytes a picture", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    whats = ("memory", "throughput", "plan", "fsdp", "worker", "fsdp-worker")
+    whats = ("memory", "throughput", "plan", "encode", "fsdp", "worker", "fsdp-worker")
     parser.add_argument("what", choices=whats)
     parser.add_argument("batch_size", type=int, nargs="?", default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -237,6 +260,8 @@ def main() -> None:
         print(f"{stamp('cpu')}\n\n{memory()}")
     elif args.what == "plan":
         print(plans())
+    elif args.what == "encode":
+        print(f"{stamp('cpu')}\n\n{encoding(args.batch_size, args.rounds)}")
     elif args.what == "fsdp":
         print(launched(2, "fsdp-worker"))
     else:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 ALIKE = ("model", "weights_sha", "sampling")  # in all rows of one Codes
+WRITING = {"use_dictionary": [*ALIKE]}  # numbers in one would only take more room
 
 
 def arrow() -> Any:
@@ -50,7 +51,7 @@ def to_table(codes: Codes) -> Table:
 
 def to_parquet(codes: Codes) -> bytes:
     """Write codes as a Parquet file. Raises UsageError without pyarrow."""
-    arrow().parquet.write_table(to_table(codes), buffer := io.BytesIO())
+    arrow().parquet.write_table(to_table(codes), buffer := io.BytesIO(), **WRITING)
     return buffer.getvalue()
 
 

@@ -142,7 +142,7 @@ def _expanded(
         try:
             table: Any = open_codes(path)
             # A name in a folder that is here is a file, and none of the Hub's business.
-            if not table and (suffix in (TABLE, ".tar") or not is_folder(path.parent)):
+            if table is None and (suffix in (TABLE, ".tar") or not is_folder(path.parent)):
                 from ...training.tables import open_table  # imports torch
 
                 table = open_table(path)

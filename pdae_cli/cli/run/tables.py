@@ -32,6 +32,8 @@ def opened(path: Path) -> Iterator[Any]:
     from ...engine.columns import arrow
 
     pa = arrow()
+    if not os.path.isfile(path):  # noqa: PTH113, Path.is_file raises on names that are too long
+        raise InputError(f"{path}: no such file, or not a regular one")
     try:
         with pa.parquet.ParquetFile(path) as file:
             yield file
@@ -77,8 +79,7 @@ class CodesTable:
 def open_codes(path: Path) -> CodesTable | None:
     """Open a Parquet file of codes; None for what is none, or where Parquet can't be read."""
     try:
-        there = path.suffix.lower() == TABLE and os.path.isfile(path)  # noqa: PTH113, of long names
-        return CodesTable(path) if there else None
+        return CodesTable(path) if path.suffix.lower() == TABLE else None
     except (InputError, UsageError):
         return None
 
@@ -94,12 +95,12 @@ class CodesWriter(ExitStack):
     def add(self, codes: Codes) -> None:
         """Add a row a picture. Raises InputError for codes unlike those before, or that can't be
         written, StorageError where there is no room."""
-        from ...engine.columns import arrow, to_table
+        from ...engine.columns import WRITING, arrow, to_table
 
-        rows = to_table(codes)
+        rows, writer = to_table(codes), arrow().parquet.ParquetWriter
         if self._file is None:
             file = self.enter_context(replacing(self.path))
-            self._file = self.enter_context(arrow().parquet.ParquetWriter(file, rows.schema))
+            self._file = self.enter_context(writer(file, rows.schema, **WRITING))
         if rows.schema != self._file.schema:
             raise InputError("codes with and without x_T don't go into one file; encode them alike")
         self.count += len(rows)
