@@ -58,7 +58,7 @@ class CodesOptions(SaidOptions):
         wanted = (item for item in items if item.is_codes or item.name in named)
         for name, some in groupby(wanted, key=lambda one: one.name):
             item = next(some)
-            data = item.table.read() if item.table else item.read()
+            data = item.table.read() if item.table and item.is_codes else item.read()
             codes = from_bytes(data, name)
             found.append((name, codes if states else replace(codes, x_T=None, eps_T=None)))
         if not found:

@@ -116,7 +116,7 @@ def recipe(run: Run, sources: Sequence[Loaded], facts: dict[str, Any]) -> dict[s
         "digest": run.model.weights_sha,
         **({"seed": options["seed"]} if "seed" in options else {}),
         "sources": [
-            {"name": told(item.label if item.source else item.name), "sha256": sha}
+            {"name": told(item.label if item.table else item.name), "sha256": sha}
             for item, sha in files.items()
         ],
         "note": "made or edited by a generative model",
