@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError
 
+MAX_DICTIONARY = 64 << 20  # bytes that a member packed by LZMA may ask for; 7-Zip's most is that
 CHUNK = 1 << 14  # bytes read at once: LZMA and bzip2 unpack whatever they are given, 7000-fold
 
 
@@ -34,9 +36,13 @@ class Archive:
         """
         label = f"{self.path}/{name}"
         with _naming(label, "can't be unpacked"):
-            size = self._zip.getinfo(name).file_size
-            if size > limit:
+            info = self._zip.getinfo(name)
+            if info.file_size > limit:
                 raise InputError(f"{label}: unpacks to more than {limit >> 20} MiB")
+            if info.compress_type == zipfile.ZIP_LZMA and self._dictionary(info) > MAX_DICTIONARY:
+                raise InputError(
+                    f"{label}: needs more than {MAX_DICTIONARY >> 20} MiB to be unpacked; pack it anew"
+                )
             with self._zip.open(name) as member:
                 if head is not None:
                     return member.read(head)
@@ -44,6 +50,15 @@ class Archive:
                 while part := member.read(CHUNK):
                     buffer.write(part)
                 return buffer.getvalue()
+
+    def _dictionary(self, info: zipfile.ZipInfo) -> int:
+        """Bytes of memory that LZMA is to set aside, as the member's beginning says (APPNOTE 5.8.8)."""
+        with self.path.open("rb") as file:
+            file.seek(info.header_offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))
+            file.seek(name + extra + 5, io.SEEK_CUR)
+            (size,) = struct.unpack("<I", file.read(4))
+        return int(size)
 
 
 @contextmanager

@@ -192,6 +192,19 @@ def test_hostile_members(tmp_path: Path) -> None:
         Archive(path).read("big.png", 1000)
 
 
+def test_lzma_sets_aside_no_more_than_packers_need(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    data = zipped(path, "a.png", method=METHODS["lzma"])
+    assert Archive(path).read("a.png", 1 << 20) == PNG
+    at = data.index(b"PK\3\4") + 30 + len("a.png") + 5
+    assert data[at : at + 4] == struct.pack("<I", 8 << 20)  # Python's own
+    data[at : at + 4] = struct.pack("<I", (4 << 30) - 1)
+    path.write_bytes(data)
+    for head in (None, 16):
+        with pytest.raises(InputError, match="needs more than 64 MiB to be unpacked"):
+            Archive(path).read("a.png", 1 << 20, head)
+
+
 def test_empty_and_missing_zips(tmp_path: Path) -> None:
     for data in (b"", b"PK", io.BytesIO().getvalue()):
         (tmp_path / "a.zip").write_bytes(data)
