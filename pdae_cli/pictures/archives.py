@@ -40,9 +40,8 @@ class Archive:
             if info.file_size > limit:
                 raise InputError(f"{label}: unpacks to more than {limit >> 20} MiB")
             if info.compress_type == zipfile.ZIP_LZMA and self._dictionary(info) > MAX_DICTIONARY:
-                raise InputError(
-                    f"{label}: needs more than {MAX_DICTIONARY >> 20} MiB to be unpacked; pack it anew"
-                )
+                most = f"{MAX_DICTIONARY >> 20} MiB"
+                raise InputError(f"{label}: needs more than {most} to be unpacked; pack it anew")
             with self._zip.open(name) as member:
                 if head is not None:
                     return member.read(head)
@@ -52,7 +51,7 @@ class Archive:
                 return buffer.getvalue()
 
     def _dictionary(self, info: zipfile.ZipInfo) -> int:
-        """Bytes of memory that LZMA is to set aside, as the member's beginning says (APPNOTE 5.8.8)."""
+        """Bytes that LZMA is to set aside, as the member's beginning says (APPNOTE 5.8.8)."""
         with self.path.open("rb") as file:
             file.seek(info.header_offset + 26)
             name, extra = struct.unpack("<HH", file.read(4))
