@@ -107,6 +107,7 @@ def check_writable(folder: Path, size: int = ROOM) -> None:
     try:
         while not os.path.lexists(there):
             there = there.parent
+        _sweep(there)  # of what was killed while it tried this
         path, file = _temporary(there)
         try:
             with file:

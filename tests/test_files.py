@@ -58,6 +58,15 @@ class TestAtomicWrites:
             write_bytes(tmp_path / "y.bin", b"")  # what is in work is locked
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "x.bin", "y.bin"])
 
+    def test_what_was_left_while_a_place_was_tried_is_removed_by_the_next(
+        self, tmp_path: Path
+    ) -> None:
+        stray, another = (tmp_path / f".pdae-{name}.tmp" for name in ("0123456789abcdef", "mine"))
+        stray.touch()
+        another.touch()
+        check_writable(tmp_path / "not" / "yet")
+        assert [path.name for path in tmp_path.iterdir()] == [another.name]
+
     def test_no_link_leads_elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Neither one that has the temporary's name, were it foreseen, nor one at the final name or
         the log's."""

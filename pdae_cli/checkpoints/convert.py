@@ -135,5 +135,5 @@ def write_converted(conversion: Conversion, folder: Path, dtype: torch.dtype) ->
         f"- Network: `{json.dumps(to_json(config)['unet'])}`",
         *(f"- {note}" for note in conversion.notes),
     ]
-    native.write_whole(folder, model, dtype, {"converted": conversion.family})
-    native.renew_card(folder, conversion="\n".join(lines))
+    told = {"converted": conversion.family}
+    native.write_whole(folder, model, dtype, told, conversion="\n".join(lines))

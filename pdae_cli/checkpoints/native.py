@@ -121,7 +121,13 @@ def assembled(config: ModelConfig, networks: nn.ModuleDict, **more: Any) -> Mode
 
 
 def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
-    """Write config and weights (as `dtype`) so that at any time the folder holds a whole model."""
+    """Write config and weights (as `dtype`) so that at any time the folder holds a whole model, and
+    its card."""
+    _write_networks(folder, model, dtype)
+    renew_card(folder)
+
+
+def _write_networks(folder: Path, model: Model, dtype: torch.dtype) -> None:
     tensors: dict[str, Tensor] = {}
     for prefix in ("dpm", "gradient", "encoder", "labels", "first_stage"):
         if (part := vars(model)[FIELDS.get(prefix, prefix)]) is not None:
@@ -137,7 +143,6 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
         new = [sha.hexdigest()]
         _write_config(folder, model.config, new + ([sha256(path)] if path.exists() else []))
     _write_config(folder, model.config, new)
-    renew_card(folder)
 
 
 def write_whole(
@@ -146,28 +151,37 @@ def write_whole(
     dtype: torch.dtype | None,
     training: dict[str, Any],
     papers: Mapping[str, bytes] | None = None,
+    conversion: str | None = None,
 ) -> None:
     """Write a model with all that belongs to it, `training` the summary of its latent DPM's, and
-    papers, such as its card, by their names; of a model that was there, none of its parts stays.
-    Without a dtype each file has the smallest in which its numbers are what they are."""
+    papers, such as its card, by their names, the card with its `conversion`; of a model that was
+    there, none of its parts stays. Without a dtype each file has the smallest in which its numbers
+    are what they are."""
     read_card(folder)  # or the error, before anything is written
     for optional in (ATTRIBUTES, LATENT_DPM):
         (folder / optional).unlink(missing_ok=True)
     for name, content in (papers or {}).items():
         write_bytes(folder / name, content)
     networks = [one for one in model.networks() if one is not model.latent_dpm]
-    write_model(folder, model, dtype or _exact(*networks))
+    _write_networks(folder, model, dtype or _exact(*networks))
     if (latent := model.latent_dpm) is not None:
-        write_latent_dpm(folder, latent, training, dtype or _exact(latent))
+        _write_latent_dpm(folder, latent, training, dtype or _exact(latent))
     if model.attributes is not None:
         write_attributes(folder, model.attributes)
-        renew_card(folder)
+    renew_card(folder, conversion=conversion)
 
 
-def renew_card(folder: Path, name: str | None = None, conversion: str | None = None) -> None:
-    """Write the card of the model that lies in a folder (`card.write_card`). Raises ModelError."""
+def renew_card(
+    folder: Path,
+    name: str | None = None,
+    conversion: str | None = None,
+    attributes: Attributes | None = None,
+) -> None:
+    """Write the card of the model that lies in a folder (`card.write_card`), or will with these
+    attributes. Raises ModelError."""
     path, config = folder / ATTRIBUTES, read_config(folder)
-    known = read_attributes(path, config.z_dim) if path.exists() else None
+    there = attributes is None and path.exists()
+    known = read_attributes(path, config.z_dim) if there else attributes
     learnt = {one: known.facts.get(one) for one in known.names} if known else {}
     write_card(folder, config, learnt, latent_training(folder), name, conversion)
 
@@ -218,9 +232,8 @@ def change_attributes(
     try:
         with FileLock(folder / LOCK, timeout=PATIENCE):
             after = change(read_attributes(path) if path.exists() else None)
-            read_card(folder)  # or the error, before anything is written
+            renew_card(folder, attributes=after)  # first: what is killed behind it can be repeated
             write_attributes(folder, after)
-            renew_card(folder)
             return after
     except Timeout as error:
         raise InputError(f"another process changes {path}; try again when it is done") from error
@@ -256,11 +269,18 @@ def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
 def write_latent_dpm(
     folder: Path, network: LatentDPM, training: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write latent_dpm.safetensors atomically, its config and training summary in the metadata."""
-    facts = {"pdae": json.dumps(asdict(network.cfg)), "training": json.dumps(training)}
-    write_bytes(folder / LATENT_DPM, safe.sealed(_stored(network, dtype), facts))
+    """Write latent_dpm.safetensors atomically, its config and training summary in the metadata, and
+    the card of the model that it belongs to."""
+    _write_latent_dpm(folder, network, training, dtype)
     if is_native(folder):
         renew_card(folder)
+
+
+def _write_latent_dpm(
+    folder: Path, network: LatentDPM, training: dict[str, Any], dtype: torch.dtype
+) -> None:
+    facts = {"pdae": json.dumps(asdict(network.cfg)), "training": json.dumps(training)}
+    write_bytes(folder / LATENT_DPM, safe.sealed(_stored(network, dtype), facts))
 
 
 def read_latent_dpm(path: Path, z_dim: int | None = None) -> LatentDPM:

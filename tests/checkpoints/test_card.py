@@ -12,7 +12,7 @@ from foreign_models import DDPM_STYLE, pipeline
 from huggingface_hub import ModelCard
 from small_runs import folder_of, stage_of, task_of
 
-from pdae_cli.checkpoints import read_model, write_model
+from pdae_cli.checkpoints import card, native, read_model, write_model
 from pdae_cli.checkpoints.card import read_card, with_section
 from pdae_cli.errors import ModelError
 
@@ -156,6 +156,36 @@ def test_nothing_of_a_config_ends_the_section(tiny_folder: Path, tmp_path: Path)
     text = (tmp_path / name / "README.md").read_text()
     assert text.count("<!-- pdae -->") == text.count("<!-- /pdae -->") == 1
     assert len(text) < 5000 and "\n# |" not in text
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_change_that_was_killed_is_made_by_the_same_command(
+    pdae: Command, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card is written first, so that the attributes say whether it is done."""
+    whole, killed = (shutil.copytree(tiny_folder, tmp_path / "of" / n / "m") for n in "ab")
+    rename = ("attributes", "rename", "smiling", "grin")
+    assert pdae(*rename, model=whole).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "write_attributes", interrupted)
+        assert pdae(*rename, model=killed).code == 130
+    assert "grin" in (killed / "README.md").read_text()
+    assert pdae(*rename, model=killed).code == 0
+    assert (killed / "README.md").read_text() == (whole / "README.md").read_text()
+
+
+def test_a_conversion_writes_its_card_once(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever kills it leaves the old one or the new."""
+    contents = list[bytes]()
+    monkeypatch.setattr(card, "write_bytes", lambda path, data: contents.append(data))
+    model = read_model(tiny_folder, "tiny")
+    native.write_whole(tmp_path / "m", model, None, {}, conversion="From elsewhere.")
+    assert len(contents) == 1 and b"From elsewhere." in contents[0]
 
 
 def test_a_section_is_put_behind_a_text_that_has_none() -> None:
