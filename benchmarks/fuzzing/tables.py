@@ -39,7 +39,7 @@ def cells(data: bytearray, chance: random.Random) -> None:
     elif action == "cut row":
         del row[column:]
     elif action == "many":
-        rows += [row] * chance.choice((100, 30_000 if len(row) < 1000 else 100))
+        rows += [row] * chance.choice((100, 30_000 if sum(map(len, row)) < 2000 else 100))
     elif action == "wide":
         row[column:column] = ["1"] * chance.choice((10, 50_000))
     elif action == "mark":
