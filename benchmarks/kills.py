@@ -36,6 +36,7 @@ from report import table
 COMMANDS: dict[str, str] = {
     "encode a folder": f"encode in -o out/ {FAST} --batch-size 2 --report it.html",
     "encode": f"encode in/0.png in/1.png -o both.safetensors {FAST}",
+    "encode into a table": f"encode in -o z.parquet {FAST}",
     "decode": f"decode z.safetensors -o out/ --batch-size 1 {FAST}",
     "reconstruct": f"reconstruct in -o out/ --sheet all.png {FAST}",
     "manipulate": f"manipulate in --attr smiling=0.3 -o out/ {FAST}",
@@ -49,6 +50,7 @@ COMMANDS: dict[str, str] = {
     "align": "align in --landmarks faces.json --size 32 -o out/",
     "redo": "redo moved.png -o again.png",
     "codes merge": "codes merge z.safetensors z.safetensors -o all.safetensors --overwrite",
+    "codes mix": "codes mix z.safetensors z.safetensors -o mixed.safetensors --overwrite",
     "codes split": "codes split z.safetensors -o rows/ --overwrite",
     "codes average": "codes average z.safetensors -o mean.safetensors --overwrite",
     "codes export": "codes export z.safetensors -o z.npz --overwrite",

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -54,13 +53,14 @@ class CodesOptions(SaidOptions):
             named, self.files_from, self.recursive, null=self.null,
             without=own_outputs("codes", self.given), say=Output(quiet=self.quiet).say,
         )  # fmt: skip
-        found = []
-        wanted = (item for item in items if item.is_codes or item.name in named)
-        for name, some in groupby(wanted, key=lambda one: one.name):
-            item = next(some)
-            data = item.table.read() if item.table and item.is_codes else item.read()
-            codes = from_bytes(data, name)
-            found.append((name, codes if states else replace(codes, x_T=None, eps_T=None)))
+        last, found = None, []  # type: ignore[var-annotated]
+        for item in items:
+            table = item.table if item.is_codes else None
+            if (item.is_codes or item.name in named) and (table is None or table is not last):
+                codes = from_bytes(table.read() if table else item.read(), item.name)
+                codes = codes if states else replace(codes, x_T=None, eps_T=None)
+                found.append((item.name, codes))
+            last = table
         if not found:
             raise UsageError("no codes there; `pdae encode` makes them of pictures")
         return found

@@ -55,6 +55,23 @@ class TestMergeAndSplit:
         assert pdae("codes", "merge", split, "-o", back).code == 0
         assert back.read_bytes() == to_bytes(codes_of(3))
 
+    def test_a_file_that_is_named_twice_is_there_twice(
+        self,
+        pdae: Command,
+        files: dict[str, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        one = next(iter(files.values()))
+        assert pdae("codes", "merge", one, "-o", "once.safetensors").code == 0
+        assert pdae("codes", "merge", one, one, "-o", "twice.safetensors").code == 0
+        once, twice = (
+            from_bytes(Path(f"{name}.safetensors").read_bytes(), name) for name in ("once", "twice")
+        )
+        assert len(twice) == 2 * len(once)
+        assert pdae("codes", "mix", one, f"{one}=0.5", "-o", "mixed.safetensors").code == 0
+
     def test_files_folders_lists_and_streams(
         self, pdae: Command, files: dict[str, Path], tmp_path: Path
     ) -> None:

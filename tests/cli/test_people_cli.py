@@ -53,7 +53,7 @@ class TestReport:
         records = [json.loads(line) for line in done.text.splitlines()]
         told = page(tmp_path / "r.html")
         failures, figures, results = told.tables
-        assert column(failures, "inputs") == [str(tmp_path / "broken.png")]
+        assert column(failures, "inputs") == ["broken.png"]  # and no folder of ours
         assert [Path(one).name for one in column(results, "input")] == sorted(names)
         assert alts(told) == ["source", "result", "difference x4"] * 2
         assert len(told.named("script")) == 1
