@@ -56,12 +56,12 @@ def reconstruct(
                 draws = generators(run, batch)
                 pictures = model.decode(codes, generators=draws, random_noise=random_noise)
                 seconds = (time.perf_counter() - begun) / len(batch)
-                figures = {name: of(originals, pictures) for name, of in measures.items()}
                 shown = torch.cat([originals, pictures], dim=3) if compare else pictures
                 facts["sampling"] = codes.sampling
                 made = []
                 for row, one in enumerate(batch):
-                    record: dict[str, Any] = {k: of[row].item() for k, of in figures.items()}
+                    pair = originals[row : row + 1], pictures[row : row + 1]  # a batch's sums round
+                    record: dict[str, Any] = {k: of(*pair).item() for k, of in measures.items()}
                     text = "  ".join(f"{name} {value:.4g}" for name, value in record.items())
                     record |= {"nfe": nfe, "seconds": seconds}
                     record |= {"seed": options.seed, "model": model.name}
