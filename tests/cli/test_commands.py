@@ -116,6 +116,21 @@ class TestReconstruct:
         result = pdae("reconstruct", *pictures, *FAST)
         assert result.code == 0 and result.text.count("ssim") == 3
 
+    def test_figures_dont_depend_on_the_batch(self, pdae: Command, tmp_path: Path) -> None:
+        """Sums of a batch round in another order."""
+        for seed in range(12):
+            picture(seed, (32, 32)).save(tmp_path / f"{seed}.png")
+        told = [
+            pdae("reconstruct", tmp_path, "--json", "--batch-size", size, *FAST).text
+            for size in (1, 5, 12)
+        ]
+        figures = [
+            [[record[name] for name in ("mse", "psnr", "ssim", "equal")]
+             for record in map(json.loads, text.splitlines()) if "mse" in record]
+            for text in told
+        ]  # fmt: skip
+        assert len(figures[0]) == 12 and figures[0] == figures[1] == figures[2]
+
     def test_solver_ddpm_from_z_alone(self, pdae: Command, pictures: list[Path]) -> None:
         args = ("--random-noise", "--solver", "ddpm", "--json", *FAST)
         record = json.loads(pdae("reconstruct", pictures[0], *args).text)
