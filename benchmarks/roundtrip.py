@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/solvers.json"))
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--text", type=Path, help="put the tables between its marks")
+    parser.add_argument("--only", help="the round trips whose names hold this text, and no more")
     args = parser.parse_args()
     labels = find_labels(args.data, None, open_pictures(args.data, 1).names)
     if labels is None:
@@ -288,6 +289,9 @@ def main() -> None:
         _, held_out = split(open_pictures(args.data, config.image_size, config.channels), labels)
         own = name == args.model
         x_0 = to_float(held_out.stack(range(args.pictures if own else args.pictures // 4)))
+        if args.only:
+            round_trips(model, x_0, [way for way in WAYS if args.only in way.name])
+            return
         rows, made = round_trips(model, x_0, WAYS if own else WAYS[:6])
         figures["models"].append({"name": model.name, "pictures": len(x_0), "round_trips": rows})
         if own:
