@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..engine.config import ModelConfig
 from ..engine.tensors import shown
 from ..errors import ModelError
 from ..files import write_bytes
-from .reading import read_text
+from .reading import BY_DAMAGE, read_text
 
 CARD, TERMS = "README.md", "LICENSE.md"
 OURS = "pdae"  # the name of our section's marks
@@ -99,14 +97,7 @@ def read_card(folder: Path, sections: Mapping[str, str] | None = None) -> tuple[
             text = with_section(text, name, content)
         # Of a text without metadata it would warn.
         return old, text, ModelCard(text if text.startswith("---") else f"---\n\n---\n{text}")
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as e:
+    except BY_DAMAGE as e:
         reason = shown(" ".join(str(e).split()) or type(e).__name__)[1:-1]
         raise ModelError(f"{path} can't be renewed: {reason}; mend it, or move it away") from e
 

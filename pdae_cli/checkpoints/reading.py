@@ -27,7 +27,8 @@ MAX_NODES, MAX_DEPTH, MAX_SCALAR = (
 MAX_SHARDS = 1000
 # What the parsers raise: YAML's also where a tag says of a value what it isn't.
 BY_DAMAGE = (
-    ValueError, RecursionError, OverflowError, LookupError, AttributeError, TypeError,
+    yaml.YAMLError, ValueError, RecursionError, OverflowError, LookupError, AttributeError,
+    TypeError,
 )  # fmt: skip
 SAFETENSORS = ".safetensors"
 INDEX = ".json"
@@ -58,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
     text = read_text(path, MAX_CONFIG_BYTES if is_json else MAX_YAML_BYTES)
     try:
         content = strict_json(text, infinities=True) if is_json else _yaml(text)
-    except (yaml.YAMLError, *BY_DAMAGE) as error:
+    except BY_DAMAGE as error:
         reason = str(getattr(error, "problem", None) or error or type(error).__name__)
         raise ModelError(
             f"{path} can't be read as a config: {shown(reason.splitlines()[0])[1:-1]}"

@@ -13,7 +13,7 @@ from .output import Output
 
 @takes(ModelOptions, without=("dtype", "batch_size", "compile"))
 def selftest(options: ModelOptions) -> None:
-    """Check in about a minute that the model computes here as it should: twice the same, alone
+    """Check in less than a minute that the model computes here as it should: twice the same, alone
     and in a batch, and as where its values were made. Exit 1 if it doesn't.
 
     Example: pdae selftest --model faces64

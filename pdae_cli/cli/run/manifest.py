@@ -149,7 +149,7 @@ def own_outputs(command: str, given: dict[str, Any]) -> set[str]:
     """Return the real paths of what a command with these parameters writes, and in its output
     folder of what it wrote before: none of it is an input."""
     named = [str(given[name]) for name in ("output", "sheet") if given.get(name)]
-    if not given.get("output") and sys.stdout.isatty():
+    if command == "encode" and not given.get("output") and sys.stdout.isatty():
         named.append(f"out{CODES}")  # as Destination.parse names what is made of several
     found = {os.path.realpath(name) for name in named if name != "-"}
     for folder in [Path(one) for one in found if is_folder(Path(one))]:

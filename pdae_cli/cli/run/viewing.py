@@ -178,12 +178,9 @@ def _without_folders(record: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(record)
     for name in ("input", "output"):
         if isinstance(full := kept.get(name), str):
-            kept = {key: _put(value, full, told(full)) for key, value in kept.items()}
+            texts = {key: value for key, value in kept.items() if isinstance(value, str)}
+            kept |= {key: value.replace(full, told(full)) for key, value in texts.items()}
     return kept
-
-
-def _put(value: Any, old: str, new: str) -> Any:
-    return value.replace(old, new) if isinstance(value, str) else value
 
 
 def _by_title(source: Tensor | None, result: Tensor | bytes | Path | None) -> dict[str, Tensor]:
