@@ -12,6 +12,7 @@ import ast
 import inspect
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,13 @@ def functions(*folders: Path) -> dict[str, int]:
                 place = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
                 found[place] = (node.end_lineno or 0) - node.lineno + 1
     return found
+
+
+def shared_names(*codes: str) -> list[str]:
+    """Return the names that more than one class has."""
+    trees = (ast.walk(ast.parse(code)) for code in codes)
+    names = Counter(node.name for tree in trees for node in tree if isinstance(node, ast.ClassDef))
+    return sorted(name for name, count in names.items() if count > 1)
 
 
 def rooms() -> list[str]:

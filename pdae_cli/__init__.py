@@ -1,7 +1,7 @@
 """pdae: pictures to codes, codes to pictures, and edits by moving the codes.
 
 `load(name)` opens a model; `Codes` is what its `encode` returns. See `engine.Model`, and of the way
-to folders and the Hub `checkpoints.Model`.
+to folders and the Hub `checkpoints.PretrainedModel`, which is `pdae_cli.Model`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ TYPE_CHECKING = False  # as typing's, which takes longer to load than Ctrl-C may
 if TYPE_CHECKING:
     from typing import Any
 
-    from .checkpoints import Model, load
+    from .checkpoints import PretrainedModel as Model
+    from .checkpoints import load
     from .diffusion.trajectory import Sampling
     from .engine.codes import Codes
     from .engine.columns import from_table, to_table
 
 
 HOMES = {
-    "load": "checkpoints", "Model": "checkpoints", "Sampling": "diffusion.trajectory",
-    "Codes": "engine.codes", "from_table": "engine.columns", "to_table": "engine.columns",
+    "load": "checkpoints.load", "Model": "checkpoints.PretrainedModel",
+    "Sampling": "diffusion.trajectory.Sampling", "Codes": "engine.codes.Codes",
+    "from_table": "engine.columns.from_table", "to_table": "engine.columns.to_table",
 }  # fmt: skip
 
 
@@ -31,4 +33,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return vars(import_module(f"{__name__}.{HOMES[name]}"))[name]
+    module, _, own = HOMES[name].rpartition(".")
+    return vars(import_module(f"{__name__}.{module}"))[own]

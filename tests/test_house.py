@@ -56,6 +56,12 @@ def test_rooms_functions_and_files_fit_in_the_head() -> None:
     assert [path.name for path in files if house.lines(path) > 400] == []
 
 
+def test_no_two_classes_have_one_name() -> None:
+    assert house.shared_names("class A: ...\nclass B: ...", "class A: ...") == ["A"]
+    codes = [path.read_text() for path in house.PACKAGE.rglob("*.py")]
+    assert house.shared_names(*codes) == []
+
+
 def test_help_shows_what_is_common() -> None:
     commands = house.commands()
     assert len(house.shown_options(commands["encode"])) <= 20

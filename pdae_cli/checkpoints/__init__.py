@@ -3,7 +3,14 @@
 
 from ..files import bundled_models
 from .card import read_card
-from .find import Model, load, load_dpm, load_first_stage, model_folder, writable_folder
+from .find import (
+    PretrainedModel,
+    load,
+    load_dpm,
+    load_first_stage,
+    model_folder,
+    writable_folder,
+)
 from .native import (
     change_attributes,
     is_native,

@@ -18,7 +18,7 @@ from ..networks.first_stage import FirstStageConfig
 from ..networks.unet import UNetConfig
 from . import names
 from .guided import MARK, NORM, heads
-from .source import Fields, Found, Settings, Source
+from .source import Fields, Foreign, Settings, Source
 from .transfer import Part, Tensors
 
 NAME = "latent-diffusion"
@@ -133,7 +133,7 @@ def _checkpoint(source: Source) -> Path | None:
     return next((place for place in places if os.path.lexists(place)), None)
 
 
-def read(source: Source) -> Found:
+def read(source: Source) -> Foreign:
     """eps_theta of latents, and their first stage. Raises ModelError for conditional models."""
     path = _checkpoint(source)
     if path is None:
@@ -162,7 +162,7 @@ def read(source: Source) -> Found:
     parts = [Part("dpm", dpm, names.adm_unet(unet), new_order), part]
     left = [k for k, v in state.items() if isinstance(v, Tensor) and not k.startswith(STAGE)]
     ignored = {"averages and buffers beside the networks": len(left) - len(dpm.tensors)}
-    return Found(config, parts, ignored=ignored, notes=notes)
+    return Foreign(config, parts, ignored=ignored, notes=notes)
 
 
 def _config(source: Source) -> Path:

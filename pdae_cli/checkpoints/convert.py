@@ -16,7 +16,7 @@ from ..errors import ModelError, UsageError
 from ..networks.latent import LatentDPM
 from . import compvis, diffae, diffusers, guided, native, pdae
 from .card import HUB
-from .source import Found, Source
+from .source import Foreign, Source
 from .transfer import transfer
 
 FAMILIES: dict[str, ModuleType] = {
@@ -66,7 +66,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
         raise UsageError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     family = family or family_of(source)
     try:
-        found: Found = FAMILIES[family].read(source)
+        found: Foreign = FAMILIES[family].read(source)
         if source.hub:
             found.config = replace(found.config, source=f"{family}: {HUB}{source.hub}")
         with init_empty_weights(include_buffers=True):
@@ -99,7 +99,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
     return Conversion(model, family, rows, checked, notes)
 
 
-def _compared(found: Found, model: Model) -> str:
+def _compared(found: Foreign, model: Model) -> str:
     """Compare with diffusers' own network, where it is installed, on random input. Raises
     ModelError if they differ by more than rounding."""
     try:

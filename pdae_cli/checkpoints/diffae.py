@@ -14,7 +14,7 @@ from ..networks.unet import UNetConfig
 from . import names
 from .guided import ADM, NORM, heads, schedule_config, time_scale
 from .pdae import add_latent, celeba_attributes
-from .source import Fields, Found, Settings, Source, vector
+from .source import Fields, Foreign, Settings, Source, vector
 from .transfer import Part, Tensors
 
 NAME = "diffae"
@@ -146,7 +146,7 @@ def recognises(source: Source) -> bool:
     )
 
 
-def read(source: Source) -> Found:
+def read(source: Source) -> Foreign:
     """An autoencoder (with latent DPM and classifier, where there are), or a DDPM."""
     path = source.path / CHECKPOINT if source.path.is_dir() else source.path
     source = replace(source, path=path)
@@ -179,7 +179,7 @@ def read(source: Source) -> Found:
     )
     new_order = bool(shape.get("use_new_attention_order", bool, False))
     parts = [Part("dpm", tensors, table or names.adm_unet(unet), new_order)]
-    found = Found(config, parts, notes=notes)
+    found = Foreign(config, parts, notes=notes)
     plain = [k for k, v in state.items() if k.startswith("model.") and isinstance(v, Tensor)]
     found.ignored = {"model (not the averaged weights)": len(plain)}
     if encoder is not None:
@@ -240,7 +240,7 @@ def _statistics(source: Source, state: dict[str, Any], z_dim: int) -> Normalisat
 
 
 def _add_latent(
-    settings: Settings, net: Settings, tensors: Tensors, z_dim: int, found: Found
+    settings: Settings, net: Settings, tensors: Tensors, z_dim: int, found: Foreign
 ) -> None:
     for name, usual in LATENT_USUAL.items():
         settings.refuse(name, usual)
@@ -253,7 +253,7 @@ def _add_latent(
     net.refuse("skip_layers", [*skips], (*skips,))
 
 
-def _add_classifier(source: Source, z_dim: int, found: Found) -> None:
+def _add_classifier(source: Source, z_dim: int, found: Foreign) -> None:
     """A classifier's checkpoint lies in a folder beside, NAME_autoenc_cls for NAME_autoenc…"""
     stem = source.folder.name.partition("_autoenc")[0]
     places = sorted(source.folder.resolve().parent.glob(f"{stem}_autoenc*cls/{CHECKPOINT}"))

@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..networks.unet import UNetConfig
 from . import names
 from .first_stage import first_stage_folder, read_first_stage, tensors_in
-from .source import Fields, Found, Settings, Source
+from .source import Fields, Foreign, Settings, Source
 from .transfer import Part
 
 NAME = "diffusers"
@@ -117,7 +117,7 @@ def recognises(source: Source) -> bool:
     return os.path.lexists(config) and "_class_name" in Settings.read(config).values
 
 
-def read(source: Source) -> Found:
+def read(source: Source) -> Foreign:
     """eps_theta and its scheduler, and of a latent diffusion model the first stage."""
     stage = first_stage_folder(source)
     if stage == source.path:
@@ -139,7 +139,7 @@ def read(source: Source) -> Found:
         source=f"{NAME}: {source.path.name}",
         first_stage=first_stage,
     )
-    return Found(config, parts, settings=settings.values, notes=notes)
+    return Foreign(config, parts, settings=settings.values, notes=notes)
 
 
 def _network(source: Source) -> Path:

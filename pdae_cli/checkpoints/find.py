@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..engine import model as engine
 from ..engine.config import ModelConfig
-from ..engine.model import ignore
+from ..engine.model import Model, ignore
 from ..errors import ModelError, UsageError
 from ..files import bundled_models, check_writable
 from ..networks.first_stage import FirstStage
@@ -25,7 +24,7 @@ from .source import open_source
 
 
 @dataclass
-class Model(engine.Model):
+class PretrainedModel(Model):
     """A model that knows its way to a folder and the Hub, as huggingface_hub's ModelHubMixin has
     it. That class itself reads config.json as arguments of `__init__`, and removes it before it
     writes: a model of ours is whole at any time."""
@@ -36,7 +35,7 @@ class Model(engine.Model):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **how: Any
-    ) -> Model:
+    ) -> PretrainedModel:
         """Load a model as `load` does, with its options: a bundled name, a folder, or an id on the
         Hub, of which `revision` is a branch, a tag or a commit. Raises ModelError, UsageError."""
         name = str(pretrained_model_name_or_path)
@@ -112,7 +111,7 @@ def load(
     cache_dir: str | Path | None = None,
     force_download: bool = False,
     local_files_only: bool = False,
-) -> Model:
+) -> PretrainedModel:
     """Load a model: a bundled name, a folder, or a Hub id with an optional `@revision`, downloaded
     as huggingface_hub's `snapshot_download` takes the last four.
 
@@ -125,12 +124,12 @@ def load(
     read = read_model(folder, shown)
     parts = {one.name: vars(read)[one.name] for one in fields(read)}
     papers = {one: read_bytes(folder / one) for one in PAPERS if (folder / one).exists()}
-    model = Model(**parts, papers=papers, latent_training=latent_training(folder) or {})
+    model = PretrainedModel(**parts, papers=papers, latent_training=latent_training(folder) or {})
     model.to(device, dtype, compile)
     return model
 
 
-def going_on(model: engine.Model, licence: str | None) -> ModelConfig:
+def going_on(model: Model, licence: str | None) -> ModelConfig:
     """Return the config that training goes on with: of a model of the Hub it says so, and with a
     licence that one."""
     config, name = model.config, model.name
@@ -139,7 +138,7 @@ def going_on(model: engine.Model, licence: str | None) -> ModelConfig:
     return config if licence is None else replace(config, licence=licence)
 
 
-def load_dpm(name: str, announce: Announce = ignore) -> engine.Model:
+def load_dpm(name: str, announce: Announce = ignore) -> Model:
     """Load a model, ours or converted in memory, on the CPU. Raises ModelError."""
     if name in bundled_models() or is_native(Path(name)):
         return load(name, "cpu")

@@ -14,7 +14,7 @@ from ..errors import ModelError
 from ..networks.unet import UNetConfig
 from . import names
 from .reading import SAFETENSORS, read_text
-from .source import Fields, Found, Settings, Source
+from .source import Fields, Foreign, Settings, Source
 from .transfer import Part, Tensors
 
 NAME = "guided-diffusion"
@@ -116,7 +116,7 @@ def recognises(source: Source) -> bool:
     return MARK in tensors and "input_blocks.0.0.weight" in tensors
 
 
-def read(source: Source) -> Found:
+def read(source: Source) -> Foreign:
     """eps_theta, with its learned variance if it has one."""
     weights = _weights(source.path)[0] if source.path.is_dir() else source.path
     notes = ["the weights are taken as they are; of several files, the ema_* one is the better"]
@@ -143,7 +143,7 @@ def read(source: Source) -> Found:
     )
     new_order = flags.get("use_new_attention_order", bool)
     parts = [Part("dpm", tensors, names.adm_unet(unet), new_order)]
-    return Found(config, parts, notes=notes)
+    return Foreign(config, parts, notes=notes)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from ..networks.latent import LatentConfig
 from ..networks.unet import UNetConfig
 from . import names
 from .guided import ADM, heads, schedule_config
-from .source import Fields, Found, Settings, Source, vector
+from .source import Fields, Foreign, Settings, Source, vector
 from .transfer import Part, Tensors
 
 NAME = "pdae"
@@ -101,7 +101,7 @@ def recognises(source: Source) -> bool:
     return any(kind in source.content() for kind in KINDS)
 
 
-def read(source: Source) -> Found:
+def read(source: Source) -> Foreign:
     """An autoencoder with all that belongs to it, or a diffusion model alone."""
     source = replace(source, path=_checkpoint(source))
     path, folder, content = source.path, source.folder, source.content()
@@ -174,7 +174,7 @@ def _checkpoint(source: Source) -> Path:
 
 def _read_dpm(
     source: Source, settings: Settings, tensors: Tensors, image_size: int, notes: list[str]
-) -> Found:
+) -> Foreign:
     """eps_theta, as its DPM's config describes it."""
     shape = settings.below("denoise_fn_config").follow(DPM, notes)
     diffusion = settings.below("diffusion_config").follow(SCHEDULE, notes)
@@ -201,7 +201,7 @@ def _read_dpm(
     told = f"{NAME}: {source.folder.name}/{source.path.name}"
     config = ModelConfig(schedule, unet, licence=LICENCE, source=told)
     new_order = bool(shape.get("use_new_attention_order", bool, False))
-    found = Found(config, [Part("dpm", tensors, names.adm_unet(unet), new_order)], notes=notes)
+    found = Foreign(config, [Part("dpm", tensors, names.adm_unet(unet), new_order)], notes=notes)
     content = source.content()
     taken = {"ema_decoder", "ema_encoder"} if "ema_decoder" in content else {"ema_denoise_fn"}
     for key, value in content.items():
@@ -235,7 +235,7 @@ def _encoder(tensors: Tensors) -> EncoderConfig:
     )
 
 
-def _add_neighbours(source: Source, z_dim: int, found: Found) -> None:
+def _add_neighbours(source: Source, z_dim: int, found: Foreign) -> None:
     """Add z's statistics, the latent DPM and the classifier, where the release has them."""
     name, notes = source.folder.name, found.notes
 
@@ -269,7 +269,7 @@ def _add_neighbours(source: Source, z_dim: int, found: Found) -> None:
 
 
 def add_latent(
-    found: Found, tensors: Tensors, shape: Settings, z_dim: int, width: str, time_channels: str
+    found: Foreign, tensors: Tensors, shape: Settings, z_dim: int, width: str, time_channels: str
 ) -> None:
     """Add the MLP with skips, the last of whose layers is a plain linear one; `width` and
     `time_channels` are its config's names for them."""

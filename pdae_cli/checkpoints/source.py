@@ -103,7 +103,7 @@ def open_source(name: str, config: Path | None = None, announce: Announce = igno
 
 
 @dataclass
-class Found:
+class Foreign:
     """All that a source has for us."""
 
     config: ModelConfig

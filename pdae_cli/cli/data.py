@@ -17,7 +17,7 @@ from .run.launch import launched
 from .run.recipes import told
 
 if TYPE_CHECKING:
-    from ..training.data import Pictures, Source
+    from ..training.data import Pictures, PictureSource
     from ..training.labels import Labels
 
 SHOWN = 5  # of each kind of thing, for people; --json has all
@@ -59,7 +59,7 @@ def named(data: Path) -> str:
 
 
 def labels_of(
-    pictures: Pictures | Source, labels: Path | None, quiet: bool = False
+    pictures: Pictures | PictureSource, labels: Path | None, quiet: bool = False
 ) -> Labels | None:
     """Find the labels of pictures (`training.labels.find_labels`), and say what isn't taken."""
     from ..training.labels import find_labels

@@ -104,7 +104,7 @@ def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CodesFacts:
     """What a codes file says of its tensors."""
 
     format: str
@@ -120,7 +120,7 @@ def to_bytes(codes: Codes, recipe: dict[str, Any] | None = None) -> bytes:
     """Make the content of a codes file; its `recipe` says how it was made."""
     tensors = {name: part.float().cpu().contiguous() for name, part in codes.tensors().items()}
     of_model = codes.model, codes.weights_sha, codes.sampling
-    facts = Facts(FORMAT, *of_model, codes.sources, codes.picture_shas, codes.converged)
+    facts = CodesFacts(FORMAT, *of_model, codes.sources, codes.picture_shas, codes.converged)
     metadata = {"pdae": json.dumps(asdict(facts), sort_keys=True)}
     if recipe is not None:
         metadata["recipe"] = json.dumps(recipe, sort_keys=True, default=str)
@@ -148,12 +148,12 @@ def read_recipe(data: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _checked(header: Header) -> Facts:
+def _checked(header: Header) -> CodesFacts:
     """The facts of a file of codes. Raises ValueError where they or its tensors can't be that."""
     facts = header.facts()
     if facts.get("format") != FORMAT:
         raise ValueError(f"format {shown(facts.get('format'))}, this version reads {FORMAT}")
-    read: Facts = build(Facts, facts, "its metadata")
+    read: CodesFacts = build(CodesFacts, facts, "its metadata")
     sampling = build(Sampling, read.sampling, "sampling")  # 7 of a file is 7.0 of guidance
     read = replace(read, sampling={name: vars(sampling)[name] for name in read.sampling})
     shapes = {name: spec.shape for name, spec in header.tensors.items()}

@@ -13,7 +13,7 @@ from ..errors import OutOfMemory, UsageError
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Part:
+class Attempt:
     """Some rows of a batch. As a context for what is done with them, it swallows an OutOfMemory
     where fewer rows may fit."""
 

@@ -25,7 +25,7 @@ from ..networks.unet import UNet
 from ..pictures.images import Pictures, as_tensor, picture_sha, to_pixels
 from .attributes import Attributes, Scale
 from .codes import Z_ALONE, Codes, between, stack
-from .computing import PRECISIONS, Part, check_compiler, computing, joined
+from .computing import PRECISIONS, Attempt, check_compiler, computing, joined
 from .config import ModelConfig
 
 
@@ -157,13 +157,13 @@ class Model:
         with computing(self.device, "float32"):
             return latents if self.first_stage is None else self.first_stage.decode(latents)
 
-    def parts(self, count: int) -> Iterator[Part]:
+    def parts(self, count: int) -> Iterator[Attempt]:
         """Yield `batch_size` of `count` rows at a time: `with part as rows`. Where memory runs out,
         the batch size is halved for good; a single row that doesn't fit is an OutOfMemory."""
         first = 0
         while first < count:
             size = min(self.batch_size, count - first)
-            yield (part := Part(slice(first, first + size)))
+            yield (part := Attempt(slice(first, first + size)))
             if part.failed:
                 self.batch_size = size // 2
                 self.notify(f"{self.device} is out of memory; going on with {size // 2} at once")

@@ -32,7 +32,7 @@ CHUNK = 256
 
 
 @dataclass(frozen=True)
-class Facts:
+class JudgeFacts:
     """What a judge's file says of it."""
 
     names: tuple[str, ...]
@@ -121,7 +121,7 @@ def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
 
     def read() -> tuple[Judge, dict[str, float]]:
         header = safe.check(path, keys=("judge",))
-        facts: Facts = build(Facts, header.facts("judge"), "its metadata")
+        facts: JudgeFacts = build(JudgeFacts, header.facts("judge"), "its metadata")
         shape = list(facts.names), facts.size, facts.channels
         with torch.device("meta"):  # no memory before the file is known to fit
             expected = Judge(*shape).state_dict()

@@ -39,14 +39,14 @@ class Check(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
+class SelftestFacts:
     """What a file of values says of them."""
 
     of: dict[str, str]  # SHA-256 of each of the model's files
     equal: float  # share of the 8-bit values that came back
 
 
-Values = tuple[Facts, dict[str, Tensor]]
+Values = tuple[SelftestFacts, dict[str, Tensor]]
 
 
 def drawn(size: int, channels: int) -> Tensor:
@@ -137,5 +137,5 @@ def read_values(folder: Path) -> Values | None:
         return None
     with guarded(path):
         header = safe.check(path, keys=("pdae",))
-        facts: Facts = build(Facts, header.facts(), "its metadata")
+        facts: SelftestFacts = build(SelftestFacts, header.facts(), "its metadata")
         return (facts, safe.load(path, header)) if facts.of == made_of(folder) else None

@@ -33,7 +33,7 @@ def nothing(text: str) -> None:
 
 
 @dataclass
-class Source:
+class PictureSource:
     """The files of a data set: by name, `read` gives their bytes; `warn` is told of each that is no
     picture, once."""
 
@@ -65,7 +65,7 @@ class Frames:
     """A source's pictures in a model's frame, by number: uint8 (C, size, size). They are remembered
     while all of them fit into CACHE_BYTES."""
 
-    def __init__(self, source: Source, size: int, channels: int, fit: str) -> None:
+    def __init__(self, source: PictureSource, size: int, channels: int, fit: str) -> None:
         self.source, self.size, self.channels, self.fit = source, size, channels, fit
         self._large = Lock()
         count = len(source.names)
@@ -177,12 +177,12 @@ class Task:
 
 def open_source(
     data: Path, warn: Say = nothing, say: Say = nothing, without: Collection[str] = ()
-) -> Source:
+) -> PictureSource:
     """Open a folder or zip, by name, or a table (see `tables.source_of`), by row. `say` is told
     what is left out, among it the real paths `without`. Raises InputError, UsageError."""
     if table := open_table(data):
         rows = [str(row) for row in range(len(table))]
-        return Source(data, rows, lambda name: table.read(int(name)), warn, "row ")
+        return PictureSource(data, rows, lambda name: table.read(int(name)), warn, "row ")
     if not is_folder(data) and not is_archive(data):
         if os.path.exists(data):  # noqa: PTH110
             raise UsageError(f"{data} is no folder, zip, Parquet file or tar shard of pictures")
@@ -192,7 +192,7 @@ def open_source(
         say(told)
     if not listing.names:
         raise InputError(f"{data} holds no pictures")
-    return Source(data, sorted(listing.names), listing.read, warn, closed=listing.closed)
+    return PictureSource(data, sorted(listing.names), listing.read, warn, closed=listing.closed)
 
 
 def open_pictures(

@@ -42,7 +42,7 @@ MADE: list[Any] = [
     FirstStageConfig("VQModel", 3, 3, ("DownEncoderBlock2D",), ("UpDecoderBlock2D",), (8,), 1, 4,
                      True, True, 16, 3, 1.0, 0.0),
     Sampling(), ClassifierConfig(32, unet_config(), CLASSES, ScheduleConfig()),
-    judge.Facts(("Hat",), {"Hat": 0.5}, 32, 3),
+    judge.JudgeFacts(("Hat",), {"Hat": 0.5}, 32, 3),
 ]  # fmt: skip
 KINDS = {type(one) for one in MADE}
 FAR = ("1" + "0" * 400, "-1" + "0" * 400, "1e999", "-1e999", "NaN", "true", '"7"', "[7]")
@@ -102,7 +102,7 @@ def wrong(content: Any, path: tuple[str, ...], given: Range, count: int = 2) -> 
 
 
 def test_every_kind_is_here_and_every_number_has_a_range() -> None:
-    for root in (ModelConfig, LatentConfig, ClassifierConfig, Sampling, judge.Facts):
+    for root in (ModelConfig, LatentConfig, ClassifierConfig, Sampling, judge.JudgeFacts):
         assert reachable(root) <= KINDS
     assert sum(len(numbers(kind)) for kind in KINDS) > 50
     bare = dataclasses.make_dataclass("Bare", [("steps", tuple[int, ...] | None)])
