@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import Range, check_ranges
-from .layers import Attention, Conv2d, Few, Linear, Side, Width, groups_of
+from ..errors import check_ranges
+from .layers import AnySide, Attention, Conv2d, Few, Linear, Side, Width, groups_of
 
 FINAL_SIZE = 4  # the feature map that is flattened
 
@@ -20,7 +19,7 @@ class EncoderConfig:
     image_size: Side  # pixels: 4 times a power of two
     channels: Width  # of the pictures
     widths: tuple[Width, ...]  # of the stride-2 convolutions: one for each halving down to 4x4
-    attention_size: Annotated[int, Range(0, 1 << 14)]  # one self-attention at this feature-map size
+    attention_size: AnySide  # one self-attention at this feature-map size
     heads: Few
     z_dim: Width
     groups: Few = 32  # of every GroupNorm

@@ -3,61 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import Range, check_ranges
-from .layers import (
-    Attention,
-    Blocks,
-    Conv2d,
-    Epsilon,
-    Few,
-    Layer,
-    Linear,
-    Multiplier,
-    Side,
-    Width,
-    group_norm,
-    resized,
-)
+from .layers import Conv2d, Layer, Linear, Shape, Width, resized
 
 
 @dataclass(frozen=True)
-class HalfUNetConfig:
-    image_size: Side  # pixels, height and width
-    channels: Width  # of the pictures
-    base_channels: Width
-    multipliers: tuple[Multiplier, ...]  # width of each level, in units of base_channels
-    blocks: Blocks  # residual blocks a level
-    attention: tuple[
-        Annotated[int, Range(0, 1 << 14)], ...
-    ]  # attention at these feature-map sizes, and always in the middle
-    head_channels: Width | None  # channels an attention head; None: use `heads`
-    heads: Few
-    groups: Few  # of every GroupNorm, or as many as it has channels
-    norm_eps: Epsilon
+class HalfUNetConfig(Shape):
     z_dim: Width
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if not 1 <= len(self.multipliers) <= 16:
-            raise ValueError(f"{len(self.multipliers)} levels of {self.blocks} blocks")
-        for width in self.widths:
-            if width < 1 or width % min(self.groups, width):
-                raise ValueError(f"{width} channels don't divide into {self.groups} groups")
-
-    @property
-    def widths(self) -> list[int]:
-        return [round(self.base_channels * multiplier) for multiplier in self.multipliers]
-
-    def norm(self, channels: int) -> nn.GroupNorm:
-        return group_norm(channels, self.groups, self.norm_eps)
-
-    def attention_of(self, channels: int) -> Attention:
-        return Attention(self.norm(channels), self.heads, self.head_channels)
 
 
 class TimelessBlock(nn.Module):
@@ -88,7 +43,7 @@ class HalfUNet(nn.Module):
         self.layers = nn.ModuleList()
         for level, width in enumerate(cfg.widths):
             for _ in range(cfg.blocks):
-                attention = cfg.attention_of(width) if size in cfg.attention else None
+                attention = cfg.attention_of(width, size)  # first: weights are drawn in this order
                 self.layers.append(Layer(TimelessBlock(cfg, c, width), attention))
                 c = width
             if level < len(cfg.widths) - 1:

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import Range
+from ..errors import Range, check_ranges
 
 LARGE_MAP = 1024  # positions: see `placed`
 # What may be built. A network's tensors are compared with its file before there is memory for them.
 Width = Annotated[int, Range(1, 1 << 20)]  # of channels, dimensions, codes
+AnyWidth = Annotated[int, Range(0, 1 << 20)]
 Side = Annotated[int, Range(1, 1 << 14)]  # of pictures and feature maps
+AnySide = Annotated[int, Range(0, 1 << 14)]
 Multiplier = Annotated[float, Range(1 / 64, 64)]
 Blocks = Annotated[int, Range(1, 64)]  # of a level
 Few = Annotated[int, Range(1, 1 << 12)]  # groups, heads
 Share = Annotated[float, Range(0, 1)]
 Epsilon = Annotated[float, Range(1e-12, 1)]
+MAX_BLOCKS = 128  # of all levels, five times what is usual: building takes time even without memory
 
 
 class Conv2d(nn.Conv2d):
@@ -138,6 +142,45 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each (N, heads, HW, C/heads)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         return x + self.out(h).transpose(1, 2).reshape(n, c, height, width)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What fixes the levels of a U-Net's half, and the layers of each."""
+
+    image_size: Side  # pixels, height and width
+    channels: Width  # of the pictures: 3 for RGB
+    base_channels: Width
+    multipliers: tuple[Multiplier, ...]  # width of each level, in units of base_channels
+    blocks: Blocks  # residual blocks a level (one more in a U-Net's output half)
+    attention: tuple[AnySide, ...]  # at these feature-map sizes, and always in the middle
+    head_channels: Width | None  # channels an attention head; None: use `heads`
+    heads: Few  # attention heads, where head_channels is None
+    groups: Few  # of every GroupNorm, or as many as it has channels
+    norm_eps: Epsilon  # of every GroupNorm
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        levels, all_blocks = len(self.multipliers), len(self.multipliers) * self.blocks
+        if not 1 <= levels <= 16 or all_blocks > MAX_BLOCKS:
+            most = f"1 to 16 levels and {MAX_BLOCKS} blocks in all can be built"
+            raise ValueError(f"{levels} levels of {self.blocks} blocks; {most}")
+        for width in self.widths:
+            if width < 1 or width % min(self.groups, width):
+                raise ValueError(f"{width} channels don't divide into {self.groups} groups")
+
+    @property
+    def widths(self) -> list[int]:
+        return [round(self.base_channels * multiplier) for multiplier in self.multipliers]
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        return group_norm(channels, self.groups, self.norm_eps)
+
+    def attention_of(self, channels: int, size: int | None = None) -> Attention | None:
+        """The attention at maps of this size, or (None) in the middle; None where there is none."""
+        if size is not None and size not in self.attention:
+            return None
+        return Attention(self.norm(channels), self.heads, self.head_channels)
 
 
 class Layer(nn.Module):

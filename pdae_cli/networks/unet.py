@@ -14,22 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import Range, check_ranges
+from ..errors import Range
 from .layers import (
-    Attention,
-    Blocks,
+    AnyWidth,
     Conv2d,
     ConvResample,
-    Epsilon,
-    Few,
     Layer,
     Linear,
-    Multiplier,
+    Shape,
     Share,
-    Side,
     TimeEmbedding,
-    Width,
-    group_norm,
     placed,
     resized,
     silu,
@@ -39,7 +33,7 @@ from .layers import (
 # How feature maps are halved and doubled: inside a residual block (ADM), or by convolutions of
 # their own, padded on all sides, or right and below only (the first DDPM and its descendants).
 RESAMPLING = ("residual", "convolution", "convolution_right")
-MAX_BLOCKS = 128  # of one half, five times what is usual: building takes time even without memory
+Patch = Annotated[int, Range(1, 64)]
 
 
 @dataclass(frozen=True)
@@ -51,63 +45,35 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Shape):
     """Everything that fixes the shape of eps_theta, and through it that of G_psi."""
 
-    image_size: Side  # pixels, height and width
-    channels: Width  # of the pictures: 3 for RGB
-    patch: Annotated[
-        int, Range(1, 64)
-    ]  # space-to-depth factor at the input: 1 none, 2 makes 64x64 pixels 32x32 positions
-    base_channels: Width  # width of the first level
-    multipliers: tuple[Multiplier, ...]  # width of each level, in units of base_channels
-    blocks: Blocks  # residual blocks a level (one more in the output half)
-    attention: tuple[
-        Annotated[int, Range(0, 1 << 14)], ...
-    ]  # attention at these feature-map sizes, and always in the middle
-    head_channels: Width | None  # channels an attention head; None: use `heads`
-    heads: Few  # attention heads, where head_channels is None
+    patch: Patch  # space-to-depth factor at the input: 1 none, 2 makes 64x64 pixels 32x32 positions
     time_conditioning: str  # "scale_shift" (AdaGN) or "additive"
     resampling: str  # see RESAMPLING
     learn_sigma: bool  # the network also predicts the variance's interpolation
-    groups: Few  # of every GroupNorm, or as many as it has channels
-    norm_eps: Epsilon  # of every GroupNorm
     dropout: Share
-    embedding_channels: Annotated[int, Range(0, 1 << 20)] = (
-        0  # of the time embedding; 0: 4 base_channels, the usual
-    )
+    embedding_channels: AnyWidth = 0  # of the time embedding; 0: 4 base_channels, the usual
     sine_first: bool = False  # order of the time embedding's sinusoids
     frequency_shift: Annotated[int, Range(0, 1)] = 0  # of 10000^(-i / (half - shift))
     time_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0  # of t, before its sinusoids
-    z_channels: Annotated[int, Range(0, 1 << 20)] = (
-        0  # of z, where every block of the U-Net itself takes it (Diff-AE)
-    )
+    z_channels: AnyWidth = 0  # of z, where every block of the U-Net itself takes it (Diff-AE)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.base_channels % 2 or self.base_channels < 4:
             raise ValueError(f"{self.base_channels} base channels; an even number from 4 on can be")
         if self.embedding_channels == 0:
             object.__setattr__(self, "embedding_channels", 4 * self.base_channels)
-        levels, all_blocks = len(self.multipliers), len(self.multipliers) * self.blocks
-        if not 1 <= levels <= 16 or all_blocks > MAX_BLOCKS:
-            most = f"1 to 16 levels and {MAX_BLOCKS} blocks in all can be built"
-            raise ValueError(f"{levels} levels of {self.blocks} blocks; {most}")
+        levels = len(self.multipliers)
         smallest = self.patch * 2 ** (levels - 1)
         if self.image_size % smallest:
             wrong = f"image_size {self.image_size} is not a multiple of {smallest}"
             raise ValueError(f"{wrong} (patch {self.patch}, {levels} levels)")
-        for width in self.widths:
-            if width < 1 or width % min(self.groups, width):
-                raise ValueError(f"{width} channels don't divide into {self.groups} groups")
         if self.time_conditioning not in ("scale_shift", "additive"):
             raise ValueError(f"unknown time_conditioning {self.time_conditioning!r}")
         if self.resampling not in RESAMPLING:
             raise ValueError(f"unknown resampling {self.resampling!r}")
-
-    @property
-    def widths(self) -> list[int]:
-        return [round(self.base_channels * multiplier) for multiplier in self.multipliers]
 
     @property
     def sizes(self) -> list[int]:
@@ -130,15 +96,6 @@ class UNetConfig:
     def time_embedding(self) -> TimeEmbedding:
         order = int(self.sine_first), self.frequency_shift, self.time_scale
         return TimeEmbedding(self.base_channels, self.embedding_channels, *order)
-
-    def norm(self, channels: int) -> nn.GroupNorm:
-        return group_norm(channels, self.groups, self.norm_eps)
-
-    def attention_of(self, channels: int, size: int | None = None) -> Attention | None:
-        """The attention at maps of this size, or (None) in the middle; None where there is none."""
-        if size is not None and size not in self.attention:
-            return None
-        return Attention(self.norm(channels), self.heads, self.head_channels)
 
     def resampler(self, channels: int, resample: str, conditioning: Conditioning | None) -> Layer:
         """The layer between two levels."""
