@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -61,24 +62,29 @@ class PictureSource:
             self.warn(f"more can't be read: `pdae data check {self.root}` names them all")
 
 
-class Frames:
-    """A source's pictures in a model's frame, by number: uint8 (C, size, size). They are remembered
-    while all of them fit into CACHE_BYTES."""
+class Pictures:
+    """Pictures of a source in a model's frame, by number, each uint8 (C, size, size): all, or a
+    `subset`. They are remembered, for all subsets alike, while the source fits into CACHE_BYTES."""
 
     def __init__(self, source: PictureSource, size: int, channels: int, fit: str) -> None:
         self.source, self.size, self.channels, self.fit = source, size, channels, fit
+        self.root, self.names, self.bad = source.root, source.names, source.bad
         self._large = Lock()
         count = len(source.names)
         fits = count * channels * size**2 <= CACHE_BYTES
         shape = (count, channels, size, size)
         self._cache = torch.empty(shape, dtype=torch.uint8) if fits else None
         self._cached = torch.zeros(count, dtype=torch.bool)
+        self._rows = torch.arange(count)  # of the source, and of what is remembered
 
-    def one(self, row: int) -> Tensor:
-        """Return a picture (C, size, size). Raises InputError where it can't be read."""
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return a picture. Raises InputError where it can't be read."""
+        row, name = int(self._rows[index]), self.names[index]
         if self._cache is not None and self._cached[row]:
             return self._cache[row]
-        name = self.source.names[row]
         data = self.source.read(name)
         with turn(self._large, data):
             image = open_picture(data, self.source.label + name)
@@ -88,47 +94,34 @@ class Frames:
             self._cached[row] = True
         return picture
 
-    def stack(self, rows: Tensor) -> Tensor:
-        """Return pictures (N, C, size, size). Raises InputError for one that can't be read."""
+    def stack(self, indices: Sequence[int]) -> Tensor:
+        """Return pictures as one uint8 tensor (N, C, size, size). Raises InputError where one can't
+        be read: nothing takes its place."""
+        rows = self._rows[torch.as_tensor(indices)]
         if self._cache is not None and bool(self._cached[rows].all()):
             return self._cache[rows]
         with ThreadPoolExecutor() as pool:
-            return torch.stack(list(pool.map(self.one, rows.tolist())))
+            return torch.stack(list(pool.map(self.__getitem__, indices)))
 
-    def why_not(self, row: int) -> str:
+    def why_not(self, index: int) -> str:
         """Say why a picture can't be read; nothing where it can."""
         try:
-            self.one(row)
+            self[index]
         except InputError as error:
             return str(error)
         return ""
 
-
-class Pictures:
-    """Some pictures of a source in a model's frame, by number, each uint8 (C, size, size)."""
-
-    def __init__(self, frames: Frames, rows: Sequence[int]) -> None:
-        self.frames, self._rows = frames, torch.tensor(rows, dtype=torch.long)
-        self.names = [frames.source.names[row] for row in rows]
-        self.root, self.bad = frames.source.root, frames.source.bad
-        self.size, self.channels = frames.size, frames.channels
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Return a picture. Raises InputError where it can't be read."""
-        return self.frames.one(int(self._rows[index]))
-
-    def stack(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures as one uint8 tensor (N, C, size, size). Raises InputError where one can't
-        be read: nothing takes its place."""
-        return self.frames.stack(self._rows[torch.as_tensor(indices)])
-
     def subset(self, names: Sequence[str]) -> Pictures:
         """Return the pictures of these names, in this order."""
-        rows = dict(zip(self.names, self._rows.tolist(), strict=True))
-        return Pictures(self.frames, [rows[name] for name in names])
+        index = {name: number for number, name in enumerate(self.names)}
+        return self._numbered([index[name] for name in names])
+
+    def _numbered(self, indices: Sequence[int]) -> Pictures:
+        """Number these anew."""
+        some = copy.copy(self)
+        some.names = [self.names[index] for index in indices]
+        some._rows = self._rows[torch.tensor(indices, dtype=torch.long)]
+        return some
 
     def readable(
         self,
@@ -144,10 +137,10 @@ class Pictures:
         while waiting and len(found) < count:
             part, waiting = waiting[: count - len(found)], waiting[count - len(found) :]
             with ThreadPoolExecutor() as pool:
-                reasons = pool.map(self.frames.why_not, self._rows[torch.tensor(part)].tolist())
+                reasons = pool.map(self.why_not, part)
                 for index, reason in zip(part, reasons, strict=True):
                     if reason:
-                        self.frames.source.leave_out(self.names[index], reason)
+                        self.source.leave_out(self.names[index], reason)
                     else:
                         found.append(index)
                     progress(1)
@@ -160,8 +153,7 @@ class Pictures:
     def checked(self, progress: Callable[[int], None] = lambda count: None) -> Pictures:
         """Read all, and return those that can be read, numbered anew: whoever numbers them before a
         run pairs no label with another picture. Raises InputError where none can be read."""
-        good = self.readable(range(len(self)), progress=progress)
-        return Pictures(self.frames, self._rows[torch.tensor(good)].tolist())
+        return self._numbered(self.readable(range(len(self)), progress=progress))
 
 
 @dataclass(frozen=True)
@@ -209,7 +201,7 @@ def open_pictures(
     source = open_source(data, warn, say, without)
     for name, reason in source.closed.items():
         raise InputError(f"{data / name}: can't be opened: {reason}; let it be read, or move it")
-    return Pictures(Frames(source, size, channels, fit), range(len(source.names)))
+    return Pictures(source, size, channels, fit)
 
 
 def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures]:

@@ -13,7 +13,7 @@ from small_runs import OPTIONS, drawn, folder_of
 
 from pdae_cli.errors import InputError
 from pdae_cli.pictures.listing import Listing
-from pdae_cli.training.data import Frames, Pictures, PictureSource, open_pictures, split
+from pdae_cli.training.data import Pictures, PictureSource, open_pictures, split
 from pdae_cli.training.stage import order
 
 
@@ -119,9 +119,7 @@ def test_split_follows_names_not_order(tmp_path: Path, count: int, held_out: int
     names = [f"{number}.png" for number in range(count)]
 
     def named(names: list[str]) -> Pictures:
-        return Pictures(
-            Frames(PictureSource(tmp_path, names, str.encode), 1, 1, "crop"), range(count)
-        )
+        return Pictures(PictureSource(tmp_path, names, str.encode), 1, 1, "crop")
 
     parts, again = split(named(names), None), split(named(names[::-1]), None)
     for part, other in zip(parts, again, strict=True):
