@@ -12,7 +12,7 @@ import typer
 
 from ..errors import InputError, ModelError, UsageError
 from ..pictures.listing import CODES, SUFFIXES
-from .data import labels_of, needed, open_data
+from .data import encoded, labels_of, needed, open_data, read_codes, z_of
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
 from .run.destination import writable
@@ -82,7 +82,7 @@ def fit(
         out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(lesson.left)}")
     refuse = partial(_replaced, [*lesson.names, *lesson.numbers], overwrite, options.model)
     replaced = refuse(model.attributes)  # before the work, and again where they are written
-    z = [torch.cat([_normalised(model, one, out) for one in part]) for part in lesson.parts]
+    z = [torch.cat([encoded(model, one, out) for one in part]) for part in lesson.parts]
     fitted = lesson.learnt(z, decay)
 
     def change(known: Attributes | None) -> Attributes:
@@ -109,14 +109,6 @@ def _replaced(
 
 def _pictures(model: Model, data: Path, out: Output, output: Path | None = None) -> Pictures:
     return open_data(data, model.config.image_size, model.config.channels, out, output=output)
-
-
-def _normalised(model: Model, pictures: Pictures, out: Output) -> Tensor:
-    """Normalised z of all pictures (N, D)."""
-    from ..training.latent import encode_all
-
-    with out.progress("encode", len(pictures)) as bar:
-        return model.normalise(encode_all(model, pictures, bar.advance_to))
 
 
 def _report(
@@ -247,11 +239,7 @@ def discover(
         raise InputError(f"{output} exists; pass --overwrite")
     out, folder = Output(options.json, options.quiet), writable_folder(options.model)
     model = options.load()
-    if data.suffix.lower() == CODES:
-        z = model.normalise(_read_codes(model, data).z)
-    else:
-        z = _normalised(model, _pictures(model, data, out, output).checked(), out)
-    found = principal(z, count)
+    found = principal(z_of(model, data, out, output=output), count)
 
     def change(known: Attributes | None) -> Attributes:
         old = [name for name in known.names if re.fullmatch(r"pca_\d+", name)] if known else []
@@ -265,21 +253,12 @@ def discover(
     _print(found, out)
 
 
-def _read_codes(model: Model, path: Path) -> Codes:
-    from ..engine.codes import MAX_BYTES, from_bytes
-    from ..files import read_limited
-
-    codes = from_bytes(read_limited(path, MAX_BYTES), str(path))
-    model.check(codes)
-    return codes
-
-
 def _first(model: Model, source: Path, options: DiscoverOptions, output: Path) -> Codes:
     """Codes of a picture, or of the first in a codes file, folder or zip."""
     from ..pictures.images import to_float
 
     if source.suffix.lower() == CODES:
-        return _read_codes(model, source)[:1]
+        return read_codes(model, source)[:1]
     if source.suffix.lower() in SUFFIXES:
         return model.encode([source], options.sampling())
     pictures = _pictures(model, source, Output(quiet=True), output)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UsageError
 from ..pictures.listing import CODES, is_archive, is_folder
+from .data import z_of
 from .options import (
     PICTURES,
     SOLVING,
@@ -160,8 +161,8 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
     from ..engine import guidance
 
     model = run.model
-    z = _normalised(run, with_)
-    others = None if options.unlike is None else _normalised(run, Path(options.unlike))
+    z = _of_several(run, with_)
+    others = None if options.unlike is None else _of_several(run, Path(options.unlike))
     likeness = guidance.learn(z, others, guidance.unlabelled(model))
     kind = f"those in {Path(options.unlike)}" if options.unlike else "what the model makes"
     run.out.say(
@@ -175,23 +176,10 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
     return options.rows(paint), likeness.sha()
 
 
-def _normalised(run: Run, path: Path) -> Tensor:
-    """Normalised z (N, D) of a codes file, or of the pictures in a folder or zip."""
-    from ..engine.codes import MAX_BYTES, from_bytes
-    from ..files import read_limited
-    from ..training.latent import encode_all
-    from .data import open_data
-
-    model, options, config = run.model, run.options, run.model.config
-    if path.suffix.lower() == CODES:
-        codes = from_bytes(read_limited(path, MAX_BYTES), str(path))
-        model.check(codes)
-        return model.normalise(codes.z)
-    if not is_folder(path) and not is_archive(path) and os.path.exists(path):  # noqa: PTH110
+def _of_several(run: Run, path: Path) -> Tensor:
+    """Normalised z (N, D) of a codes file, folder or zip. Raises UsageError for one picture."""
+    several = path.suffix.lower() == CODES or is_folder(path) or is_archive(path)
+    if not several and os.path.exists(path):  # noqa: PTH110
         raise UsageError(f"{path} is one picture; name a folder, zip or codes file of several")
-    output = options.given.get("output")
-    pictures = open_data(
-        path, config.image_size, config.channels, run.out, options.fit, output and Path(output)
-    ).checked()
-    with run.out.progress("encode", len(pictures)) as bar:
-        return model.normalise(encode_all(model, pictures, bar.advance_to))
+    output = run.options.given.get("output")
+    return z_of(run.model, path, run.out, run.options.fit, output and Path(output))

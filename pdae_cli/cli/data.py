@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, UsageError
+from ..pictures.listing import CODES
 from .options import SaidOptions, takes
 from .output import Output
 from .run.launch import launched
 from .run.recipes import told
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..engine.codes import Codes
+    from ..engine.model import Model
     from ..training.data import Pictures, PictureSource
     from ..training.labels import Labels
 
@@ -46,6 +51,35 @@ def open_data(
         say(f"reading {data} into the cache of datasets, HF_DATASETS_CACHE, if it isn't there")
     without = [] if output is None else [os.path.realpath(output)]
     return open_pictures(data, size, channels, fit, warn=warn, say=say, without=without)
+
+
+def z_of(
+    model: Model, data: Path, out: Output, fit: str = "crop", output: Path | None = None
+) -> Tensor:
+    """Normalised z (N, D) of a codes file, or of what can be read of a data set's pictures."""
+    if data.suffix.lower() == CODES:
+        return model.normalise(read_codes(model, data).z)
+    config = model.config
+    pictures = open_data(data, config.image_size, config.channels, out, fit, output)
+    return encoded(model, pictures.checked(), out)
+
+
+def read_codes(model: Model, path: Path) -> Codes:
+    """Read a file of codes of this model. Raises InputError."""
+    from ..engine.codes import MAX_BYTES, from_bytes
+    from ..files import read_limited
+
+    codes = from_bytes(read_limited(path, MAX_BYTES), str(path))
+    model.check(codes)
+    return codes
+
+
+def encoded(model: Model, pictures: Pictures, out: Output) -> Tensor:
+    """Normalised z (N, D) of all pictures."""
+    from ..training.latent import encode_all
+
+    with out.progress("encode", len(pictures)) as bar:
+        return model.normalise(encode_all(model, pictures, bar.advance_to))
 
 
 def named(data: Path) -> str:
