@@ -77,7 +77,7 @@ def read_model(folder: Path, name: str) -> Model:
                 f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded[0])[1:13]}; "
                 "it was damaged or edited"
             )
-        networks = _fill(lambda: build_networks(config), weights)
+        networks = fill(lambda: build_networks(config), weights)
     more: dict[str, Any] = {"name": name, "weights_sha": found}
     if (file := folder / ATTRIBUTES).exists():
         more["attributes"] = read_attributes(file, config.z_dim)
@@ -290,7 +290,7 @@ def read_latent_dpm(path: Path, z_dim: int | None = None) -> LatentDPM:
         cfg = build(LatentConfig, header.facts(), "latent DPM")
         if z_dim is not None and cfg.z_dim != z_dim:
             raise ValueError(f"it is of z with {cfg.z_dim} dimensions, the model's has {z_dim}")
-        network: LatentDPM = _fill(lambda: LatentDPM(cfg), path)
+        network: LatentDPM = fill(lambda: LatentDPM(cfg), path)
         return network
 
 
@@ -310,7 +310,7 @@ def read_classifier(folder: Path) -> Classifier:
     with guarded(path):
         header = safe.check(path, keys=("pdae", "training"))
         config: ClassifierConfig = build(ClassifierConfig, header.facts(), "classifier")
-        network = _fill(lambda: NoisyClassifier(config.unet, config.classes), path)
+        network = fill(lambda: NoisyClassifier(config.unet, config.classes), path)
         return Classifier(config, network.requires_grad_(False).eval(), sha256(path))
 
 
@@ -326,14 +326,14 @@ def guarded(path: Path) -> Iterator[None]:
         raise ModelError(f"{path} can't be read: {reason}; get the model again") from error
 
 
-def _fill(make: Callable[[], nn.Module], path: Path) -> Any:
+def fill(make: Callable[[], nn.Module], path: Path) -> Any:
     """Make a network of the file's tensors, as float32; names and shapes must match exactly."""
     with init_empty_weights(include_buffers=True):
         network = make()
-    header = safe.check(path)
-    header.require({name: tuple(one.shape) for name, one in network.state_dict().items()})
-    tensors = {name: one.float() for name, one in safe.load(path, header).items()}
-    network.load_state_dict(tensors, assign=True)
+    header, state = safe.check(path), network.state_dict()
+    header.require({name: tuple(one.shape) for name, one in state.items()})
+    state |= {name: one.float() for name, one in safe.load(path, header).items()}
+    network.load_state_dict(state, assign=True)
     return network
 
 

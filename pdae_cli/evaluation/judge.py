@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.native import guarded
+from ..checkpoints.native import fill, guarded
 from ..engine import tensors as safe
 from ..engine.config import build
 from ..errors import Range, UsageError, check_ranges
@@ -118,22 +118,12 @@ def write_judge(path: Path, judge: Judge, auroc: Mapping[str, float | None]) -> 
 
 def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
     """Read a trained judge and its held-out AUROC for each attribute. Raises ModelError."""
-
-    def read() -> tuple[Judge, dict[str, float]]:
+    with guarded(path):
         header = safe.check(path, keys=("judge",))
         facts: JudgeFacts = build(JudgeFacts, header.facts("judge"), "its metadata")
-        shape = list(facts.names), facts.size, facts.channels
-        with torch.device("meta"):  # no memory before the file is known to fit
-            expected = Judge(*shape).state_dict()
-        header.require({name: tuple(one.shape) for name, one in expected.items()})
-        judge, tensors, quality = Judge(*shape), safe.load(path, header), facts.auroc
-        for name, own in judge.state_dict().items():
-            own.copy_(tensors[name])
-        judge.weights_sha, judge.auroc = sha256(path), mean_of(quality)
-        return judge.eval().requires_grad_(False), quality
-
-    with guarded(path):
-        return read()
+        judge = fill(lambda: Judge(list(facts.names), facts.size, facts.channels), path)
+        judge.weights_sha, judge.auroc = sha256(path), mean_of(facts.auroc)
+        return judge.eval().requires_grad_(False), facts.auroc
 
 
 def mean_of(auroc: Mapping[str, float | None]) -> float:
