@@ -109,7 +109,7 @@ class PDAEPipeline(DiffusionPipeline):
         return self._pictures(output_type, len(codes), codes.sampling | changes, make)
 
     def manipulate(
-        self, codes: Codes, changes: Sequence[tuple[str, Scale]], keep: Sequence[str] = ()
+        self, codes: Codes, changes: Sequence[tuple[str, Scale | float]], keep: Sequence[str] = ()
     ) -> Codes:
         """`Model.manipulate`: z moved along attributes, to be decoded."""
         return self.pdae.model.manipulate(codes, changes, keep)

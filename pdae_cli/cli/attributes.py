@@ -270,13 +270,13 @@ def _write_sheet(
     path: Path, model: Model, found: Attributes, original: Codes, options: DiscoverOptions
 ) -> None:
     """A row of pictures for each direction: the original moved along it, DEVIATIONS far."""
-    from ..engine.attributes import Deviations
+    from ..engine.attributes import Scale
     from ..engine.codes import stack
     from ..files import write_bytes
     from ..pictures.images import encode_picture, to_pixels
     from ..pictures.sheets import sheet
 
-    edits = [[(name, Deviations(count))] for name in found.names for count in DEVIATIONS]
+    edits = [[(name, Scale(count, "sd"))] for name in found.names for count in DEVIATIONS]
     moved = stack([model.manipulate(original, edit) for edit in edits])
     nfe = model.trajectory(options.sampling()).evaluations()[1]
     with Output(options.json, options.quiet).progress("sheet", len(moved), nfe) as bar:

@@ -24,7 +24,7 @@ from .run.photos import WHOLE, by_photo, faces_of, framed, row_file, wanted_squa
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from ..engine.attributes import Deviations, Scale, Units
+    from ..engine.attributes import Scale
     from ..engine.codes import Codes
     from ..evaluation.likeness import Likeness
 
@@ -118,8 +118,6 @@ Steps = list[list[tuple[str, "Scale"]]]  # the edits of each picture in a row
 
 def edits(attributes: list[str], scales_given: list[str], to: Sequence[str] = ()) -> Steps:
     """The edits of each picture in the row: [[(name, scale), …], …]. Raises UsageError."""
-    from ..engine.attributes import Deviations, Units
-
     if not attributes:
         raise UsageError("name at least one --attr; --list prints them")
     if to and (scales_given or any("=" in name for name in attributes)):
@@ -133,7 +131,7 @@ def edits(attributes: list[str], scales_given: list[str], to: Sequence[str] = ()
             raise UsageError(f"--attr {name} needs a {option}{hint}")
         values = scales(value if equals else waiting.pop(0), option)
         if to:  # a plain number is in standard deviations
-            values = [one if isinstance(one, Units) else Deviations(_count(one)) for one in values]
+            values = [replace(one, unit=one.unit or "sd") for one in values]
         pairs.append((name, values))
     if waiting:
         raise UsageError(f"{len(waiting)} more {option} than --attr")
@@ -147,9 +145,8 @@ def edits(attributes: list[str], scales_given: list[str], to: Sequence[str] = ()
 
 
 def scales(text: str, option: str = "--scale") -> list[Scale]:
-    """ "-0.3,0,0.3" → [-0.3, 0.0, 0.3]; "0,1.5sd" → [Deviations(0.0), Deviations(1.5)]; "+10u" →
-    [Units(10.0)]."""
-    from ..engine.attributes import Deviations, Units
+    """ "-0.3,0,0.3" → scales of -0.3, 0 and 0.3; "0,1.5sd" → of 0 and 1.5 sd; "+10u" → of 10 u."""
+    from ..engine.attributes import Scale
 
     found = [re.fullmatch(r"\s*(.*?)(sd|u)?\s*", part) for part in text.split(",")]
     try:
@@ -161,20 +158,8 @@ def scales(text: str, option: str = "--scale") -> list[Scale]:
     units = {one[2] for one, value in zip(found, values, strict=True) if one and (value or one[2])}
     if len(units) > 1:
         raise UsageError(f"{option} {text!r}: write sd or u behind all of them or none")
-    unit = next(iter(units), None)
-    return [Deviations(x) if unit == "sd" else Units(x) if unit == "u" else x for x in values]
-
-
-def _count(scale: Scale) -> float:
-    """The number of a scale, whatever its unit."""
-    return scale if isinstance(scale, float) else scale.count
-
-
-def _unit(scale: Deviations | Units) -> str:
-    """What stands behind the number."""
-    from ..engine.attributes import Units
-
-    return "u" if isinstance(scale, Units) else "sd"
+    unit: Any = next(iter(units), None) or ""
+    return [Scale(value, unit) for value in values]
 
 
 def _suffix(format: str | None, items: Iterable[Item]) -> str:
@@ -189,7 +174,7 @@ def _behind(steps: Steps, to: bool) -> str:
     """What a file's name says of the edits: -smiling+0.3, or -smiling-to+1."""
     parts, way = [], "-to" if to else ""
     for (name, begin), (_, end) in zip(steps[0], steps[-1], strict=True):
-        values = [_count(begin)] if len(steps) == 1 else [_count(begin), _count(end)]
+        values = [begin.count] if len(steps) == 1 else [begin.count, end.count]
         parts.append(f"-{name.lower()}{way}" + "..".join(f"{one:+g}" for one in values))
     return "".join(parts)
 
@@ -327,8 +312,8 @@ class Edit:
         """How far an attribute is moved, as a record has it."""
         given = [step[column][1] for step in self.steps]
         how = "to" if self.to else "scale"
-        unit = {} if isinstance(given[0], float) else {"unit": _unit(given[0])}
-        return {how: _one_or_all([_count(one) for one in given]), **unit}
+        unit = {"unit": given[0].unit} if given[0].unit else {}
+        return {how: _one_or_all([one.count for one in given]), **unit}
 
     def _scores(self, name: str, scores: list[Tensor]) -> dict[str, Any]:
         """A picture's score before and after; where it is known how the score varies, also in its

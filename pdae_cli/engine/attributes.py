@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,20 +33,17 @@ LEFT = 1e-3  # of a direction: less of it than this is rounding
 
 
 @dataclass(frozen=True)
-class Deviations:
-    """A scale in standard deviations of the attribute's score over the codes it was learnt from."""
+class Scale:
+    """How far to move: so many times PDAE's step (sec. 4.5), as a plain number does too; "sd",
+    standard deviations of the attribute's score over the codes it was learnt from; or "u", the unit
+    of an attribute that is a number: years of an age."""
 
     count: float
+    unit: Literal["", "sd", "u"] = ""
 
-
-@dataclass(frozen=True)
-class Units:
-    """A scale in the unit of an attribute that is a number: years of an age."""
-
-    count: float
-
-
-Scale = float | Deviations | Units
+    def __post_init__(self) -> None:
+        if self.unit not in ("", "sd", "u"):
+            raise UsageError(f"unknown unit {self.unit!r} of a scale; known: sd, u")
 
 
 @dataclass
@@ -106,25 +103,26 @@ class Attributes:
         self,
         z: Tensor,
         name: str,
-        scale: Scale,
+        scale: Scale | float,
         length: int | None = None,
         keep: Sequence[str] = (),
     ) -> Tensor:
         """Move normalised z (N, D) along an attribute's `direction`. By a number s: z + s
-        sqrt(length) w/|w| (PDAE sec. 4.5); `length` is dim z. By Deviations or Units: as far as
-        changes the score by so many. Raises UsageError where those aren't known, or `keep` leaves
-        nothing."""
+        sqrt(length) w/|w| (PDAE sec. 4.5); `length` is dim z. By sd or units: as far as changes
+        the score by so many. Raises UsageError where those aren't known, or `keep` leaves nothing.
+        """
+        scale = scale if isinstance(scale, Scale) else Scale(scale)
         direction = self.direction(name, keep)
-        if isinstance(scale, Deviations | Units):
+        if scale.unit:
             gain = (self.weight[self.index(name)].double() @ direction).item()
-            step = scale.count * self._counted(name, scale) / gain
+            step = scale.count * self._counted(name, scale.unit) / gain
         else:
-            step = scale * math.sqrt(length or z.shape[1])
+            step = scale.count * math.sqrt(length or z.shape[1])
         return z + (step * direction).to(z.dtype)
 
-    def _counted(self, name: str, scale: Deviations | Units) -> float:
+    def _counted(self, name: str, unit: str) -> float:
         """How far one of what a scale counts in moves the score."""
-        if isinstance(scale, Units):
+        if unit == "u":
             if self.unit(name) is None:
                 raise UsageError(f"{name} is no number, so it has no units; count in sd instead")
             return 1.0
@@ -298,7 +296,7 @@ def ridge(x: Tensor, y: Tensor, groups: Tensor, penalty: float) -> tuple[Tensor,
 
 
 def variation(scores: Tensor) -> dict[str, float]:
-    """Tell how scores (N,) of an attribute vary: what Deviations are counted in."""
+    """Tell how scores (N,) of an attribute vary: what a scale in sd counts in."""
     scores = scores.double()
     return {"score_mean": scores.mean().item(), "score_sd": scores.std(correction=0).item()}
 

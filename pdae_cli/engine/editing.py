@@ -21,7 +21,7 @@ from ..diffusion.solvers import Predict
 from ..diffusion.trajectory import Sampling
 from ..errors import InputError, ModelError, UsageError
 from ..pictures.images import picture_sha, to_pixels
-from .attributes import Deviations, Units
+from .attributes import Scale
 from .codes import Z_ALONE, Codes, stack
 from .computing import joined
 from .model import Model
@@ -37,7 +37,7 @@ Join = Callable[[Tensor, Tensor], Tensor]  # (known, free), both (N, C, H, W) â†
 def reach(
     model: Model,
     codes: Codes,
-    scores: Sequence[tuple[str, Deviations | Units]],
+    scores: Sequence[tuple[str, Scale]],
     keep: Sequence[str] = (),
 ) -> Codes:
     """Move each z along attributes to scores: so many standard deviations from the mean, or a
@@ -47,13 +47,14 @@ def reach(
         raise ModelError(f"{model.name} has no attributes")
     rows, names = [codes[row : row + 1] for row in range(len(codes))], [name for name, _ in scores]
     for name, target in scores:
-        spread = (0.0, 1.0) if isinstance(target, Units) else known.spread(name)
+        spread = (0.0, 1.0) if target.unit == "u" else known.spread(name)
         if spread is None:
             raise UsageError(f"how the score of {name} varies isn't known; fit it again")
         kept, column = [*keep, *(one for one in names if one != name)], known.index(name)
         for row, one in enumerate(rows):
             now = (model.scores(one)[0, column].item() - spread[0]) / spread[1]
-            rows[row] = model.manipulate(one, [(name, type(target)(target.count - now))], kept)
+            left = replace(target, count=target.count - now)
+            rows[row] = model.manipulate(one, [(name, left)], kept)
     return stack(rows)
 
 

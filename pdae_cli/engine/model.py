@@ -321,7 +321,7 @@ class Model:
         return attributes.scores(self.normalise(codes.z))
 
     def manipulate(
-        self, codes: Codes, changes: Sequence[tuple[str, Scale]], keep: Sequence[str] = ()
+        self, codes: Codes, changes: Sequence[tuple[str, Scale | float]], keep: Sequence[str] = ()
     ) -> Codes:
         """Move z along attributes: pairs of name and scale (PDAE sec. 4.5), but not along what
         would change the scores of those in `keep`. x_T stays the picture's own."""

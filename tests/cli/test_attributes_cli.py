@@ -17,7 +17,7 @@ from PIL import Image
 from pdae_cli.checkpoints import change_attributes, read_attributes, write_attributes
 from pdae_cli.checkpoints.native import LOCK
 from pdae_cli.cli.manipulate import edits, scales
-from pdae_cli.engine.attributes import Attributes, Deviations, Units
+from pdae_cli.engine.attributes import Attributes, Scale
 from pdae_cli.engine.codes import from_bytes
 from pdae_cli.errors import UsageError
 
@@ -113,15 +113,16 @@ class TestManipulate:
         assert result.err.count("\n") == 1
 
     def test_scales(self) -> None:
-        assert scales("-0.3,0,0.3") == [-0.3, 0, 0.3]
-        assert scales("-1sd, 0,1sd") == [Deviations(-1), Deviations(0), Deviations(1)]
-        assert scales("+10u") == [Units(10)] and scales("0, -5 u") == [Units(0), Units(-5)]
+        assert scales("-0.3,0,0.3") == [Scale(-0.3), Scale(0), Scale(0.3)]
+        assert scales("-1sd, 0,1sd") == [Scale(-1, "sd"), Scale(0, "sd"), Scale(1, "sd")]
+        assert scales("0, -5 u") == [Scale(0, "u"), Scale(-5, "u")]
+        assert scales("+10u") == [Scale(10, "u")]
         for wrong in ("", "x", "1sd,1", "nan", "infsd", "1 sd sd", "1,,2", "u", "1u,1sd", "1ud"):
             with pytest.raises(UsageError, match="--scale"):
                 scales(wrong)
         assert edits(["a=1sd", "b=0,1"], []) == [
-            [("a", Deviations(1)), ("b", 0)],
-            [("a", Deviations(1)), ("b", 1)],
+            [("a", Scale(1, "sd")), ("b", Scale(0))],
+            [("a", Scale(1, "sd")), ("b", Scale(1))],
         ]
 
 

@@ -14,7 +14,7 @@ from pdae_cli.checkpoints import read_attributes, write_attributes
 from pdae_cli.diffusion.noise import generator
 from pdae_cli.engine.attributes import (
     Attributes,
-    Deviations,
+    Scale,
     both_kinds,
     cell_weights,
     correlations,
@@ -26,7 +26,7 @@ from pdae_cli.engine.codes import Codes
 from pdae_cli.errors import UsageError
 
 NAMES = ["Smiling", "Male", "Young", "Hat"]
-SCALES = [0.3, -1.0, Deviations(1.5), Deviations(-3)]
+SCALES = [0.3, -1.0, Scale(1.5, "sd"), Scale(-3, "sd")]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -57,7 +57,7 @@ class TestScales:
         """Also where other scores are kept, whatever length other programs take."""
         z = normal(500, 8, seed=4)
         known = attributes(z)
-        moved = known.move(z, "smiling", Deviations(count), 512, keep)
+        moved = known.move(z, "smiling", Scale(count, "sd"), 512, keep)
         change = (known.scores(moved) - known.scores(z))[:, 0]
         sd = known.scores(z)[:, 0].double().std(correction=0).item()
         assert change.tolist() == pytest.approx([count * sd] * 500, abs=1e-5)
@@ -70,8 +70,10 @@ class TestScales:
             known.facts = facts  # type: ignore[assignment]
             assert known.spread("smiling") is None
             with pytest.raises(UsageError, match="attributes fit"):
-                known.move(z, "smiling", Deviations(1))
+                known.move(z, "smiling", Scale(1, "sd"))
             assert known.move(z, "smiling", 1.0).isfinite().all()
+        with pytest.raises(UsageError, match="unknown unit 'years'"):
+            Scale(10, "years")  # type: ignore[arg-type]
 
 
 class TestKeep:
@@ -118,7 +120,7 @@ class TestKeep:
         free = (model.scores(model.manipulate(codes, changes)) - before).abs()
         assert kept[:, 2].max() < 1e-5 < 0.01 < free[:, 2].min()
         model.attributes.facts["Smiling"] = {"score_mean": 0, "score_sd": 2.0}
-        moved = model.scores(model.manipulate(codes, [("smiling", Deviations(1.5))]))
+        moved = model.scores(model.manipulate(codes, [("smiling", Scale(1.5, "sd"))]))
         assert torch.allclose(moved[:, 0] - before[:, 0], torch.full((4,), 3.0), atol=1e-5)
 
 
@@ -189,7 +191,7 @@ class TestPrincipal:
         scores = found.scores(z)
         assert torch.allclose(scores.mean(dim=0), torch.zeros(8), atol=1e-5)
         assert torch.allclose(scores.std(dim=0, correction=0), torch.ones(8), atol=1e-5)
-        moved = found.move(z, "pca_3", Deviations(2))
+        moved = found.move(z, "pca_3", Scale(2, "sd"))
         change = torch.zeros(8).index_fill(0, torch.tensor(2), 2.0)
         assert torch.allclose(found.scores(moved) - scores, change.expand(400, 8), atol=1e-4)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pdae_cli.checkpoints import read_attributes, write_attributes
 from pdae_cli.diffusion.noise import generator
-from pdae_cli.engine.attributes import Attributes, Deviations, Units, fit_numbers, ridge
+from pdae_cli.engine.attributes import Attributes, Scale, fit_numbers, ridge
 from pdae_cli.errors import UsageError
 
 
@@ -108,15 +108,15 @@ def test_units_move_the_score_by_as_many(fitted: Attributes, count: float, keep:
     assert other is not None
     known, z = other.merged(fitted), normal(5, 6).float()
     column = known.index("age")
-    moved = known.move(z, "age", Units(count), 512, keep)
+    moved = known.move(z, "age", Scale(count, "u"), 512, keep)
     change = (known.scores(moved) - known.scores(z)).T
     assert change[column].tolist() == pytest.approx([count] * 5, abs=1e-3)
     if keep:
         assert change[known.index("Smiling")].abs().max() < 1e-4
     sd = known.facts["age"]["score_sd"]
     change = (
-        known.scores(known.move(z, "age", Deviations(1)))[:, column] - known.scores(z)[:, column]
+        known.scores(known.move(z, "age", Scale(1, "sd")))[:, column] - known.scores(z)[:, column]
     )
     assert change.tolist() == pytest.approx([sd] * 5, abs=1e-3)
     with pytest.raises(UsageError, match="smiling is no number, so it has no units"):
-        known.move(z, "smiling", Units(1))
+        known.move(z, "smiling", Scale(1, "u"))
