@@ -1,15 +1,15 @@
 """Pictures a second of a training step: ours, in several settings, and a plain loop's.
 
-    python benchmarks/training.py --stage autoencoder --batch-size 32 --device cpu
+    python benchmarks/training.py --stage autoencoder --batch-size 32 --device cpu --profile
 
 All settings train the same network on the same pictures (random ones, or --data), take turns in
-every round, and count with their fastest round. Prints a Markdown table.
+every round, and count with their fastest round. Prints a Markdown table. With --profile also where
+the time of our float32 step goes, and how near it comes to its operations at a product's rate.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +19,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from evaluation import matmul_rate
+from report import hardware, table
 from torch import nn
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
 
 import pdae_cli
 from pdae_cli.engine.config import UNetConfig
@@ -138,13 +142,24 @@ def settings(args: argparse.Namespace) -> dict[str, Step]:
     return steps
 
 
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"CPU {names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+def profiled(step: Step, steps: int, batch_size: int, device: str) -> str:
+    """Where the time of a step goes, as a table, and how near its operations come to the rate of a
+    large product. On a CPU, in float32."""
+    with profile() as found:
+        took = seconds(step, steps, device)
+    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    whole = sum(times.values())
+    first = sorted(times, key=lambda key: -times[key])[:8]
+    rows: list[list[object]] = [[name, f"{times[name] / whole:.1%}"] for name in first]
+    counter = FlopCounterMode(display=False)
+    with torch.backends.mkldnn.flags(enabled=False), counter:  # it knows torch's own operations
+        step()
+    done, rate = counter.get_total_flops(), matmul_rate(torch.device(device), torch.float32, 1)
+    return (
+        f"{table('operation|share of time', rows)}\n\n{done / batch_size / 1e9:.2f} GFLOP a "
+        f"picture, {done / took / 1e9:.0f} GFLOP/s; products of 2048 rows run at {rate / 1e9:.0f} "
+        f"GFLOP/s: at that rate a step would be {took * rate / done:.2f} times faster."
+    )
 
 
 def main() -> None:
@@ -156,6 +171,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="of each setting in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--profile", action="store_true", help="share of time by operation")
     args = parser.parse_args()
 
     steps = settings(args)
@@ -167,7 +183,7 @@ def main() -> None:
 
     print(
         f"{args.stage} stage of {args.model}, batch size {args.batch_size}; "
-        f"{device_name(args.device)}; torch {torch.__version__}; {date.today()}; "
+        f"{hardware(args.device)}; torch {torch.__version__}; {date.today()}; "
         f"fastest of {args.rounds} rounds of {args.steps} steps\n"
     )
     print("| setting | images/s | x plain | first step, s |\n|---|---|---|---|")
@@ -175,6 +191,8 @@ def main() -> None:
     for name, best in fastest.items():
         rate = args.batch_size / best
         print(f"| {name} | {rate:.1f} | {plain / best:.2f} | {first[name]:.1f} |")
+    if args.profile:
+        print(f"\n{profiled(steps['ours, float32'], args.steps, args.batch_size, args.device)}")
 
 
 if __name__ == "__main__":

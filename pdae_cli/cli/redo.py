@@ -26,6 +26,8 @@ COMMANDS = {
     "decode": 1, "reconstruct": 1, "interpolate": 2, "manipulate": 1, "inpaint": 1, "colourise": 1,
     "sample": 0, "align": 1,
 }  # fmt: skip
+# What every command took once: where it no longer does, these are what is done without.
+ONCE = {"fit": "crop", "frames": "first"}
 MOST_STEPS = 20_000  # of solvers, in all: beyond, a stranger's picture would keep us for hours
 
 
@@ -151,7 +153,8 @@ def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -
         if any(isinstance(one, list) or (one is True) != parameter.is_flag for one in values):
             raise UsageError(f"{flag} can't be {str(value)[:80]!r}")
         arguments += [flag if one is True else f"{flag}={one}" for one in values]
-    if left := sorted(name for name, value in given.items() if value is not None):
+    unknown = {name: value for name, value in given.items() if value is not None}
+    if left := sorted(name for name, value in unknown.items() if value != ONCE.get(name)):
         raise UsageError(f"pdae {recipe.command} records no {', '.join(left)[:80]}")
     return arguments
 

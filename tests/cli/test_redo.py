@@ -16,7 +16,7 @@ from pdae_cli.checkpoints import write_model
 from pdae_cli.cli.redo import _model
 from pdae_cli.cli.run.recipes import Recipe
 from pdae_cli.errors import ModelError
-from pdae_cli.pictures.images import encode_picture, to_pixels
+from pdae_cli.pictures.images import encode_picture, to_pixels, to_tensor
 from pdae_cli.pictures.metadata import read_recipe
 
 FAST = ("--inference-steps", "3")
@@ -81,6 +81,19 @@ class TestRedo:
         assert pdae("redo", out, "--input", elsewhere).code == 0
         picture(7).save(elsewhere)
         assert pdae("redo", out, "--input", elsewhere).code == 3
+
+    @pytest.mark.parametrize("frames, code", [("first", 0), ("all", 3)])
+    def test_of_options_that_are_gone_those_that_change_nothing(
+        self, pdae: Command, tmp_path: Path, frames: str, code: int
+    ) -> None:
+        out = tmp_path / "out.png"
+        assert pdae("sample", "-n", 1, "--seed", 7, "-o", out, *FAST).code == 0
+        recipe = recipe_of(out)
+        options = {**dict(recipe["options"]), "frames": frames}  # type: ignore[call-overload]
+        with Image.open(out) as image:
+            out.write_bytes(encode_picture(to_tensor(image), ".png", recipe | {"options": options}))
+        result = pdae("redo", out)
+        assert result.code == code and ("records no frames" in result.err) == (code == 3)
 
     def test_another_model_is_named(
         self, pdae: Command, pictures: list[Path], tmp_path: Path
