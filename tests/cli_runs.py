@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -60,6 +61,26 @@ def running(folder: Path, *arguments: object) -> subprocess.Popen[str]:
         [sys.executable, "-m", "pdae_cli", *map(str, arguments)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def without(unwanted: str, first: str, *lines: Sequence[object], code: int = 0) -> str:
+    """What a program prints that may import none of these modules: Python, then `pdae` with each of
+    these lines, all of which end with this exit code."""
+    program = f"""import sys\n{first}
+for line in {[["pdae", *map(str, line)] for line in lines]}:
+    from pdae_cli.cli import main
+    sys.argv, ended = line, 0
+    try:
+        main()
+    except SystemExit as stop:
+        ended = stop.code or 0
+    assert ended == {code}, (line, ended)
+    assert not {set(unwanted.split())} & set(sys.modules), line
+assert not {set(unwanted.split())} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:

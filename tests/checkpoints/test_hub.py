@@ -14,6 +14,7 @@ from hub_stand_in import Hub, serving
 
 import pdae_cli as public
 from pdae_cli.checkpoints import read_model, write_model
+from pdae_cli.checkpoints.hub import is_hub_id
 from pdae_cli.errors import ModelError, UsageError
 
 OURS = {"README.md", "config.json", "model.safetensors", "attributes.safetensors",
@@ -34,6 +35,14 @@ def mine(tiny_folder: Path, tmp_path: Path) -> Path:
     for name in ("training/dpm.jsonl", ".attributes.lock", "notes.txt", "z.safetensors"):
         (folder / name).write_text("private")
     return folder
+
+
+def test_a_name_can_be_one_of_the_hub() -> None:
+    assert is_hub_id("user/model-v1.5@main") and is_hub_id("user/model")
+    files = ("a.png", "A.JPG", "z.safetensors", "film.gif", "all.zip", "scan.heic", "model.pt")
+    others = ("labels/table.csv", "none", "a/b/c", "/a/b", "../a", "./a/b", "~/model")
+    for name in (*(f"photos/{name}" for name in files), *others):
+        assert not is_hub_id(name), name
 
 
 class TestPython:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from conftest import ROOT, Command
+from conftest import Command
 from safetensors import safe_open
 from small_runs import TINY, assert_equal, folder_of, state
 
@@ -33,16 +31,6 @@ class TestChoices:
     def test_wrong_ones(self, pdae: Command, tmp_path: Path, stage: str, option: str) -> None:
         result = pdae("train", stage, tmp_path, "-o", tmp_path / "run", option, "int8")
         assert result.code == 2 and option in result.err and "'int8'" in result.err
-
-    def test_they_fail_before_torch_is_imported(self, tmp_path: Path) -> None:
-        program = (
-            "import sys; sys.modules['torch'] = None; from pdae_cli.cli import main; "
-            "sys.argv = ['pdae', 'train', 'dpm', 'x', '-o', 'y', '--precision', 'int8']; main()"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 2 and "--precision" in done.stderr, done.stderr
 
 
 class TestLaunchers:
