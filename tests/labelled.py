@@ -22,7 +22,7 @@ def labelled(
     count: int,
     train: int,
     size: int = 32,
-    labels: Mapping[str, Callable[[int], int]] = LABELS,
+    labels: Mapping[str, Callable[[int], object]] = LABELS,
 ) -> Path:
     """The folder with so many pictures, those after the first `train` held out."""
     folder.mkdir()

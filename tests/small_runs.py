@@ -14,8 +14,12 @@ from conftest import ROOT, picture
 from safetensors.torch import load_file
 
 from pdae_cli.engine.model import Model
+from pdae_cli.networks.classifier import Classes
 from pdae_cli.training.autoencoder import autoencoder_stage
+from pdae_cli.training.classifier import classifier_stage, new_classifier
+from pdae_cli.training.conditional import Condition, conditional_stage, with_labels
 from pdae_cli.training.data import Pictures, Task, open_pictures
+from pdae_cli.training.diffae import diffae_stage, new_diffae
 from pdae_cli.training.dpm import dpm_stage
 from pdae_cli.training.latent import latent_stage
 from pdae_cli.training.stage import Rows, Stage, TrainOptions, draw_batch
@@ -25,6 +29,11 @@ OPTIONS = TrainOptions(
     precision="no", channels_last=False, compile=False, flip=True, seed=5, log_every=1,
     save_every=100,
 )  # fmt: skip
+SHAPE: dict[str, Any] = {
+    "image_size": 32, "channels": 3, "patch": 1, "base_channels": 8, "multipliers": (1, 2),
+    "blocks": 1, "attention": (16,), "head_channels": 8,
+}  # fmt: skip
+KINDS = Classes(("dark", "bright"), exclusive=True)
 TINY = (
     "--image-size", "32", "--base-channels", "8", "--multipliers", "1,2", "--blocks", "1",
     "--attention", "16", "--head-channels", "8", "--batch-size", "8", "--log-every", "1",
@@ -52,10 +61,22 @@ def task_of(photos: Path, folder: Path) -> Task:
 
 
 def stage_of(kind: str, model: Model, task: Task, **more: Any) -> Stage:
+    """Of a kind, for this model; labels, where it takes some, are of every other picture."""
+    labels = Condition(KINDS, {n: [i % 2, 1 - i % 2] for i, n in enumerate(task.train.names)})
     if kind == "latent":
         return latent_stage(model, task, 16, 3, 0.1, 0)
+    if kind == "diffae":
+        return diffae_stage(untrained_diffae(dropout=model.config.unet.dropout), task)
+    if kind == "conditional":
+        return conditional_stage(with_labels(model, KINDS, 6, seed=0), task, labels)
+    if kind == "classifier":
+        return classifier_stage(model, new_classifier(model, KINDS, 8, seed=0), task, labels)
     make = dpm_stage if kind == "dpm" else autoencoder_stage
     return make(model, task, **more)
+
+
+def untrained_diffae(prediction: str = "v", dropout: float = 0.0) -> Model:
+    return new_diffae(3, "linear", prediction, 6, dropout=dropout, **SHAPE)
 
 
 def drawn(

@@ -13,7 +13,8 @@ from typing import Any
 import latent_models
 import pytest
 import torch
-from conftest import Command, picture
+from conftest import Command
+from labelled import labelled
 from latent_models import LATENT, SIZE, pipeline, pixels
 from PIL import Image
 from safetensors.torch import load_file
@@ -160,13 +161,7 @@ def test_a_classifier_of_pictures_is_none_of_latents(model: Model) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    rows = ["name,Smiling"]
-    for number in range(24):
-        picture(number).save(folder / f"{number:02}.png")
-        rows.append(f"{number:02}.png,{number % 2}")
-    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
-    return folder
+    return labelled(tmp_path_factory.mktemp("data") / "photos", 24, 16)
 
 
 FEW = ("--images", 8, "--batch-size", 4, "--device", "cpu", "--quiet")
@@ -194,7 +189,7 @@ def test_a_pipeline_is_trained_on_and_used(
     assert pdae("decode", codes, "-o", tmp_path / "back.png", *common).code == 0
     with Image.open(tmp_path / "back.png") as image:
         assert image.size == (SIZE, SIZE)
-    edit = ("--attr", "Smiling", "--scale", 0.3, "-o", tmp_path / "edit.png")
+    edit = ("--attr", "red", "--scale", 0.3, "-o", tmp_path / "edit.png")
     assert pdae("manipulate", face, *edit, *common).code == 0
     assert pdae("manipulate", codes, *edit, "--overwrite", *common).code == 0
     made = json.loads(pdae("reconstruct", face, "-o", tmp_path / "r.png", "--json", *common).out)

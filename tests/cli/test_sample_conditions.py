@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cli_runs import pixels_of
 from conftest import Command, picture, tiny_model
+from labelled import labelled
 from PIL import Image
 
 from pdae_cli.checkpoints import write_model
@@ -19,24 +20,13 @@ FAST = ("--inference-steps", 2)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("labelled")
-    lines = ["file,split,bright,kind"]
-    for number in range(12):
-        bright = number % 2
-        image = Image.blend(
-            Image.new("RGB", (32, 32), (240,) * 3 if bright else (10,) * 3),
-            picture(number, (32, 32)),
-            0.3,
-        )
-        image.save(folder / f"{number}.png")
-        split = "test" if number >= 8 else "train"
-        lines.append(f"{number}.png,{split},{bright},{'dog' if number % 3 else 'cat'}")
-    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-    return folder
+    """Blue pictures and red ones, of which some are cats' and some dogs'."""
+    labels = {"blue": lambda n: n % 2, "kind": lambda n: "dog" if n % 3 else "cat"}
+    return labelled(tmp_path_factory.mktemp("data") / "photos", 12, 8, labels=labels)
 
 
 @pytest.mark.parametrize(
-    ("columns", "label", "other"), [("bright", "bright", "bright=0"), ("kind", "dog", "cat")]
+    ("columns", "label", "other"), [("blue", "blue", "blue=0"), ("kind", "dog", "cat")]
 )
 def test_a_gradient_estimator_of_labels(
     pdae: Command, data: Path, tiny_folder: Path, tmp_path: Path, columns: str, label: str,
@@ -90,7 +80,7 @@ def test_a_classifier(pdae: Command, data: Path, tiny_folder: Path, tmp_path: Pa
 def test_labels_that_are_not_there(pdae: Command, data: Path, tmp_path: Path) -> None:
     command = ("train", "classifier", data, "-o", tmp_path / "x", "--condition", "shape")
     result = pdae(*command, "--dpm", "faces64")
-    assert result.code == 2 and "no column shape; known: bright, kind" in result.err
+    assert result.code == 2 and "no column shape; known: blue, kind" in result.err
 
 
 @pytest.mark.parametrize(

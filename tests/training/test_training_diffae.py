@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT, Command, randomise
-from PIL import Image
+from labelled import labelled
 from small_runs import OPTIONS as LONG
-from small_runs import assert_equal, quiet, state
+from small_runs import SHAPE, quiet, state, task_of, untrained_diffae
 
 from pdae_cli.checkpoints import read_model
 from pdae_cli.diffusion.noise import generator
@@ -22,15 +20,11 @@ from pdae_cli.diffusion.schedule import gather
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import UsageError
 from pdae_cli.pictures.images import to_float
-from pdae_cli.training.data import Task, open_pictures
+from pdae_cli.training.data import Task
 from pdae_cli.training.diffae import DiffAELoss, diffae_stage, held_out_losses, new_diffae
 from pdae_cli.training.dpm import DPMLoss
 from pdae_cli.training.loop import Training
 
-SHAPE: dict[str, Any] = {
-    "image_size": 32, "channels": 3, "patch": 1, "base_channels": 8, "multipliers": (1, 2),
-    "blocks": 1, "attention": (16,), "head_channels": 8,
-}  # fmt: skip
 TINY = (
     "--image-size", 32, "--base-channels", 8, "--multipliers", "1,2", "--blocks", 1,
     "--attention", 16, "--head-channels", 8, "--z-dim", 6, "--batch-size", 4, "--quiet",
@@ -39,35 +33,21 @@ TINY = (
 OPTIONS = replace(LONG, images=32, lr=3e-3)
 
 
-def untrained(prediction: str = "v", dropout: float = 0.0) -> Model:
-    return new_diffae(3, "linear", prediction, 6, dropout=dropout, **SHAPE)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 plain pictures, red or blue, with labels."""
-    folder = tmp_path_factory.mktemp("photos")
-    lines = ["file,red"]
-    for number in range(24):
-        shade = 120 + 5 * number
-        colour = (shade, 20, 20) if number % 2 else (20, 20, shade)
-        Image.new("RGB", (32, 32), colour).save(folder / f"{number}.png")
-        lines.append(f"{number}.png,{number % 2}")
-    (folder / "labels.csv").write_text("\n".join(lines))
-    return folder
+    return labelled(tmp_path_factory.mktemp("data") / "photos", 24, 16)
 
 
 @pytest.fixture
 def task(photos: Path, tmp_path: Path) -> Task:
-    pictures, names = open_pictures(photos, 32), open_pictures(photos, 32).names
-    return Task(pictures.subset(names[:16]), pictures.subset(names[16:]), tmp_path)
+    return task_of(photos, tmp_path)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_objective_is_the_papers(prediction: str, task: Task) -> None:
     """E |eps - eps_theta(x_t, t, E_phi(x_0))|^2 (Diff-AE eq. 8), from the networks' own outputs;
     with v, the error of v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0."""
-    model = untrained(prediction)
+    model = untrained_diffae(prediction)
     assert model.encoder is not None
     randomise(model.dpm)
     x_0, t = to_float(task.train.stack(range(3))), torch.tensor([10, 400, 990])
@@ -82,7 +62,7 @@ def test_objective_is_the_papers(prediction: str, task: Task) -> None:
 
 
 def test_losses_go_down_and_both_networks_are_trained(task: Task, tmp_path: Path) -> None:
-    model = untrained()
+    model = untrained_diffae()
     before, fresh = weights(model), held_out_losses(model, task.held_out)
     assert fresh["held_out_loss"] == fresh["held_out_loss_shuffled"]  # blocks begin as nothing
     options, records = replace(OPTIONS, images=320, lr=1e-3), list[dict[str, object]]()
@@ -101,7 +81,7 @@ def weights(model: Model) -> dict[str, torch.Tensor]:
 
 def test_z_comes_to_matter() -> None:
     """Where x_t is nearly noise, only z tells which of four waves it was: another's is worse."""
-    model = untrained()
+    model = untrained_diffae()
     assert model.encoder is not None
     wave = torch.linspace(0, 4 * torch.pi, 32).sin().expand(3, 32, 32)
     x_0, t = torch.stack([wave, -wave, wave.mT, -wave.mT]), torch.full((4,), 900)
@@ -118,17 +98,8 @@ def test_z_comes_to_matter() -> None:
     assert own < 0.2 and others > 3 * own
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(task: Task, tmp_path: Path) -> None:
-    for name, stops in (("whole", [32]), ("broken", [16, 32])):
-        for images in stops:
-            stage = diffae_stage(untrained(dropout=0.2), replace(task, folder=tmp_path / name))
-            options = replace(OPTIONS, images=images, accumulate=2)
-            Training(stage, options, tmp_path / name).train(quiet)
-    assert_equal(state(tmp_path / "whole", "diffae"), state(tmp_path / "broken", "diffae"))
-
-
 def test_the_model_that_is_written_is_the_one_that_was_trained(task: Task, tmp_path: Path) -> None:
-    model = untrained()
+    model = untrained_diffae()
     Training(diffae_stage(model, task), OPTIONS, tmp_path).train(quiet)
     written = read_model(tmp_path, "written")
     assert written.takes_z and written.gradient_estimator is None
@@ -150,7 +121,7 @@ def test_a_size_that_no_encoder_takes_is_one_line() -> None:
 
 def test_every_command_takes_it(pdae: Command, photos: Path, tmp_path: Path) -> None:
     """Trained, resumed, attributes fitted; encoded, decoded, edited, measured and sampled."""
-    model, face = tmp_path / "diffae", photos / "3.png"
+    model, face = tmp_path / "diffae", photos / "03.png"
     for images in (8, 16):
         run = pdae("train", "diffae", photos, "-o", model, "--images", images, *TINY)
         assert run.code == 0, run.err
@@ -161,7 +132,7 @@ def test_every_command_takes_it(pdae: Command, photos: Path, tmp_path: Path) -> 
         ("decode", tmp_path / "z.safetensors", "-o", tmp_path / "back.png", "-m", model),
         ("reconstruct", face, "-o", tmp_path / "both.png", "--compare", *fast),
         ("manipulate", face, "--attr", "red=0.5", "-o", tmp_path / "red.png", *fast),
-        ("interpolate", face, photos / "4.png", "--steps", 3, "-o", tmp_path / "row.png", *fast),
+        ("interpolate", face, photos / "04.png", "--steps", 3, "-o", tmp_path / "row.png", *fast),
         ("train", "latent", photos, "-m", model, "--images", 8, "--batch-size", 4, "--width", 16,
          "--layers", 3, "--quiet"),
         ("sample", "-n", 2, "-o", tmp_path / "new.png", *fast),
@@ -191,13 +162,8 @@ def test_the_comparison_trains_both_on_the_same(
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import baseline
 
-    data = tmp_path / "data"
-    shutil.copytree(photos, data)
-    lines = (photos / "labels.csv").read_text().split("\n")
-    held_out = [f"{line},{'val' if number > 16 else 'train'}" for number, line in enumerate(lines)]
-    (data / "labels.csv").write_text("\n".join(["file,red,split", *held_out[1:]]))
     rows = baseline.compared(
-        Namespace(data=data, dpm=str(tiny_folder), images=[4, 8], z_dim=6, batch_size=4, lr=1e-3,
+        Namespace(data=photos, dpm=str(tiny_folder), images=[4, 8], z_dim=6, batch_size=4, lr=1e-3,
                   output=tmp_path / "runs", precision="no")
     )  # fmt: skip
     assert [(row["method"], row["images"]) for row in rows] == [

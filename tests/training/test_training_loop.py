@@ -57,6 +57,9 @@ def run_of(kind: str, photos: Path, folder: Path, dropout: float = 0.0, **change
         ("dpm", {}),
         ("autoencoder", {"accumulate": 2, "precision": "bf16"}),
         ("latent", {"accumulate": 2}),
+        ("diffae", {"accumulate": 2, "lr": 3e-3}),
+        ("conditional", {}),
+        ("classifier", {}),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
@@ -65,8 +68,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     """Stopped after 2 steps and continued = run through: same weights, average and Adam state."""
     for name, stops in (("whole", [32]), ("broken", [16, 32])):
         for images in stops:
-            run_of(kind, photos, tmp_path / name, 0.2, images=images, **changes).train(quiet)
-    assert_equal(state(tmp_path / "whole", kind), state(tmp_path / "broken", kind))
+            run = run_of(kind, photos, tmp_path / name, 0.2, images=images, **changes)
+            run.train(quiet)
+    assert_equal(*(state(tmp_path / name, run.stage.name) for name in ("whole", "broken")))
 
 
 @pytest.mark.parametrize(
