@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-from conftest import picture
+from conftest import picture, tiny_model
 from PIL import Image
+
+from pdae_cli.checkpoints import write_attributes
 
 
 def folder_of(path: Path, count: int) -> Path:
@@ -31,6 +34,17 @@ def outputs(folder: Path) -> dict[str, bytes]:
         for path in files
         if ".pdae" not in path.parts
     }
+
+
+def own_model(folder: Path, tiny_folder: Path, **spreads: tuple[float, float]) -> Path:
+    """A model folder of one's own, which knows mean and deviation of these attributes' scores."""
+    shutil.copytree(tiny_folder, folder)
+    attributes = tiny_model().attributes
+    assert attributes is not None
+    for name, (mean, sd) in spreads.items():
+        attributes.facts[name] = {"score_mean": mean, "score_sd": sd}
+    write_attributes(folder, attributes)
+    return folder
 
 
 def files_in(folder: Path) -> list[str]:

@@ -196,24 +196,6 @@ class TestManipulate:
         names = [line.split()[0] for line in result.text.splitlines()]
         assert names == ["Smiling", "Blond_Hair", "5_o_Clock_Shadow"]
 
-    @pytest.mark.parametrize(
-        ("args", "message"),
-        [
-            (["--attr", "smilling=1"], "did you mean Smiling?"),
-            (["--attr", "smiling"], "needs a --scale"),
-            (["--attr", "smiling", "--scale", "big"], "isn't a number"),
-            (["--attr", "smiling=1", "--scale", "1"], "more --scale than --attr"),
-            ([], "name at least one --attr"),
-            (["--attr", "smiling=1,2", "--attr", "blondhair=1,2,3"], "equally long"),
-        ],
-    )
-    def test_wrong_usage(
-        self, pdae: Command, pictures: list[Path], tmp_path: Path, args: list[str], message: str
-    ) -> None:
-        result = pdae("manipulate", pictures[0], "-o", tmp_path / "x.png", *args)
-        assert result.code == 2 and result.out == b"" and message in result.err
-        assert result.err.count("\n") == 1 and not (tmp_path / "x.png").exists()
-
 
 class TestSample:
     def test_a_sheet_and_a_folder_are_the_same_pictures(

@@ -111,23 +111,6 @@ def test_faces_are_counted_from_the_left_and_the_largest_is_the_default(
     assert [path.name for path in Path("second").glob("*.png")] == ["two.png"]
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--face", "0", "--align"), "isn't largest, all, or a number"),
-        (("--face", "both", "--align"), "isn't largest, all, or a number"),
-        (("--face", "2"), "--align"),
-        (("--face", "all", "--landmarks", "faces.json"), "need a folder"),
-    ],
-)
-def test_faces_that_cant_be_chosen_are_refused_before_any_work(
-    pdae: Command, work: Path, options: tuple[str, ...], said: str
-) -> None:
-    run = pdae("manipulate", "in/two.png", *options, *EDIT, "-o", "out.png")
-    assert run.code == 2 and said in run.err and run.err.count("\n") == 1
-    assert not Path("out.png").exists()
-
-
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_all_faces_go_back_into_one_photo(pdae: Command, work: Path, batch_size: int) -> None:
     """The edits of both are the edits of each, one after the other."""

@@ -55,38 +55,6 @@ class TestFailures:
         result = pdae("encode", pictures[0], "-o", z, *FAST)
         assert result.code == 3 and "can't write" in result.err
 
-    @pytest.mark.parametrize(
-        ("args", "code", "message"),
-        [
-            (["encode"], 2, "no input"),
-            (["encode", "-", "-"], 2, "only once"),
-            (["encode", "A", "-o", "z.png"], 2, "can't write .png here"),
-            (["decode", "A", "-o", "z.xyz"], 2, "can't write .xyz here"),
-            (["reconstruct", "A", "A", "-o", "x.png"], 2, "need a folder"),
-            (["reconstruct", "A", "-o", "-", "--json"], 2, "standard output"),
-            (["reconstruct", "A", "--fit", "magic"], 2, "stretch"),
-            (["reconstruct", "A", "--solver", "euler"], 2, "dpmpp"),
-            (["reconstruct", "A", "--dtype", "int3"], 2, "float32"),
-            (["reconstruct", "A", "--device", "abacus"], 2, "can't be used"),
-            (["reconstruct", "A", "--overwrite", "--skip-existing"], 2, "exclude"),
-            (["reconstruct", "A", "--inference-steps", "0"], 2, "inference-steps"),
-            (["interpolate", "A", "A", "-o", "x.png", "--mode", "magic"], 2, "trajectory"),
-            (["manipulate", "A", "--attr", "smiling=1", "--paste-back", "-o", "z.safetensors"], 2,
-             "--paste-back makes pictures"),
-            (["manipulate", "A", "--attr", "smiling=1", "--mask", "m.png", "-o", "z.safetensors"],
-             2, "--mask makes pictures"),
-            (["info", "no-such-model"], 4, "neither a folder nor bundled"),
-        ],
-    )  # fmt: skip
-    def test_wrong_usage(
-        self, pdae: Command, pictures: list[Path], tmp_path: Path, args: list[str], code: int,
-        message: str, monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
-        monkeypatch.chdir(tmp_path)
-        result = pdae(*[str(pictures[0]) if arg == "A" else arg for arg in args])
-        assert result.code == code and result.out == b"" and message in result.err
-        assert "Traceback" not in result.err
-
     def test_names_cant_steer_the_terminal(self, pdae: Command, tmp_path: Path) -> None:
         result = pdae("reconstruct", tmp_path / "\x1b[31mred\x07.png")
         assert result.code == 3 and "\x1b" not in result.err and "\x07" not in result.err

@@ -76,21 +76,6 @@ def test_help_of_a_command(pdae: Command) -> None:
     assert "Train" in pdae("help", "train").text and "--images" in pdae("help", "train", "dpm").text
 
 
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (("encod",), "encod"),
-        (("help", "nothing"), "no command 'nothing' in pdae; known: align, "),
-        (("help", "train", "nothing"), "no command 'nothing' in pdae train"),
-        (("encode", "a.png", "--num-processes", 4),
-         "accelerate launch --multi_gpu --num_processes 4 -m pdae_cli"),
-    ],
-)  # fmt: skip
-def test_wrong_usage(pdae: Command, args: tuple[object, ...], said: str) -> None:
-    result = pdae(*args)
-    assert result.code == 2 and result.out == b"" and said in result.err
-
-
 def test_json_has_no_infinities() -> None:
     from pdae_cli.cli.output import plain
 

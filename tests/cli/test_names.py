@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cli_runs import own_model
 from conftest import Command, picture, tiny_model
 from PIL import Image
 
-from pdae_cli.checkpoints import write_attributes, write_model
+from pdae_cli.checkpoints import write_model
 from pdae_cli.engine.config import ModelConfig
 from pdae_cli.engine.model import Model
 
@@ -134,11 +135,7 @@ def test_a_folder_says_how_many_lie_deeper(pdae: Command, here: Path) -> None:
 def test_scores_where_no_picture_is_are_warned_of(
     pdae: Command, here: Path, tiny_folder: Path
 ) -> None:
-    shutil.copytree(tiny_folder, "mine")
-    attributes = tiny_model().attributes
-    assert attributes is not None
-    attributes.facts["Smiling"] = {"score_mean": 0.0, "score_sd": 100.0}
-    write_attributes(Path("mine"), attributes)
+    own_model(Path("mine"), tiny_folder, Smiling=(0.0, 100.0))
     for scale, warned in (("1sd", False), ("9sd", True), ("0sd,9sd", True)):
         command = ("manipulate", "a.png", "--attr", f"smiling={scale}", "-o", f"{scale}.png")
         result = pdae(*command, *FAST, model="mine")

@@ -59,22 +59,6 @@ class TestShares:
             done += [one["input"] for one in records(result.text)]
         assert sorted(map(str, done)) == sorted(str(path) for path in source.glob("*.png"))
 
-    @pytest.mark.parametrize("share", ["3/2", "a/b", "1", "1/", "1/0"])
-    def test_what_is_no_share(self, pdae: Command, tmp_path: Path, share: str) -> None:
-        source = folder_of(tmp_path / "in", 2)
-        result = pdae("encode", source, "-o", tmp_path / "o", "--share", share)
-        assert result.code == 2 and "share" in result.err and result.err.count("\n") == 1
-
-    @pytest.mark.parametrize(
-        "extra", [("-o", "-"), ("-o", "z.safetensors"), ("-o", "o/", "--report", "r.html")]
-    )
-    def test_shares_need_a_folder(
-        self, pdae: Command, tmp_path: Path, extra: tuple[str, ...]
-    ) -> None:
-        source = folder_of(tmp_path / "in", 2)
-        result = pdae("encode", source, "--share", "1/2", *extra)
-        assert result.code == 2 and "needs a folder" in result.err
-
     @pytest.mark.parametrize(
         "left", [{"WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "1"},
                  {"WORLD_SIZE": ""}, dict.fromkeys(NAMES, "x"), dict.fromkeys(NAMES, "2")],

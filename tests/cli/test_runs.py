@@ -268,7 +268,3 @@ class TestStreams:
         result = pdae(*command, stdin=broken)
         assert result.code == 3 and "standard input" in result.err
         assert list(outputs(tmp_path / "o")) == ["000000.safetensors"]
-
-    def test_wrong_usage(self, pdae: Command) -> None:
-        assert pdae("encode", "a.png", "--stream", "png").code == 2
-        assert pdae("encode", "-", "--stream", "jpg").code == 2

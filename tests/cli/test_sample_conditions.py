@@ -83,34 +83,6 @@ def test_labels_that_are_not_there(pdae: Command, data: Path, tmp_path: Path) ->
     assert result.code == 2 and "no column shape; known: blue, kind" in result.err
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "said"),
-    [
-        (("--label", "x"), 4, "takes no labels"),
-        (("--label", "x", "--unconditional"), 2, "exclude each other"),
-        (("--guidance", "1,much"), 2, "isn't a number"),
-        (("--classifier", "x"), 2, "--label"),
-        (("--classifier", "x", "--label", "a", "--like", "y"), 2, "exclude each other"),
-        (("--classifier", "nowhere", "--label", "a"), 4, "is no classifier"),
-        (("--classifier", "x", "--label", "a", "--guidance", 2), 2, "--classifier-scale"),
-        (("--classifier", "x", "--label", "a", "--classifier-scale", "1,x"), 2, "'1,x' isn't"),
-        (("--label", "a", "--classifier-scale", 2), 2, "a --classifier guides"),
-        (("--unlike", "x"), 2, "--like"),
-        (("--like", "x", "--unconditional"), 2, "exclude"),
-        (("--like", "bright/0.png"), 2, "several"),
-        (("--like", "bright/sub/none"), 3, "no such folder"),
-    ],
-)
-def test_failures(
-    pdae: Command, folders: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[object, ...],
-    code: int, said: str,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(folders)
-    result = pdae("sample", *args, "-o", "x.png")
-    assert result.code == code and said in result.err
-    assert len(result.err.splitlines()) == 1
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """A folder with bright and dark pictures."""

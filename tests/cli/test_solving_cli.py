@@ -115,21 +115,6 @@ def test_codes_of_different_settings_dont_mix(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--solver", "leapfrog", "--corrections", 1], "leapfrog is exact without"),
-        (["--solver", "ddpm", "--corrections", 1], "ddpm decodes by chance"),
-        (["--parity", "pdae", "--corrections", 1], "leave solver, spacing and corrections out"),
-    ],
-)
-def test_wrong_usage(
-    pdae: Command, pictures: list[Path], options: list[object], message: str
-) -> None:
-    result = pdae("reconstruct", pictures[0], *options)
-    assert result.code == 2 and message in result.err and result.err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
     ("field", "known"),
     [("preset", PRESETS), ("spacing", SPACINGS), ("solver", SOLVERS), ("parity", PROGRAMS)],
 )

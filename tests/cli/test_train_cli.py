@@ -57,20 +57,6 @@ class TestTrain:
         zipped = data.with_suffix(".zip")
         assert pdae("train", "dpm", zipped, "-o", tmp_path / "m", *args).code == 0
 
-    @pytest.mark.parametrize(
-        ("args", "message"),
-        [
-            (["--batch-size", "3", "--accumulate", "2"], "multiple of 2"),
-            (["--head-channels", "7"], "attention heads"),
-            (["--image-size", "33"], "multiple"),
-        ],
-    )
-    def test_wrong_options(
-        self, pdae: Command, data: Path, tmp_path: Path, args: list[str], message: str
-    ) -> None:
-        result = pdae("train", "dpm", data, "-o", tmp_path / "m", *SMALL, "--images", 4, *args)
-        assert result.code == 2 and message in result.err and result.err.count("\n") == 1
-
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("flags", "code"),

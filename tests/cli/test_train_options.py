@@ -16,23 +16,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of(tmp_path_factory.mktemp("photos"), 12)
 
 
-class TestChoices:
-    @pytest.mark.parametrize(
-        ("stage", "option"),
-        [
-            ("dpm", "--precision"),
-            ("dpm", "--fit"),
-            ("dpm", "--weights-dtype"),
-            ("diffae", "--betas"),
-            ("diffae", "--prediction"),
-            ("autoencoder", "--weighting"),
-        ],
-    )
-    def test_wrong_ones(self, pdae: Command, tmp_path: Path, stage: str, option: str) -> None:
-        result = pdae("train", stage, tmp_path, "-o", tmp_path / "run", option, "int8")
-        assert result.code == 2 and option in result.err and "'int8'" in result.err
-
-
 class TestLaunchers:
     """What accelerate's launcher, Slurm and MPI say by the environment."""
 

@@ -377,19 +377,3 @@ class TestLog:
         drawn = [event.value for event in events.Scalars("loss")]
         assert drawn == pytest.approx(losses(tmp_path), rel=1e-6) and len(drawn) == 4
         assert set(events.Tags()["scalars"]) == {"loss", "images_per_second", "held_out_loss"}
-
-    @pytest.mark.parametrize(
-        ("option", "said"),
-        [
-            (("--tracker", "tensorbord"), "no tracker 'tensorbord'; known: "),
-            (("--tracker", "tensorboard, aim"), "--tracker aim needs a package: pip install aim"),
-            (("--tensorboard",), "--tensorboard is --tracker tensorboard now"),
-        ],
-    )
-    def test_trackers_that_arent_there(
-        self, pdae: Command, tmp_path: Path, option: tuple[str, ...], said: str
-    ) -> None:
-        """Told before anything is read."""
-        result = pdae("train", "dpm", tmp_path / "none", "-o", tmp_path / "run", *option, "-q")
-        assert result.code == 2 and said in result.err and result.err.count("\n") == 1
-        assert not (tmp_path / "run").exists()
