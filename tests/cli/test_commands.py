@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from cli_runs import files_in, outputs, pixels_of, size_of
-from conftest import Command, picture, tiny_model
+from conftest import Command, picture
 from PIL import Image
 
-from pdae_cli.checkpoints import find, write_model
+from pdae_cli.checkpoints import find
 from pdae_cli.engine.codes import from_bytes
 from pdae_cli.pictures.metadata import read_recipe
 
@@ -51,16 +51,6 @@ class TestEncodeDecode:
         assert pdae("decode", z, "-o", tmp_path / "out").code == 0
         assert files_in(tmp_path / "out") == [f"z-000{row}.png" for row in range(3)]
         assert size_of(tmp_path / "out" / "z-0000.png") == (32, 32)
-
-    def test_codes_files_say_no_to_another_model(
-        self, pdae: Command, pictures: list[Path], tmp_path: Path
-    ) -> None:
-        other, z, out = (tmp_path / name for name in ("other", "z.safetensors", "x.png"))
-        write_model(other, tiny_model(seed=1))
-        pdae("encode", pictures[0], "-o", z, *FAST)
-        result = pdae("decode", z, "-o", out, model=other)
-        assert result.code == 3 and result.out == b"" and "another model (tiny" in result.err
-        assert not out.exists()
 
     def test_through_pipes(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
         """encode - | manipulate - | decode - = the three commands with files."""

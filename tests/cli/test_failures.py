@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -131,14 +130,6 @@ class TestInputs:
         picture().save(tmp_path / "in" / "sub" / "a.png")
         result = pdae("encode", tmp_path / "in", "-o", tmp_path / "z")
         assert result.code == 2 and "1 lies deeper, -r looks there" in result.err
-
-    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
-    def test_special_files_are_refused(self, pdae: Command, tmp_path: Path) -> None:
-        fifo, folder = tmp_path / "fifo.png", tmp_path / "folder.png"
-        os.mkfifo(fifo)
-        folder.mkdir()
-        assert pdae("reconstruct", fifo).code == 3
-        assert pdae("reconstruct", folder).code == 2
 
     def test_quiet_says_nothing(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
         result = pdae("encode", pictures[0], "-o", tmp_path / "z", "-q", "--no-noise")

@@ -101,10 +101,9 @@ def test_a_picture_says_how_it_was_made_and_steers_no_terminal(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
-@pytest.mark.parametrize("name", ["x.png", "x.safetensors"])
-def test_a_fifo_isnt_waited_for(pdae: Command, tmp_path: Path, name: str) -> None:
-    os.mkfifo(tmp_path / name)
-    result = pdae("info", tmp_path / name)
+def test_a_fifo_isnt_waited_for(pdae: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    result = pdae("info", tmp_path / "x.safetensors")
     assert result.code == 3 and "not a regular file" in result.err
 
 

@@ -37,14 +37,18 @@ def noise_of(codes: Codes) -> Tensor:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("change", [{}, {"x_T": None}, {"converged": (True, False, True)}])
+    @pytest.mark.parametrize(
+        "change",
+        [{}, {"x_T": None}, {"converged": (True, False, True)},
+         {"eps_T": torch.randn(3, 3, 16, 16)}],
+    )  # fmt: skip
     def test_round_trip(self, change: dict[str, object]) -> None:
         codes = codes_of(3, **change)
         back = from_bytes(to_bytes(codes), "it")
         assert back.tensors().keys() == codes.tensors().keys()
         for name, part in codes.tensors().items():
             assert torch.equal(back.tensors()[name], part)
-        plain = {"z": None, "x_T": None}
+        plain = {"z": None, "x_T": None, "eps_T": None}
         assert replace(back, **plain) == replace(codes, **plain)  # type: ignore[arg-type]
         assert to_bytes(stack(rows(codes))) == to_bytes(codes)
 

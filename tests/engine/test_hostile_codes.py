@@ -81,14 +81,6 @@ class TestFormat:
             tracemalloc.stop()
         assert peak < 100 << 20
 
-    def test_a_fifo_isnt_waited_for(self, tmp_path: Path) -> None:
-        os = pytest.importorskip("os")
-        if not hasattr(os, "mkfifo"):
-            pytest.skip("no FIFOs here")
-        os.mkfifo(tmp_path / "x.safetensors")
-        with pytest.raises(safe.TensorsError, match="regular"):
-            safe.check(tmp_path / "x.safetensors")
-
 
 # What a fact of the codes' metadata is changed to, and words of the answer.
 WRONG_FACTS: dict[str, tuple[dict[str, Any], str]] = {
