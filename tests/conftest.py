@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pdae_cli.checkpoints import pickles, write_attributes, write_latent_dpm, write_model
+from pdae_cli.checkpoints import pickles
+from pdae_cli.checkpoints.native import write_whole
 from pdae_cli.engine.attributes import Attributes
 from pdae_cli.engine.config import ModelConfig, Normalisation, ScheduleConfig
 from pdae_cli.engine.model import Model
@@ -93,11 +94,7 @@ def model() -> Model:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a folder, as `--model` takes it."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    model = tiny_model()
-    write_model(folder, model)
-    assert model.attributes is not None and model.latent_dpm is not None
-    write_attributes(folder, model.attributes)
-    write_latent_dpm(folder, model.latent_dpm, {})
+    write_whole(folder, tiny_model(), torch.float32, {})
     return folder
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from pdae_cli.pictures.decoding import open_picture
+from pdae_cli.pictures.images import to_tensor
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -16,6 +20,17 @@ def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def reopened(image: Image.Image, format: str = "PNG", **options: object) -> Image.Image:
+    """A picture as it is read from its file."""
+    return open_picture(saved(image, format, **options), "it")
+
+
+def pixels(file: Path | str | bytes) -> Tensor:
+    """A picture file's pixels as they lie in it, int32 (C, H, W): differences can be taken."""
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        return to_tensor(image).int()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
+import hashlib
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
 from html.parser import HTMLParser
+
+LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
 
 
 class Page(HTMLParser):
@@ -44,6 +49,25 @@ class Page(HTMLParser):
         head = f"data:image/{kind};base64,"
         sources = (str(one["src"]) for one in self.named("img"))
         return [b64decode(one.removeprefix(head)) for one in sources if one.startswith(head)]
+
+
+def assert_harmless(text: str, anchors: Iterable[str] = ()) -> Page:
+    """It loads nothing, only its own script and style may act, its links lead to places in it."""
+    page = Page(text)
+    assert not any(word in text for word in ("http:", "https:", "\x1b"))
+    policy = next(str(one["content"]) for one in page.named("meta") if "http-equiv" in one)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert (rules["default-src"], rules["img-src"]) == ("'none'", "data:")
+    assert "unsafe" not in policy
+    for kind in ("script", "style"):
+        own = re.findall(f"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+        digests = [b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in own]
+        assert len(own) == len(page.named(kind))
+        assert rules.get(f"{kind}-src", "").split() == [f"'sha256-{one}'" for one in digests]
+    addresses = {str(one[key]) for _, one in page.tags for key in LOADING & set(one)}
+    others = {one for one in addresses if not one.startswith("data:image/")}
+    assert others == {f"#{name}" for name in anchors}
+    return page
 
 
 def column(table: list[list[str]], name: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, picture
+from drawn import pixels
 from PIL import ExifTags, Image
 
 from pdae_cli.pictures.images import to_tensor
@@ -32,10 +33,6 @@ def write(folder: Path, faces: dict[str, Any]) -> None:
     (folder / "faces.json").write_text(json.dumps(faces))
 
 
-def opened(path: Path) -> torch.Tensor:
-    return to_tensor(Image.open(path)).int()
-
-
 def frame_of(record: dict[str, Any]) -> Frame:
     told = record["frame"]
     return Frame(tuple(told["matrix"]), told["size"], told["outside"])
@@ -56,7 +53,7 @@ def test_faces_are_cut_out_of_a_tree_of_photos(pdae: Command, photos: Path) -> N
     assert Path(second["output"]) == where / "sub" / "b.png" and second["found"] == "landmarks"
     frame = frame_of(first)
     photo = Image.open(photos / "photos" / "a.png")
-    assert opened(where / "a.png").equal(to_tensor(take(photo, frame)).int())
+    assert pixels(where / "a.png").equal(to_tensor(take(photo, frame)).int())
     x, y = frame.at((100, 80))
     assert (x / 48, y / 48) == pytest.approx((0.35, 0.43), abs=0.03)
     info = pdae("info", where / "a.png", "--json")
@@ -96,7 +93,7 @@ def test_an_edit_goes_back_into_the_photo(pdae: Command, photos: Path) -> None:
                "--landmarks", photos / "faces.json", "-o", photos / "out")  # fmt: skip
     assert run.code == 0, run.err
     for line, name in zip(run.text.splitlines(), ("a.png", "sub/b.png"), strict=True):
-        before, after = opened(photos / "photos" / name), opened(photos / "out" / name)
+        before, after = pixels(photos / "photos" / name), pixels(photos / "out" / name)
         assert before.shape == after.shape
         frame = frame_of(json.loads(line))
         seen = [frame.at((x, y)) for x, y in changed(before, after).tolist()]
@@ -111,7 +108,7 @@ def test_without_alignment_the_middle_square_is_edited(pdae: Command, photos: Pa
     run = pdae("manipulate", photos / "photos" / "a.png", "--paste-back", *EDIT,
                "-o", photos / "out.png")  # fmt: skip
     assert run.code == 0, run.err
-    where = changed(opened(photos / "photos" / "a.png"), opened(photos / "out.png"))
+    where = changed(pixels(photos / "photos" / "a.png"), pixels(photos / "out.png"))
     assert where[:, 0].min() > 40 and where[:, 0].max() < 200 and where[:, 1].min() < 1
 
 
@@ -119,7 +116,7 @@ def test_a_row_of_scales_is_a_row_of_photos(pdae: Command, photos: Path) -> None
     run = pdae("manipulate", photos / "photos" / "a.png", "--paste-back", "--attr", "smiling",
                "--scale", "-1,1", *EDIT[2:], "-o", photos / "row.png")  # fmt: skip
     assert run.code == 0, run.err
-    assert opened(photos / "row.png").shape == (3, 160, 480)
+    assert pixels(photos / "row.png").shape == (3, 160, 480)
 
 
 def test_photos_are_upright_and_landmarks_are_of_the_upright_photo(
@@ -135,7 +132,7 @@ def test_photos_are_upright_and_landmarks_are_of_the_upright_photo(
         run = pdae("manipulate", photos / name, "--paste-back", *EDIT, "-o", photos / "out",
                    "--landmarks", photos / "faces.json")  # fmt: skip
         assert run.code == 0, run.err
-    assert opened(photos / "out" / "lying.png").equal(opened(photos / "out" / "a.png"))
+    assert pixels(photos / "out" / "lying.png").equal(pixels(photos / "out" / "a.png"))
 
 
 def test_landmarks_choose_what_is_encoded(pdae: Command, photos: Path) -> None:
@@ -145,7 +142,7 @@ def test_landmarks_choose_what_is_encoded(pdae: Command, photos: Path) -> None:
     pdae("manipulate", photos / "square.png", *EDIT, "-o", photos / "one.png")
     pdae("manipulate", photos / "photos" / "a.png", *EDIT, "-o", photos / "two.png",
          "--landmarks", photos / "faces.json")  # fmt: skip
-    assert opened(photos / "one.png").equal(opened(photos / "two.png"))
+    assert pixels(photos / "one.png").equal(pixels(photos / "two.png"))
 
 
 def test_a_pasted_picture_is_made_again_by_its_recipe(pdae: Command, photos: Path) -> None:
@@ -154,7 +151,7 @@ def test_a_pasted_picture_is_made_again_by_its_recipe(pdae: Command, photos: Pat
     assert run.code == 0, run.err
     again = pdae("redo", photos / "out.png", "-i", photos / "photos", "-o", photos / "again.png")
     assert again.code == 0, again.err
-    assert opened(photos / "again.png").equal(opened(photos / "out.png"))
+    assert pixels(photos / "again.png").equal(pixels(photos / "out.png"))
 
 
 def test_pictures_out_of_the_frame_are_warned_of(

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, picture
+from drawn import pixels
 from PIL import ExifTags, Image
 
-from pdae_cli.pictures.images import prepare, to_tensor
+from pdae_cli.pictures.images import prepare
 from pdae_cli.pictures.metadata import read_recipe
 
 FAST = ("--inference-steps", "3", "--quiet")
@@ -37,18 +38,13 @@ def save_mask(name: str, left: int, size: tuple[int, int] = (48, 32), value: int
     mask.save(name)
 
 
-def opened(name: str) -> torch.Tensor:
-    with Image.open(name) as image:
-        return to_tensor(image).int()
-
-
 def framed(name: str) -> torch.Tensor:
     with Image.open(name) as image:
         return prepare(image, 32).int()
 
 
 def assert_only_the_right_half_changed(name: str) -> None:
-    changed = (opened(name) != opened("face.png")).any(0).any(0).nonzero()
+    changed = (pixels(name) != pixels("face.png")).any(0).any(0).nonzero()
     assert changed.min() >= 20 and changed.max() >= 30
 
 
@@ -56,14 +52,14 @@ class TestManipulate:
     def test_only_what_is_white_changes(self, pdae: Command, work: Path) -> None:
         assert pdae("manipulate", "face.png", "--mask", "mask.png", *EDIT, "-o", "a.png").code == 0
         assert pdae("reconstruct", "face.png", "-o", "back.png", *FAST).code == 0
-        edited, back = opened("a.png"), opened("back.png")
+        edited, back = pixels("a.png"), pixels("back.png")
         assert edited[..., :13].equal(back[..., :13])  # a resized edge reaches three pixels far
         assert not edited[..., 16:].equal(back[..., 16:])
 
     def test_a_row_has_the_mask_in_each(self, pdae: Command, work: Path) -> None:
         line = ("manipulate", "face.png", "--mask", "mask.png", "--attr", "smiling")
         assert pdae(*line, "--scale=-2,0,2", *FAST, "-o", "row.png").code == 0
-        one, two, three = opened("row.png").chunk(3, dim=2)
+        one, two, three = pixels("row.png").chunk(3, dim=2)
         assert one[..., :13].equal(two[..., :13]) and three[..., :13].equal(two[..., :13])
         assert not one.equal(two) and not three.equal(two)
 
@@ -72,7 +68,7 @@ class TestManipulate:
         line = ("manipulate", "--mask", "mask.png", "--attr", "smiling=2", "--quiet")
         assert pdae(*line, "z.safetensors", "-o", "codes.png").code == 0
         assert pdae(*line, "face.png", "-o", "plain.png", *FAST).code == 0
-        assert opened("codes.png").equal(opened("plain.png"))
+        assert pixels("codes.png").equal(pixels("plain.png"))
         assert pdae(*line, "face.png", "--paste-back", "-o", "photo.png", *FAST).code == 0
         assert_only_the_right_half_changed("photo.png")
 
@@ -81,7 +77,7 @@ class TestInpaint:
     def test_what_is_black_is_the_picture(self, pdae: Command, work: Path) -> None:
         run = pdae("inpaint", "face.png", "--mask", "mask.png", "-o", "a.png", "--json", *FAST[:2])
         assert run.code == 0 and json.loads(run.text)["status"] == "done"
-        made, before = opened("a.png"), framed("face.png")
+        made, before = pixels("a.png"), framed("face.png")
         assert made[..., :16].equal(before[..., :16])
         assert not made[..., 16:].equal(before[..., 16:])
 
@@ -89,7 +85,7 @@ class TestInpaint:
         for name in ("face", "turned"):
             run = pdae("inpaint", f"{name}.png", "--mask", "mask.png", "-o", f"{name}-a.png", *FAST)
             assert run.code == 0, run.err
-        assert opened("face-a.png").equal(opened("turned-a.png"))
+        assert pixels("face-a.png").equal(pixels("turned-a.png"))
 
     def test_the_seed_and_z_make_others(self, pdae: Command, work: Path) -> None:
         picture(5, (32, 32)).save("other.png")
@@ -101,7 +97,7 @@ class TestInpaint:
         }.items():  # fmt: skip
             line = ("inpaint", "face.png", "--mask", "mask.png", *FAST, *more)
             assert pdae(*line, "-o", f"{name}.png").code == 0
-            made[name] = opened(f"{name}.png")
+            made[name] = pixels(f"{name}.png")
         assert made["plain"].equal(made["again"]) and made["like"].equal(made["codes"])
         for name in ("seed", "alone", "like"):
             assert not made["plain"].equal(made[name]), name
@@ -109,7 +105,7 @@ class TestInpaint:
     def test_photos(self, pdae: Command, work: Path) -> None:
         line = ("inpaint", "face.png", "--mask", "mask.png", "--paste-back", *FAST)
         assert pdae(*line, "-o", "photo.png").code == 0
-        assert opened("photo.png").shape == opened("face.png").shape
+        assert pixels("photo.png").shape == pixels("face.png").shape
         assert_only_the_right_half_changed("photo.png")
 
     def test_it_can_be_redone(self, pdae: Command, work: Path) -> None:
@@ -158,12 +154,12 @@ class TestInpaint:
 class TestColourise:
     def test_grey_pictures_get_colours(self, pdae: Command, work: Path) -> None:
         assert pdae("colourise", "grey.png", "-o", "a.png", *FAST).code == 0
-        made, before = opened("a.png"), framed("grey.png")
+        made, before = pixels("a.png"), framed("grey.png")
         assert before.amax(0).equal(before.amin(0))
         assert (made.amax(0) - made.amin(0)).float().mean() > 3
 
     def test_by_another_picture(self, pdae: Command, work: Path) -> None:
         for name, more in {"a": (), "b": ("--like", "face.png")}.items():
             assert pdae("colourise", "grey.png", "-o", f"{name}.png", *FAST, *more).code == 0
-        assert not opened("a.png").equal(opened("b.png"))
+        assert not pixels("a.png").equal(pixels("b.png"))
         assert pdae("redo", "b.png").code == 0

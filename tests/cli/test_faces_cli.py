@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import Command, picture
+from drawn import pixels
 from PIL import Image
 
 from pdae_cli.engine.codes import from_bytes
 from pdae_cli.errors import InputError, UsageError
-from pdae_cli.pictures.images import to_tensor
 from pdae_cli.pictures.photos.faces import Found
 from pdae_cli.pictures.photos.landmarks import Landmarks
 
@@ -40,11 +39,6 @@ def write(faces: dict[str, Any]) -> None:
     Path("faces.json").write_text(json.dumps(faces))
 
 
-def opened(name: str) -> torch.Tensor:
-    with Image.open(name) as image:
-        return to_tensor(image).int()
-
-
 def done(run: Any) -> list[dict[str, Any]]:
     assert run.code == 0, run.err
     return [json.loads(line) for line in run.text.splitlines()]
@@ -68,7 +62,7 @@ def test_aligning_at_once_is_aligning_first(
     record = done(pdae(*line, "-o", f"once{suffix}"))[0]
     assert record["frame"]["size"] == 32
     if suffix == ".png":
-        assert opened("first.png").equal(opened("once.png"))
+        assert pixels("first.png").equal(pixels("once.png"))
     else:
         one, other = (from_bytes(Path(f"{name}.safetensors").read_bytes(), name)
                       for name in ("first", "once"))  # fmt: skip
@@ -83,7 +77,7 @@ def test_the_ends_of_a_way_are_aligned(pdae: Command, work: Path) -> None:
     line = ("interpolate", "in/two.png", "in/one.png", "--steps", 3, *FAST)
     run = pdae(*line, "--landmarks", "faces.json", "-o", "once.png")
     assert run.code == 0, run.err
-    assert opened("first.png").equal(opened("once.png"))
+    assert pixels("first.png").equal(pixels("once.png"))
     several = pdae(*line, *ALL, "-o", "never.png")
     assert several.code == 3 and "hold 3 pictures or codes, not one each" in several.err
 
@@ -105,7 +99,7 @@ def test_faces_are_counted_from_the_left_and_the_largest_is_the_default(
     line = ("align", "in/two.png", "--size", 32, "--landmarks", "faces.json")
     for number, face in (("largest", 2), ("1", 1), ("2", 2)):
         assert pdae(*line, "--face", number, "-o", f"{number}.png").code == 0
-        assert opened(f"{number}.png").equal(opened(f"cut/two-face{face}.png"))
+        assert pixels(f"{number}.png").equal(pixels(f"cut/two-face{face}.png"))
     run = pdae("align", "in", "--landmarks", "faces.json", "--face", 2, "-o", "second")
     assert run.code == 3 and "in/one.png: has one face, not 2" in run.err
     assert [path.name for path in Path("second").glob("*.png")] == ["two.png"]
@@ -116,12 +110,12 @@ def test_all_faces_go_back_into_one_photo(pdae: Command, work: Path, batch_size:
     """The edits of both are the edits of each, one after the other."""
     line = ("manipulate", "in/two.png", "--paste-back", *EDIT, "--batch-size", batch_size)
     record = done(pdae(*line, *ALL, "--json", "-o", "both.png"))[0]
-    faces, before, both = record["faces"], opened("in/two.png"), opened("both.png")
+    faces, before, both = record["faces"], pixels("in/two.png"), pixels("both.png")
     assert [face["attributes"]["Smiling"]["scale"] for face in faces] == [2, 2]
     assert faces[0]["frame"]["matrix"] != faces[1]["frame"]["matrix"]
     assert pdae(*line, "--landmarks", "faces.json", "--face", 1, "-o", "left.png").code == 0
     assert pdae(*line, "--landmarks", "faces.json", "-o", "right.png").code == 0
-    left, right = (opened(f"{name}.png") - before for name in ("left", "right"))
+    left, right = (pixels(f"{name}.png") - before for name in ("left", "right"))
     assert left[..., :120].any() and right[..., 120:].any()
     assert (both - before - left - right).abs().max() <= (left * right != 0).any() * 2
     again = pdae("redo", "both.png")
@@ -135,7 +129,7 @@ def test_all_faces_are_made_anew_within_masks(pdae: Command, work: Path) -> None
     line = ("inpaint", "in/two.png", "--mask", "mask.png", "--paste-back", *ALL, *FAST)
     record = done(pdae(*line, "--json", "-o", "made.png"))[0]
     assert len(record["frames"]) == 2
-    changed = opened("made.png") != opened("in/two.png")
+    changed = pixels("made.png") != pixels("in/two.png")
     assert changed[..., :90].any() and not changed[..., 95:].any()
 
 

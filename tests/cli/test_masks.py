@@ -7,11 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import Command, picture
+from drawn import pixels
 from PIL import Image
-
-from pdae_cli.pictures.images import to_tensor
 
 EDIT = ("--attr", "smiling=2", "--inference-steps", 2)
 
@@ -35,11 +33,6 @@ def half(name: str, left: int) -> None:
     mask.save(name)
 
 
-def opened(name: str) -> torch.Tensor:
-    with Image.open(name) as image:
-        return to_tensor(image).int()
-
-
 @pytest.mark.parametrize("zipped", [False, True])
 def test_each_picture_has_the_mask_of_its_name(pdae: Command, work: Path, zipped: bool) -> None:
     if zipped:
@@ -52,7 +45,7 @@ def test_each_picture_has_the_mask_of_its_name(pdae: Command, work: Path, zipped
     assert run.err.count("error:") == 1 and not Path("out/b.png").exists()
     assert pdae("reconstruct", "in", "-r", "-o", "back", *EDIT[2:]).code == 0
     for name, kept in (("a.png", slice(20, 32)), ("sub/a.png", slice(12))):
-        made, back = opened(f"out/{name}"), opened(f"back/{name}")
+        made, back = pixels(f"out/{name}"), pixels(f"back/{name}")
         assert made[..., kept].equal(back[..., kept]) and not made.equal(back)
 
 

@@ -15,24 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, picture
-from drawn import found
+from drawn import found, pixels
 from html_pages import Page, column
 from PIL import Image, ImageSequence
 from torch import Tensor
 
 from pdae_cli.cli.run.inputs import split_pngs
-from pdae_cli.pictures.images import open_picture, prepare, to_tensor
+from pdae_cli.pictures.images import open_picture, prepare
 
 FAST = ("--inference-steps", "3")
 
 
 def page(path: Path) -> Page:
     return Page(path.read_text("utf-8"))
-
-
-def read(file: Path | bytes) -> Tensor:
-    """A picture file's pixels, uint8 (C, H, W)."""
-    return to_tensor(open_picture(file, "x"))
 
 
 def alts(told: Page) -> list[str]:
@@ -72,7 +67,7 @@ class TestReport:
         args = ("reconstruct", tmp_path / "a.png", "-o", tmp_path / "b.png", *FAST)
         pdae(*args, "--report", tmp_path / "r.html")
         data = str(page(tmp_path / "r.html").named("img")[1]["src"]).split(",")[1]
-        assert torch.equal(read(base64.b64decode(data)), read(tmp_path / "b.png"))
+        assert torch.equal(pixels(base64.b64decode(data)), pixels(tmp_path / "b.png"))
 
     def test_a_run_with_nothing_left_to_do_still_tells_all(
         self, pdae: Command, pictures: list[Path], tmp_path: Path
@@ -86,7 +81,7 @@ class TestReport:
         assert alts(told) == ["source", "result", "difference x4"] * 3
         assert len(column(told.tables[-1], "psnr")) == 3
         assert (tmp_path / "s.png").read_bytes() == (tmp_path / "first.png").read_bytes()
-        assert read(tmp_path / "s.png").shape[1] > 3 * 128
+        assert pixels(tmp_path / "s.png").shape[1] > 3 * 128
 
     def test_codes_have_no_picture_of_a_result_and_decoded_ones_none_of_a_source(
         self, pdae: Command, pictures: list[Path], tmp_path: Path
@@ -146,10 +141,10 @@ class TestSheet:
         args = ("reconstruct", *pictures, "-o", tmp_path / "out", *FAST)
         done = pdae(*args, "--sheet", tmp_path / "s.png")
         assert done.code == 0 and "sheet of 3" in done.err
-        whole = read(tmp_path / "s.png")
+        whole = pixels(tmp_path / "s.png")
         for path in pictures:
-            source = prepare(open_picture(path, "x"), 32)
-            result = read(tmp_path / "out" / f"{path.stem}.png")
+            source = prepare(open_picture(path, "x"), 32).int()
+            result = pixels(tmp_path / "out" / f"{path.stem}.png")
             for one in (source, result):
                 large = one.repeat_interleave(4, 1).repeat_interleave(4, 2)
                 assert found(whole, large) == 1
@@ -162,7 +157,7 @@ class TestSheet:
         pdae("reconstruct", tmp_path, *FAST, "--sheet", pairs)
         pdae("sample", "-n", "9", *FAST, "-o", tmp_path / "s", "--sheet", alone)
         for path, columns, lowest, highest in ((pairs, 6, 7 * 128, 8 * 256), (alone, 8, 256, 384)):
-            _, height, width = read(path).shape
+            _, height, width = pixels(path).shape
             assert width == columns * (128 + 8) + 8 and lowest < height < highest
 
     def test_what_has_no_room_is_counted(
@@ -283,7 +278,7 @@ class TestAnimations:
             assert pdae("interpolate", *pictures[:2], "--steps", 4, *more, *FAST,
                         "-o", tmp_path / folder).code == 0  # fmt: skip
         alike = [
-            torch.equal(read(tmp_path / "even" / name), read(tmp_path / "eased" / name))
+            torch.equal(pixels(tmp_path / "even" / name), pixels(tmp_path / "eased" / name))
             for name in ("0000.png", "0001.png", "0002.png", "0003.png")
         ]
         assert alike == [True, False, False, True]
@@ -295,5 +290,5 @@ class TestAnimations:
         frames = pdae(*args, "-o", "-", "--stream", "png").out
         assert pdae(*args, "-o", tmp_path / "way").code == 0
         for number, frame in enumerate(split_pngs(BytesIO(frames), 1 << 20)):
-            assert torch.equal(read(frame), read(tmp_path / "way" / f"{number:04d}.png"))
+            assert torch.equal(pixels(frame), pixels(tmp_path / "way" / f"{number:04d}.png"))
         assert number == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import picture
-from drawn import png_claiming, saved
+from drawn import png_claiming, reopened, saved
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from pdae_cli.errors import InputError
@@ -27,10 +27,6 @@ STORED = {  # the modes that Pillow stores in each format without changing what 
 }  # fmt: skip
 
 
-def opened(image: Image.Image, format: str = "PNG", **options: object) -> Image.Image:
-    return decoding.open_picture(saved(image, format, **options), "it")
-
-
 def pages(count: int) -> list[Image.Image]:
     return [picture(seed) for seed in range(count)]
 
@@ -45,7 +41,7 @@ def animated(shown: list[Image.Image], format: str, **options: object) -> bytes:
 def test_every_stored_mode_is_the_same_picture(format: str, mode: str) -> None:
     original = deep("I;16") if mode in decoding.DEEP_MODES else picture(size=(16, 16))
     image = deep(mode) if mode in decoding.DEEP_MODES else original.convert(mode)
-    for one in (image, opened(image, format)):
+    for one in (image, reopened(image, format)):
         pixels = images.prepare(one, 16)
         assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.uint8
         gray = images.prepare(one, 16, channels=1)
@@ -146,7 +142,7 @@ def test_deep_values_out_of_range_are_clipped_and_nan_is_black() -> None:
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     values = list(range(0, 65536, 256))
     deep = Image.frombytes("I;16", (16, 16), struct.pack("<256H", *values))
-    pixels = images.prepare(opened(deep), 16, channels=1).flatten().tolist()
+    pixels = images.prepare(reopened(deep), 16, channels=1).flatten().tolist()
     assert pixels == [round(value / 257) for value in values]
 
 
@@ -161,7 +157,7 @@ def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
-    image = opened(turned, format, exif=exif, **options.get(format, {}))
+    image = reopened(turned, format, exif=exif, **options.get(format, {}))
     assert decoding.upright_size(image) == (24, 16)
     off = images.prepare(image, 16).int() - images.prepare(upright, 16).int()
     assert off.abs().max() <= (3 if format == "JPEG" else 0)
@@ -170,7 +166,7 @@ def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
 def test_a_normalised_picture_is_a_new_one_that_isnt_turned_again() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = opened(picture(size=(24, 16)), exif=exif)
+    image = reopened(picture(size=(24, 16)), exif=exif)
     upright = decoding.normalised(image)
     assert image.size == (24, 16) and upright.size == (16, 24) and upright.info == {}
     assert decoding.normalised(upright).tobytes() == upright.tobytes()
@@ -189,19 +185,19 @@ def test_profiles_go_to_srgb(mode: str, format: str) -> None:
     red = Image.new("RGB", (16, 16), (200, 20, 20))
     red = red.convert(mode, palette=Image.Palette.ADAPTIVE)
     options = {"lossless": True} if format == "WEBP" else {}
-    image = opened(red, format, icc_profile=swapped_profile(), **options)
+    image = reopened(red, format, icc_profile=swapped_profile(), **options)
     r, g, b = images.prepare(image, 16)[:, 8, 8].tolist()
     assert g > 180 and r < 60 and b < 60
     if mode == "RGBA":
         image = red.copy()
         image.putalpha(7)
-        image = opened(image, format, icc_profile=swapped_profile(), **options)
+        image = reopened(image, format, icc_profile=swapped_profile(), **options)
         assert (images.alpha_of(image, 16) == torch.tensor(7)).all()
 
 
 def test_srgb_is_left_as_it_is() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    with_profile = images.prepare(opened(picture(), icc_profile=profile), 16).int()
+    with_profile = images.prepare(reopened(picture(), icc_profile=profile), 16).int()
     assert (with_profile - images.prepare(picture(), 16).int()).abs().max() <= 2
 
 
@@ -251,7 +247,7 @@ def test_a_cameras_jpeg_with_more_pictures_in_it_is_its_first() -> None:
     data = animated(pages(2), "MPO")
     image = decoding.open_picture(data, "it")
     assert image.format == "MPO" and not decoding.has_more_frames(image)
-    expected = images.prepare(opened(picture(0), "JPEG"), 16)
+    expected = images.prepare(reopened(picture(0), "JPEG"), 16)
     assert torch.equal(images.prepare(image, 16), expected)
     assert len(list(decoding.open_frames(data, "it"))) == 1
 

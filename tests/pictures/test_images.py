@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import picture
-from drawn import saved
+from drawn import reopened
 from PIL import Image
 
 from pdae_cli.errors import InputError
@@ -16,22 +16,18 @@ from pdae_cli.pictures import images
 from pdae_cli.pictures.decoding import has_more_frames, open_frames, open_picture
 
 
-def opened(image: Image.Image, format: str = "PNG", **options: object) -> Image.Image:
-    return open_picture(saved(image, format, **options), "it")
-
-
 def test_alpha_is_composited_on_white() -> None:
     image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    assert (images.prepare(opened(image), 8) == 255).all()
+    assert (images.prepare(reopened(image), 8) == 255).all()
     palette = Image.new("P", (8, 8))
-    assert (images.prepare(opened(palette, transparency=0), 8) == 255).all()
-    assert (images.prepare(opened(palette, transparency=b"\0"), 8) == 255).all()
+    assert (images.prepare(reopened(palette, transparency=0), 8) == 255).all()
+    assert (images.prepare(reopened(palette, transparency=b"\0"), 8) == 255).all()
 
 
 def test_alpha_can_be_had_in_the_models_frame() -> None:
     image = picture(size=(24, 16), mode="RGBA")
     image.putalpha(Image.linear_gradient("L").resize((24, 16)))
-    alpha = images.alpha_of(opened(image), 16)
+    alpha = images.alpha_of(reopened(image), 16)
     assert alpha is not None and alpha.shape == (1, 16, 16) and alpha.dtype == torch.uint8
     assert torch.equal(alpha, images.prepare(image.getchannel("A"), 16, channels=1))
     for still in (picture(), picture(mode="L"), picture(mode="P"), Image.new("I;16", (16, 16))):
@@ -47,7 +43,7 @@ def test_alpha_turns_with_its_picture() -> None:
     image.putalpha(Image.linear_gradient("L").resize((24, 16)))
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = images.alpha_of(opened(image, exif=exif), 16)
+    turned = images.alpha_of(reopened(image, exif=exif), 16)
     upright = images.alpha_of(image.transpose(Image.Transpose.ROTATE_270), 16)
     assert turned is not None and upright is not None and torch.equal(turned, upright)
 
@@ -150,7 +146,7 @@ def test_heic_is_read_upright_as_a_jpeg_is() -> None:
     buffer = io.BytesIO()
     heic.save(buffer, quality=95)
     seen = images.prepare(open_picture(buffer.getvalue(), "IMG_0001.HEIC"), 48)
-    jpeg = images.prepare(opened(image, "JPEG", exif=turned, quality=95), 48)
+    jpeg = images.prepare(reopened(image, "JPEG", exif=turned, quality=95), 48)
     assert (seen.float() - jpeg.float()).abs().mean() < 4
-    sideways = images.prepare(opened(image), 48)
+    sideways = images.prepare(reopened(image), 48)
     assert (sideways.float() - jpeg.float()).abs().mean() > 20
