@@ -71,8 +71,9 @@ def test_with_labels_every_experiment_is_on_the_page(
 
 
 def test_without_labels_it_says_what_it_leaves_out(
-    pdae: Command, small: Path, tmp_path: Path
+    pdae: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pdae_cli.evaluation.stages.EDGES", (0, 999))  # one stage, not fifteen
     out, data = tmp_path / "page.html", zipped(tmp_path, 120, labels=False)
     result = pdae("evaluate", "all", "--quick", data, "-o", out, model=small)
     assert result.code == 0, result.err
