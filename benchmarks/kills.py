@@ -5,7 +5,8 @@
 Every command that writes, with tiny models of random weights; needs the `test` and `align` extras,
 and a system that can fork: this process has imported everything and computed nothing, so that a run
 costs a fraction of a second. Of two kills one comes after a random share of the run's time, one
-before a random one of its writes. Prints a table, or with --json an object.
+before a random one of its writes. After the kill of a training each file of tensors opens
+and is finite. Prints a table, or with --json an object.
 """
 
 from __future__ import annotations
@@ -157,6 +158,23 @@ def tree(folder: Path) -> Tree:
     return found
 
 
+def unreadable(folder: Path) -> list[str]:
+    """What is said of the tensors' files below it that can't be opened, or have a number that isn't
+    finite. By numpy, since torch would start threads."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    said = []
+    for path in sorted(folder.rglob("*.safetensors")):
+        name = path.relative_to(folder).as_posix()
+        try:
+            if not all(np.isfinite(one).all() for one in load_file(path).values()):
+                said.append(f"{name} isn't finite")
+        except Exception as error:
+            said.append(f"{name} can't be read: {error}")
+    return said
+
+
 # --- Many ----------------------------------------------------------------------------------------
 
 
@@ -222,8 +240,9 @@ class Command:
         died = self.ended(pid) == -signal.SIGKILL
         self.figures.kills += died
         self.figures.late += not died
-        if self.name.startswith("train"):
-            return  # between two of its steps the files are others
+        if self.name.startswith("train"):  # between two of its steps the files are others
+            self.figures.faults += unreadable(folder)
+            return
         for name, data in tree(folder).items():
             grows = name.endswith((".tmp", ".jsonl"))
             known = [one[name] for one in (self.old, self.whole) if name in one]

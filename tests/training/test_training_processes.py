@@ -1,18 +1,13 @@
-"""Training in several processes: the same curve, bitwise resume, one voice; kills."""
+"""Training in several processes: the same curve, bitwise resume, one voice."""
 
 from __future__ import annotations
 
 import os
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
 from small_runs import TINY, assert_equal, ended, folder_of, losses, started, state
-
-KILLS = int(os.environ.get("PDAE_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
@@ -126,45 +121,3 @@ class TestTwoProcesses:
         code, err = ended(*args, 8 * (before + 1), processes=2)
         assert code == 0, err
         assert len(losses(tmp_path)) == before + 1
-
-
-def written(folder: Path) -> set[tuple[str, int]]:
-    """What there is below a folder, and since when."""
-    found = set()
-    for path in folder.rglob("*"):
-        try:
-            found.add((str(path), path.stat().st_mtime_ns))
-        except FileNotFoundError:  # a temporary name that is gone by now
-            continue
-    return found
-
-
-@pytest.mark.slow
-def test_killed_at_any_instant_nothing_is_lost_but_time(photos: Path, tmp_path: Path) -> None:
-    """`kill -9` again and again: the weights are at every instant readable, and at the end those of
-    an uninterrupted run."""
-    chance = random.Random(0)
-
-    def args(folder: Path) -> tuple[object, ...]:
-        return ("train", "dpm", photos, "-o", folder, *TINY, "--image-size", 16, "--attention", 8,
-                "--images", 480, "--save-every", 2, "--log-every", 5, "--quiet")  # fmt: skip
-
-    code, err = ended(*args(tmp_path / "whole"))
-    assert code == 0, err
-    deaths, folder = 0, tmp_path / "run"
-    for _ in range(KILLS):
-        before, process = written(folder), started(*args(folder))
-        while process.poll() is None and written(folder) == before:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 2))
-        process.kill()
-        process.communicate()
-        deaths += process.returncode < 0
-        if (folder / "model.safetensors").exists():
-            with safe_open(folder / "model.safetensors", "pt") as file:
-                assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
-    assert deaths > 0
-    assert ended(*args(folder))[0] == 0
-    weights = [(one / "model.safetensors").read_bytes() for one in (tmp_path / "whole", folder)]
-    assert weights[0] == weights[1]
-    assert not list(folder.rglob("*.tmp"))
