@@ -16,6 +16,7 @@ TIMESTEP = 100  # the one of 20 … 400 at which shifted, scaled and turned face
 NOISES = 8  # each also with the opposite sign
 OWN = 64  # codes that the latent DPM makes, to compare with
 LIMIT = 3.0
+ROWS = 64  # codes at once
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ def _errors(model: Model, z: Tensor) -> Tensor:
     assert model.latent_dpm is not None
     noise = normal([generator(0, "noise", row) for row in range(NOISES)], z.shape[1:])
     noise = torch.cat([noise, -noise])
-    t = torch.full((len(noise),), TIMESTEP)
     errors = []
-    for row in model.normalise(z):
-        z_t = LATENT_SCHEDULE.add_noise(row.expand_as(noise), t, noise)
-        eps = model.latent_dpm(z_t.to(model.device), t.to(model.device)).float().cpu()
-        errors.append((eps - noise).square().mean())
-    return torch.stack(errors)
+    for rows in model.normalise(z).split(ROWS):
+        eps = noise.repeat(len(rows), 1)
+        t = torch.full((len(eps),), TIMESTEP)
+        z_t = LATENT_SCHEDULE.add_noise(rows.repeat_interleave(len(noise), 0), t, eps)
+        found = model.latent_dpm(z_t.to(model.device), t.to(model.device)).float().cpu()
+        errors.append((found - eps).square().unflatten(0, (len(rows), -1)).mean((1, 2)))
+    return torch.cat(errors)
