@@ -1,6 +1,6 @@
 """Wall time and exactness of the round trip, beside what a user would take instead.
 
-    python benchmarks/peers.py faces64 DATA [--pictures 8] [--device cuda] [--json FILE]
+    python benchmarks/peers.py faces64 DATA [--pictures 8] [--device cuda] [--text FILE]
 
 First the whole model: our presets, and the authors' procedure (`parity="pdae"`, float32, eager).
 Then eps_theta alone: ours, and diffusers' DDIMInverseScheduler + DDIMScheduler over its own
