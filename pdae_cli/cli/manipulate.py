@@ -274,7 +274,7 @@ class Edit:
     def _likeness(self) -> Likeness | None:
         from ..evaluation.likeness import Likeness
 
-        return Likeness.of(self.run.model)
+        return Likeness.of(self.run.model, self.run.model.latent_training)
 
     def _distances(self, batch: list[Loaded], codes: Codes) -> list[float] | None:
         """How far each picture's code is from those of training, in standard deviations; None for

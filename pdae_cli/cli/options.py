@@ -20,8 +20,8 @@ from .run.destination import writable
 from .run.launch import device_of, join, launched
 
 if TYPE_CHECKING:
+    from ..checkpoints import PretrainedModel
     from ..diffusion.trajectory import Sampling
-    from ..engine.model import Model
     from .run.inputs import Item
 
 DEFAULT_MODEL = "faces64"
@@ -148,7 +148,7 @@ class ModelOptions(SaidOptions):
         False, MODEL, "torch.compile: pays for many pictures.", "--compile", rare=True
     )
 
-    def load(self, device: str | None = None) -> Model:
+    def load(self, device: str | None = None) -> PretrainedModel:
         """Load the model onto its device, or onto this one."""
         from ..checkpoints import load
 
@@ -228,7 +228,7 @@ class SharedOptions(ModelOptions):
         None, FILES, "Gone: `accelerate launch` starts processes.", rare=True
     )
 
-    def load(self, device: str | None = None) -> Model:
+    def load(self, device: str | None = None) -> PretrainedModel:
         """Load the model onto this process's device."""
         join(self.share, self.dtype, Output(quiet=self.quiet).say)
         number = self.shares()[0] if self.share else None

@@ -3,7 +3,10 @@ its training pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from ..engine.model import Model
 TIMESTEP = 100  # the one of 20 … 400 at which shifted, scaled and turned faces stood out most
 NOISES = 8  # each also with the opposite sign
 OWN = 64  # codes that the latent DPM makes, to compare with
+OWN_ERROR = "own_error"  # in the latent DPM's training summary
 LIMIT = 3.0
 ROWS = 64  # codes at once
 
@@ -34,13 +38,22 @@ class Likeness:
     spread: float
 
     @classmethod
-    def of(cls, model: Model) -> Likeness | None:
-        """Measure a model's own codes; None for one that lacks a latent DPM."""
+    def of(cls, model: Model, training: Mapping[str, Any] | None = None) -> Likeness | None:
+        """Take what the latent DPM's training recorded of the model's own codes, or measure them
+        anew where it didn't; None for a model that lacks a latent DPM."""
         if model.latent_dpm is None:
             return None
+        match (training or {}).get(OWN_ERROR):
+            case {"mean": float(mean), "spread": float(spread)}:
+                if isfinite(mean) and 0 < spread < inf:
+                    return cls(model, mean, spread)
         own = model.sample_z([generator(0, "likeness", row) for row in range(OWN)])
         errors = _errors(model, own)
         return cls(model, errors.mean().item(), errors.std().item())
+
+    def recorded(self) -> dict[str, object]:
+        """Tell what `of` takes, for the training summary: drawing the codes is most of the work."""
+        return {OWN_ERROR: {"mean": self.mean, "spread": self.spread}}
 
     def distances(self, z: Tensor) -> list[float]:
         """Tell one distance for each row of z (N, D), not normalised."""

@@ -12,6 +12,7 @@ from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import LATENT_SCHEDULE
 from ..engine.model import Model
+from ..evaluation.likeness import Likeness
 from ..networks.latent import LatentConfig, LatentDPM
 from ..pictures.images import to_float
 from .data import Pictures, Task
@@ -79,6 +80,13 @@ def latent_stage(
     objective = LatentLoss(network, schedule)
     t = torch.linspace(0, schedule.timesteps - 1, len(z_held_out)).long()
     eps = torch.randn(z_held_out.shape, generator=generator(0, "held out"))
+
+    def save(summary: dict[str, object]) -> None:
+        likeness = Likeness.of(model)
+        assert likeness is not None
+        facts = {"data": task.name} | likeness.recorded()
+        write_latent_dpm(task.folder, network, summary | facts, task.dtype)
+
     held = [part.to(model.device) for part in (z_held_out, t, eps)]
     return Stage(
         "latent",
@@ -87,8 +95,6 @@ def latent_stage(
         uniform(schedule),
         lambda: {"held_out_loss": objective(*held).item()},
         lambda: (model.sample(16, inference_steps=20)[0], 8),
-        lambda summary: write_latent_dpm(
-            task.folder, network, summary | {"data": task.name}, task.dtype
-        ),
+        save,
         z.shape[1:],
     )

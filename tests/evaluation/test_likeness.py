@@ -23,6 +23,18 @@ def test_codes_far_from_training_are_far() -> None:
     assert Likeness.of(model) is None
 
 
+def test_what_training_recorded_is_taken_and_else_measured() -> None:
+    model = tiny_model()
+    measured = Likeness.of(model)
+    assert measured is not None
+    assert Likeness.of(model, measured.recorded()) == measured
+    assert Likeness.of(model, {"own_error": {"mean": 5.0, "spread": 2.0}}) == Likeness(
+        model, 5.0, 2.0
+    )
+    for wrong in ({"mean": 5.0}, {"mean": 5.0, "spread": 0.0}, {"mean": "5", "spread": 2.0}, None):
+        assert Likeness.of(model, {"own_error": wrong}) == measured
+
+
 def test_the_bundled_model_tells_turned_faces_from_upright_ones() -> None:
     model = checkpoints.load(str(BUNDLED), "cpu")
     likeness = Likeness.of(model)

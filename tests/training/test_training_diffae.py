@@ -14,11 +14,13 @@ from labelled import labelled
 from small_runs import OPTIONS as LONG
 from small_runs import SHAPE, quiet, state, task_of, untrained_diffae
 
+from pdae_cli import checkpoints
 from pdae_cli.checkpoints import read_model
 from pdae_cli.diffusion.noise import generator
 from pdae_cli.diffusion.schedule import gather
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import UsageError
+from pdae_cli.evaluation.likeness import Likeness
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import Task
 from pdae_cli.training.diffae import DiffAELoss, diffae_stage, held_out_losses, new_diffae
@@ -140,6 +142,11 @@ def test_every_command_takes_it(pdae: Command, photos: Path, tmp_path: Path) -> 
     ):  # fmt: skip
         run = pdae(*line)
         assert run.code == 0, (line, run.err)
+    trained = checkpoints.load(str(model), "cpu")
+    recorded, measured = Likeness.of(trained, trained.latent_training), Likeness.of(trained)
+    assert "own_error" in trained.latent_training and recorded is not None and measured is not None
+    assert recorded.mean == pytest.approx(measured.mean, rel=1e-3)
+    assert recorded.spread == pytest.approx(measured.spread, rel=1e-2)
     again = pdae("train", "diffae", photos, "-o", tmp_path / "b", "--init-from", model, *TINY,
                  "--images", 4)  # fmt: skip
     assert again.code == 0, again.err

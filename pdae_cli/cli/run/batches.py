@@ -37,7 +37,7 @@ from .viewing import Viewer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...engine.model import Model
+    from ...checkpoints import PretrainedModel
 
 STATUSES = ("done", "unchanged", "skipped", "failed")
 
@@ -74,7 +74,7 @@ class Run:
 
     def __init__(
         self,
-        model: Model,
+        model: PretrainedModel,
         options: SharedOptions,
         command: str,
         destination: Destination,
