@@ -119,6 +119,16 @@ def groups_of(widths: Sequence[int]) -> int:
     return next(fitting, 1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(C)) v of (N, heads, HW, C) each. Torch's CPU kernel is slower in
+    bfloat16 than in float32, its gradient up to four times (benchmarks/attention.py)."""
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            h = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+            return h.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     """Residual self-attention over all positions; each head's q, k, v lie side by side."""
 
@@ -140,7 +150,7 @@ class Attention(nn.Module):
         h = self.norm(x).flatten(2).transpose(1, 2)  # (N, HW, C)
         qkv = self.qkv(h).reshape(n, height * width, self.heads, 3, c // self.heads)
         q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each (N, heads, HW, C/heads)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        h = attend(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         return x + self.out(h).transpose(1, 2).reshape(n, c, height, width)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import randomise
 from safetensors.torch import load_file
 
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
-from pdae_cli.networks.layers import Attention, placed, timestep_embedding
+from pdae_cli.networks.layers import Attention, attend, placed, timestep_embedding
 
 
 def test_only_bfloat16_inference_on_a_cpu_chooses_a_memory_format() -> None:
@@ -40,6 +41,28 @@ def test_attention_is_softmax_of_scaled_products() -> None:
         mixed.append(torch.softmax(q @ k.transpose(1, 2) / 4**0.5, dim=2) @ v)
     expected = x + attention.out(torch.cat(mixed, 2)).transpose(1, 2).reshape(x.shape)
     assert torch.allclose(attention(x), expected, atol=1e-5)
+
+
+def test_attention_in_bfloat16_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU; with gradients as near to float64's as bfloat16 inputs are."""
+    seen: list[torch.dtype] = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *x: (seen.append(x[0].dtype), kernel(*x))[1]
+    )
+    parts = [torch.randn(2, 3, 16, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        h = attend(*parts)
+    h.float().square().sum().backward()
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    q, k, v = exact
+    reference = torch.softmax(q @ k.transpose(2, 3) / 8**0.5, dim=3) @ v
+    reference.square().sum().backward()
+    assert seen == [torch.float32] and h.dtype == torch.bfloat16
+    assert torch.allclose(h.double(), reference, atol=0.02)
+    for one, wanted in zip(parts, exact, strict=True):
+        assert one.grad is not None and wanted.grad is not None
+        assert torch.allclose(one.grad.double(), wanted.grad, atol=0.05)
 
 
 def test_timestep_embedding_agrees_with_the_authors(shared: Path) -> None:
