@@ -38,6 +38,7 @@ from pdae_cli.training.latent import encode_all
 EDITED = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair")
 EDIT_SAMPLING = {"inference_steps": 12}
 RESAMPLED = 200
+SAMPLED = 48
 Figures = dict[str, Any]
 
 
@@ -173,6 +174,16 @@ def memorised(model: Model, train: Pictures, held_out: Pictures, count: int) -> 
     }
 
 
+def artefacts(model: Model, held_out: Pictures) -> Figures:
+    """A checkerboard, and specks that all samples have at one place, beside real pictures."""
+    samples, _ = model.sample(SAMPLED)
+    found = {"samples": samples, "held_out": to_float(held_out.stack(range(SAMPLED)))}
+    return {
+        name: {"grid": metrics.grid_power(x), "speck": metrics.speck(x), "pictures": len(x)}
+        for name, x in found.items()
+    }
+
+
 def markdown(figures: Figures) -> str:
     """The figures for people."""
     parts = []
@@ -206,6 +217,10 @@ def markdown(figures: Figures) -> str:
     if "memorised" in figures:
         rows = [[name, v["median"], v["smallest"]] for name, v in figures["memorised"].items()]
         parts.append(table("nearest training picture of|median MSE|smallest", rows))
+    if "artefacts" in figures:
+        rows = [[name, v["grid"], v["speck"]] for name, v in figures["artefacts"].items()]
+        header = f"artefacts in {SAMPLED}|power at ½ and ¼ of the pixel grid|largest speck"
+        parts.append(table(header, rows))
     return "\n\n".join(parts)
 
 
@@ -227,7 +242,7 @@ def main() -> None:
     parser.add_argument("--edited", type=int, default=200, help="faces for each edit")
     parser.add_argument("--scale", type=float, default=0.3)
     parser.add_argument("--against", help="another model, whose attributes are compared")
-    parser.add_argument("--only", default="gap,reconstruction,probes,edits,memorised")
+    parser.add_argument("--only", default="gap,reconstruction,probes,edits,memorised,artefacts")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/figures.json"))
     parser.add_argument("--card", type=Path, help="put the figures into this model card")
     args = parser.parse_args()
@@ -245,6 +260,7 @@ def main() -> None:
         "probes": lambda: probes(model, held_out, labels),
         "edits": lambda: edits(model, held_out, labels, args.judge, args.edited, args.scale),
         "memorised": lambda: memorised(model, train, held_out, args.pictures),
+        "artefacts": lambda: artefacts(model, held_out),
     }
     if args.against:
         other = pdae_cli.load(args.against)

@@ -129,6 +129,22 @@ def test_auroc_and_average_precision() -> None:
     assert math.isnan(metrics.average_precision(scores, torch.zeros(80)))
 
 
+def test_artefacts_of_a_network_stand_out() -> None:
+    """Of noise nothing does; a faint checkerboard and a faint dot at one place of all do, and
+    neither is the other."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(64, 3, 32, 32, generator=generator)
+    board = torch.tensor([1.0, -1.0]).repeat(16)
+    dotted = noise.clone()
+    dotted[:, :, 11, 20] += 3
+    assert metrics.grid_power(noise) < 2 and metrics.speck(noise) < 2
+    assert metrics.grid_power(noise + 0.2 * board * board[:, None]) > 10
+    assert metrics.grid_power(noise + 0.2 * board.roll(1)) > 10  # stripes
+    quarter = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(8)
+    assert metrics.grid_power(noise + 0.2 * quarter) > 10
+    assert metrics.grid_power(dotted) < 2 and metrics.speck(dotted) > 2
+
+
 def test_equal_share_counts_eight_bit_values() -> None:
     a = torch.zeros(1, 3, 4, 4)
     b = a.clone()
