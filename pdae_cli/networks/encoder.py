@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import check_ranges
-from .layers import AnySide, Attention, Conv2d, Few, Linear, Side, Width, groups_of
+from .layers import AnySide, Attention, Conv2d, Few, Linear, Side, Width, groups_of, silu
 
 FINAL_SIZE = 4  # the feature map that is flattened
 
@@ -65,5 +64,5 @@ class Encoder(nn.Module):
             h = conv(h)
             if self.attention is not None and h.shape[2] == self.cfg.attention_size:
                 h = self.attention(h)
-            h = F.silu(norm(h))
+            h = silu(norm(h))
         return self.out(h.flatten(1))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Conv2d, Layer, Linear, Shape, Width, resized
+from .layers import Conv2d, Layer, Linear, Shape, Width, resized, silu
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class TimelessBlock(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.silu(self.norm_in(x))
+        h = silu(self.norm_in(x))
         if self.halve:
             h, x = resized(h, "down"), resized(x, "down")
         return self.skip(x) + self.conv_in(h)
@@ -58,4 +57,4 @@ class HalfUNet(nn.Module):
         h = self.conv(x_0)
         for layer in [*self.layers, *self.middle]:
             h = layer(h)
-        return self.out(F.silu(self.norm(h)).mean((2, 3)))
+        return self.out(silu(self.norm(h)).mean((2, 3)))

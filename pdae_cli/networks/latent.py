@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Range, check_ranges
-from .layers import Linear, Share, TimeEmbedding, Width
+from .layers import Linear, Share, TimeEmbedding, Width, silu
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class LatentLayer(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.linear(x) * (1 + self.time(F.silu(time)))
-        return self.dropout(F.silu(self.norm(h)))
+        h = self.linear(x) * (1 + self.time(silu(time, keep=True)))
+        return self.dropout(silu(self.norm(h)))
 
 
 class LatentDPM(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import Range, check_ranges
 
 LARGE_MAP = 1024  # positions: see `placed`
+LANES = 32  # numbers that torch's CPU kernels take at once, at most: see `silu`
 # What may be built. A network's tensors are compared with its file before there is memory for them.
 Width = Annotated[int, Range(1, 1 << 20)]  # of channels, dimensions, codes
 AnyWidth = Annotated[int, Range(0, 1 << 20)]
@@ -74,9 +75,15 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def silu(h: Tensor) -> Tensor:
-    """SiLU of a tensor that nobody else holds: in place, unless autograd needs it."""
-    return F.silu(h, inplace=not h.requires_grad)
+def silu(h: Tensor, keep: bool = False) -> Tensor:
+    """Return SiLU of a tensor: in place, unless autograd needs it or the caller keeps it.
+
+    Torch's CPU kernel computes what is left of 32 numbers, in all and by each thread, by another
+    formula. Where rows don't end at such places it is written out, so that a row is the same in
+    every batch."""
+    if not _plain(h, h) or h[0].numel() % (LANES * torch.get_num_threads()) == 0:
+        return F.silu(h, inplace=not (keep or h.requires_grad))
+    return h / h.neg().exp_().add_(1)
 
 
 def timestep_embedding(
@@ -104,7 +111,8 @@ class TimeEmbedding(nn.Sequential):
         self.sinusoids, self.order = sinusoids, order
 
     def forward(self, t: Tensor) -> Tensor:
-        return super().forward(timestep_embedding(t, self.sinusoids, *self.order))
+        waves = timestep_embedding(t, self.sinusoids, *self.order)
+        return self[2](silu(self[0](waves)))  # type: ignore[no-any-return]
 
 
 def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:

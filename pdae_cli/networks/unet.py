@@ -193,7 +193,8 @@ class Half(nn.Module):
         the time's embedding (N, E). The GroupNorms' own weights are folded in."""
         weight = torch.cat([block.norm_out.weight for block in self.blocks])
         bias = torch.cat([block.norm_out.bias for block in self.blocks])
-        t = self._rows([block.time(F.silu(time)) for block in self.blocks]).to(weight.dtype)
+        time = silu(time, keep=True)
+        t = self._rows([block.time(time) for block in self.blocks]).to(weight.dtype)
         if t.shape[1] == 1:
             return torch.stack((weight.expand_as(t[:, 0]), bias.expand_as(t[:, 0]), t[:, 0]), dim=1)
         scale, shift = t.unbind(1)
@@ -201,7 +202,8 @@ class Half(nn.Module):
 
     def by_z(self, z: Tensor) -> Tensor:
         """Return 1 + z_s and z_b: (N, 2, S), for z or its embedding (N, D)."""
-        z = self._rows([block.z(F.silu(z)) for block in self.blocks if block.z is not None])
+        z = silu(z, keep=True)
+        z = self._rows([block.z(z) for block in self.blocks if block.z is not None])
         z = z.to(self.blocks[0].norm_out.weight.dtype)
         shift = z[:, 1] if z.shape[1] == 2 else torch.zeros_like(z[:, 0])
         return torch.stack((1 + z[:, 0], shift), dim=1)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
-from pdae_cli.networks.layers import Attention, attend, placed, timestep_embedding
+from pdae_cli.networks.layers import Attention, attend, placed, silu, timestep_embedding
 
 
 def test_only_bfloat16_inference_on_a_cpu_chooses_a_memory_format() -> None:
@@ -27,6 +27,24 @@ def test_only_bfloat16_inference_on_a_cpu_chooses_a_memory_format() -> None:
             assert placed(small, growth=4).is_contiguous(memory_format=last)
     with torch.no_grad():
         assert placed(large) is large
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(8, 16), (8, 64), (8, 16, 16, 16), (8, 32, 32, 32)])
+def test_silu_of_a_row_is_the_same_in_every_batch(threads: int, shape: tuple[int, ...]) -> None:
+    """Torch's own isn't: a row's last numbers are computed otherwise, and a thread's."""
+    x, before = torch.randn(shape), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            together = silu(x, keep=True)
+            alone = torch.cat([silu(x[row : row + 1], keep=True) for row in range(len(x))])
+            assert torch.equal(together, alone)
+            exact = x.double() * torch.sigmoid(x.double())
+            assert torch.allclose(together.double(), exact, rtol=1e-6, atol=1e-7)
+            assert torch.equal(silu(x.clone()), together)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:
