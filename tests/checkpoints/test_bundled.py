@@ -135,6 +135,7 @@ def test_a_wheel_carries_the_weights(tmp_path: Path) -> None:
     for file in said.get_all("License-File") or ["none"]:
         assert (about / "licenses" / file).read_bytes() == (ROOT / file).read_bytes()
     assert (tmp_path / "site" / "pdae_cli" / "py.typed").is_file()
+    assert not list((tmp_path / "site").glob("pdae_cli/weights/*/next")), "still in training"
     code = "import pdae_cli.checkpoints as c; print(c.model_folder('faces64'))"
     done = subprocess.run(
         [sys.executable, "-c", code],
