@@ -64,7 +64,7 @@ def grid_power(x: Tensor) -> float:
 def speck(x: Tensor) -> float:
     """Mean absolute Laplacian of pictures (N, C, H, W) at the position where it is the largest by
     the mean of the 9 x 9 around it: what all pictures have at one place stands out. Real faces of
-    64 pixels have about 2.3."""
+    64 pixels have about 2."""
     kernel = x.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     edges = F.conv2d(x.mean(dim=1, keepdim=True), kernel).abs().mean(0, keepdim=True)
     around = F.avg_pool2d(edges, 9, stride=1, padding=4, count_include_pad=False)
