@@ -50,7 +50,7 @@ class TrainFlags:
 
     images: int = option(4_000_000, None, "Pictures to see in all.", min=1)
     batch_size: int | None = option(None, None, f"Pictures a step, all processes; {USUAL}.", min=1)
-    lr: float = option(2e-4, None, "Adam's learning rate.")
+    lr: float = option(2e-4, None, "Learning rate.")
     labels: Annotated[
         Path | None, common(help="Table of labels; its `split` holds pictures out.")
     ] = None
@@ -60,6 +60,7 @@ class TrainFlags:
         "crop", LEARNING, "Pictures that aren't square."
     )
     flip: bool = option(True, LEARNING, "Mirror half of the pictures.")
+    optimizer: Literal["adam", "muon"] = option("adam", LEARNING, "Muon: orthogonal steps.")
     warmup: int = option(500, LEARNING, "Steps to reach the learning rate.", min=0)
     cooldown: float = option(0.0, LEARNING, "Share of the run to end it in.", min=0, max=1)
     grad_clip: float = option(1.0, LEARNING, "Largest gradient norm.", rare=True)
@@ -199,7 +200,7 @@ def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
 
 def show_needs(out: Output, needs: dict[str, Any]) -> None:
     """Print a dry run's record, or lines for people."""
-    parts = ("memory", "weights", "gradients", "adam", "average", "activations")
+    parts = ("memory", "weights", "gradients", "moments", "average", "activations")
     sizes = {n: f"{needs[f'{n}_bytes'] / 2**20:,.1f} MiB" for n in (*parts, "checkpoint", "free")}
     peak = f"{needs['peak_bytes'] / 2**20:,.0f} MiB in all, " if needs["peak_bytes"] else ""
     lines = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .layers import Linear
-from .unet import Conditioning, OutputHalf, UNetConfig, adagn
+from .unet import OutputHalf, UNetConfig, adagn
 
 
 class GradientEstimator(nn.Module):
@@ -14,9 +14,8 @@ class GradientEstimator(nn.Module):
 
     def __init__(self, cfg: UNetConfig, z_dim: int) -> None:
         super().__init__()
-        self.z = Linear(z_dim, cfg.embedding_channels)
-        conditioning = Conditioning(cfg.embedding_channels, shift=True)
-        self.output = OutputHalf(cfg, cfg.channels, conditioning)
+        self.z = Linear(z_dim, cfg.z_conditioning.channels)
+        self.output = OutputHalf(cfg, cfg.channels, cfg.z_conditioning)
 
     def by_z(self, z: Tensor) -> Tensor:
         """Return what z (N, z_dim) makes of the blocks: (N, 2, S), see `Half.by_z`."""

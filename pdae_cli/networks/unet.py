@@ -7,7 +7,7 @@ embedding, or None.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -58,6 +58,7 @@ class UNetConfig(Shape):
     frequency_shift: Annotated[int, Range(0, 1)] = 0  # of 10000^(-i / (half - shift))
     time_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0  # of t, before its sinusoids
     z_channels: AnyWidth = 0  # of z, where every block of the U-Net itself takes it (Diff-AE)
+    z_embedding_channels: AnyWidth = 0  # of G_psi's embedding of z; 0: as many as the time's
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +88,16 @@ class UNetConfig(Shape):
         for width in self.widths:
             channels += [width] * (self.blocks + 1)
         return channels[:-1]  # the last level isn't halved
+
+    @property
+    def z_conditioning(self) -> Conditioning:
+        """How z enters G_psi."""
+        return Conditioning(self.z_embedding_channels or self.embedding_channels, shift=True)
+
+    def taking_z(self, z_dim: int) -> UNetConfig:
+        """Return the same for an untrained G_psi, whose embedding holds all of z."""
+        wider = z_dim if z_dim > self.embedding_channels else 0
+        return replace(self, z_embedding_channels=wider)
 
     @property
     def own_conditioning(self) -> Conditioning | None:

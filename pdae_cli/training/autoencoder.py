@@ -165,11 +165,12 @@ def with_autoencoder(model: Model, z_dim: int, seed: int) -> Model:
     Raises UsageError for a size that the encoder can't take.
     """
     encoder = encoder_for(without_z(model).config, z_dim)
+    unet = model.config.unet.taking_z(z_dim)
     torch.manual_seed(seed)
     return Model(
-        config=replace(model.config, encoder=encoder, normalisation=None),
+        config=replace(model.config, unet=unet, encoder=encoder, normalisation=None),
         dpm=model.dpm,
-        gradient_estimator=GradientEstimator(model.config.unet, z_dim),
+        gradient_estimator=GradientEstimator(unet, z_dim),
         encoder=Encoder(encoder),
         first_stage=model.first_stage,
     )

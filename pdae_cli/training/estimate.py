@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .loop import Training
+from .muon import moments
 
 if sys.platform != "win32":
     import resource
@@ -25,7 +26,7 @@ class Memory:
 
     weights: int
     gradients: int
-    adam: int  # two moments
+    moments: int  # of the optimizer: two, but one of a matrix with Muon
     average: int
     activations: int  # what a micro-batch keeps for the backward pass
 
@@ -34,16 +35,18 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def memory_of(objective: nn.Module, activations: int) -> Memory:
+def memory_of(objective: nn.Module, activations: int, muon: bool = False) -> Memory:
     """Count for an objective whose weights are float32, as all are in training."""
     every = sum(4 * p.numel() for p in objective.parameters())
-    trained = sum(4 * p.numel() for p in objective.parameters() if p.requires_grad)
-    return Memory(every, trained, 2 * trained, trained, activations)
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    trained = sum(4 * p.numel() for p in parameters)
+    kept = sum(4 * p.numel() * len(moments(muon, p)) for p in parameters)
+    return Memory(every, trained, kept, trained, activations)
 
 
 def checkpoint_bytes(memory: Memory, dtype: torch.dtype) -> int:
     """Count the state (trained weights, average, moments) and the model, in its stored dtype."""
-    state = memory.gradients + memory.average + memory.adam
+    state = memory.gradients + memory.average + memory.moments
     return state + memory.weights * dtype.itemsize // 4
 
 
@@ -76,7 +79,8 @@ def estimate(run: Training, dtype: torch.dtype) -> dict[str, float | str | None]
     steps, device = run.steps - run.step, run.accelerator.device
     batch = [part.to(device) for part in next(run.batches())[0] if part is not None]
     with run.autocast():
-        memory = memory_of(run.stage.objective, kept_bytes(run.stage.objective, *batch))
+        kept = kept_bytes(run.stage.objective, *batch)
+        memory = memory_of(run.stage.objective, kept, run.options.optimizer == "muon")
     there = next(one for one in (run.folder, *run.folder.absolute().parents) if one.exists())
     seconds = seconds_a_step(run)
     return {

@@ -34,6 +34,7 @@ from ..files import check_writable
 from ..networks.layers import Attention
 from ..networks.unet import ResBlock
 from ..pictures.images import write_sheet
+from .muon import optimizer_of
 from .stage import Rows, Stage, TrainOptions, draw_batch, prefetched
 from .state import EMA, append_log, load_state, locked, read_facts, save_state, trim_log
 
@@ -42,7 +43,7 @@ PATIENCE = timedelta(hours=6)  # with the process that measures and saves
 FREE_TO_CHANGE = {
     "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown"
 }  # fmt: skip
-UNWRITTEN = {"weighting": "lambda", "gamma": 0.1}
+UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam"}
 
 Report = Callable[[dict[str, object]], None]
 
@@ -156,7 +157,7 @@ class Training:
             checkpoint_activations(objective)
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self.ema = EMA(self.parameters, options.ema_images)
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=options.lr, fused=True)
+        self.optimizer = optimizer_of(options.optimizer, self.parameters.values(), options.lr)
         self.step = self._resume()
         if self._greatest(self.step) != -self._greatest(-self.step):
             raise UsageError(

@@ -29,7 +29,7 @@ class TrainOptions:
     images: int  # pictures to see in all
     batch_size: int  # pictures a step, over all processes and accumulated micro-batches
     accumulate: int  # micro-batches a step
-    lr: float  # Adam's learning rate, reached after `warmup` steps
+    lr: float  # learning rate, reached after `warmup` steps
     warmup: int  # steps
     grad_clip: float  # largest gradient norm
     ema_images: int  # half-life of the weights' average in pictures, at most 5 % of those seen
@@ -41,6 +41,7 @@ class TrainOptions:
     log_every: int  # steps
     save_every: int  # steps between checkpoints, each with model, metrics and sample sheet
     checkpoint_activations: bool = False  # compute them again for gradients: slower, less memory
+    optimizer: str = "adam"  # or "muon"
     cooldown: float = 0.0  # share of the pictures, at the end, over which lr falls to zero
 
 

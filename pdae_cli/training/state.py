@@ -1,5 +1,5 @@
-"""What a run needs to go on: weights, their average, Adam's moments, the step (in safetensors); its
-log, and the lock on its folder."""
+"""What a run needs to go on: weights, their average, the optimizer's moments, the step (in
+safetensors); its log, and the lock on its folder."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..engine.tensors import SEAL, TensorsError, check, load, parts
 from ..errors import InputError, UsageError
 from ..files import append, replacing, unwritable, write_bytes
+from .muon import Muon, moments
 
 Named = dict[str, nn.Parameter]
 
@@ -83,21 +84,28 @@ def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
 def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> bool:
     """Restore what `save_state` wrote; return whether it is sealed, which older versions' isn't.
     Raises InputError where names, shapes, numbers or a single byte are off."""
-    kinds = ("weight", "ema", "exp_avg", "exp_avg_sq")
-    wanted = {f"{kind}/{name}": tuple(p.shape) for name, p in parameters.items() for kind in kinds}
+    muon = isinstance(optimizer, Muon)
+    kept = {name: moments(muon, p) for name, p in parameters.items()}
+    shapes = {
+        f"{kind}/{name}": tuple(p.shape)
+        for name, p in parameters.items()
+        for kind in ("weight", "ema", *kept[name])
+    }
+    steps = {f"step/{name}": () for name in parameters if "exp_avg_sq" in kept[name]}
     with _explained(path):
         header = check(path)
-        header.require(wanted | {f"step/{name}": () for name in parameters})
+        header.require(shapes | steps)
         tensors = load(path, header)
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight/{name}"])
         ema.shadow[name].copy_(tensors[f"ema/{name}"])
         # Fused Adam wants all of it on the parameter's device and in its memory layout.
         optimizer.state[parameter] = {
-            "step": tensors[f"step/{name}"].to(parameter.device),
-            "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg/{name}"]),
-            "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq/{name}"]),
+            kind: torch.empty_like(parameter).copy_(tensors[f"{kind}/{name}"])
+            for kind in kept[name]
         }
+        if f"step/{name}" in steps:
+            optimizer.state[parameter]["step"] = tensors[f"step/{name}"].to(parameter.device)
     return SEAL in header.metadata
 
 

@@ -49,11 +49,12 @@ def test_memory_of_an_objective_with_a_frozen_part() -> None:
     objective.a.requires_grad_(False)
     memory = memory_of(objective, activations=100)
     assert vars(memory) == {
-        "weights": 4 * 56, "gradients": 4 * 21, "adam": 8 * 21, "average": 4 * 21,
+        "weights": 4 * 56, "gradients": 4 * 21, "moments": 8 * 21, "average": 4 * 21,
         "activations": 100,
     }  # fmt: skip
     assert memory.total == 4 * (56 + 4 * 21) + 100
     assert checkpoint_bytes(memory, torch.float16) == 2 * 56 + 16 * 21
+    assert memory_of(objective, 0, muon=True).moments == 4 * 21
 
 
 def dpm_loss(model: Model) -> nn.Module:
@@ -123,7 +124,7 @@ class TestDryRun:
         assert sorted(tmp_path.rglob("*")) == before
         needs = json.loads(result.out)
         assert needs["steps_left"] == 2 and needs["seconds_a_step"] > 0 and needs["free_bytes"] > 0
-        parts = ("weights", "gradients", "adam", "average", "activations")
+        parts = ("weights", "gradients", "moments", "average", "activations")
         assert needs["memory_bytes"] == sum(needs[f"{part}_bytes"] for part in parts)
         assert needs["peak_bytes"] > needs["memory_bytes"]
 

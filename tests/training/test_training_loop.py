@@ -57,6 +57,7 @@ def run_of(kind: str, photos: Path, folder: Path, dropout: float = 0.0, **change
         ("dpm", {}),
         ("autoencoder", {"accumulate": 2, "precision": "bf16"}),
         ("latent", {"accumulate": 2}),
+        ("autoencoder", {"optimizer": "muon"}),
         ("diffae", {"accumulate": 2, "lr": 3e-3}),
         ("conditional", {}),
         ("classifier", {}),
@@ -65,7 +66,7 @@ def run_of(kind: str, photos: Path, folder: Path, dropout: float = 0.0, **change
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     kind: str, changes: dict[str, Any], photos: Path, tmp_path: Path
 ) -> None:
-    """Stopped after 2 steps and continued = run through: same weights, average and Adam state."""
+    """Stopped after 2 steps and continued = run through: same weights, average and moments."""
     for name, stops in (("whole", [32]), ("broken", [16, 32])):
         for images in stops:
             run = run_of(kind, photos, tmp_path / name, 0.2, images=images, **changes)
@@ -74,7 +75,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("kind", "dropped"), [("dpm", ()), ("autoencoder", ("weighting", "gamma"))]
+    ("kind", "dropped"), [("dpm", ()), ("autoencoder", ("weighting", "gamma", "optimizer"))]
 )
 def test_a_state_of_an_older_version_goes_on(
     kind: str, dropped: tuple[str, ...], photos: Path, tmp_path: Path
