@@ -51,9 +51,7 @@ class TrainFlags:
     images: int = option(4_000_000, None, "Pictures to see in all.", min=1)
     batch_size: int | None = option(None, None, f"Pictures a step, all processes; {USUAL}.", min=1)
     lr: float = option(2e-4, None, "Learning rate.")
-    labels: Annotated[
-        Path | None, common(help="Table of labels; its `split` holds pictures out.")
-    ] = None
+    labels: Annotated[Path | None, common(help="Table of labels; `split` holds out.")] = None
     precision: Literal["float32", "bfloat16"] | None = option(None, None, "bfloat16 is autocast.")
     dry_run: bool = option(False, None, "Only say what it needs.", "--dry-run")
     fit: Literal["crop", "pad", "stretch"] = option(

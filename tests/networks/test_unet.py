@@ -32,6 +32,17 @@ def test_untrained_networks_predict_nothing() -> None:
     )
 
 
+def test_the_embedding_of_z_holds_all_of_it() -> None:
+    """Not only as much as the time's, which is narrow where the network is."""
+    time = unet_config().embedding_channels
+    for z_dim, width in ((5, time), (time, time), (time + 1, time + 1)):
+        cfg = unet_config().taking_z(z_dim)
+        gradient = GradientEstimator(cfg, z_dim)
+        assert gradient.z.out_features == width
+        assert {block.z.in_features for block in gradient.output.blocks if block.z} == {width}
+    assert cfg.taking_z(5) == unet_config()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -41,6 +52,7 @@ def test_untrained_networks_predict_nothing() -> None:
         {"resampling": "convolution"},
         {"head_channels": None, "heads": 2},
         {"learn_sigma": True},
+        {"z_embedding_channels": 9},
         {"channels": 1, "multipliers": (1, 2, 2), "blocks": 2, "attention": (16, 8)},
     ],
     ids=lambda changes: "+".join(changes) or "plain",
