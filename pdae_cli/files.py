@@ -113,7 +113,7 @@ def check_writable(folder: Path, size: int = ROOM) -> None:
             with file:
                 file.write(bytes(min(size, ROOM)))
         finally:
-            path.unlink()
+            path.unlink(missing_ok=True)  # closed, another process may have swept it
         if shutil.disk_usage(there).free < size > ROOM:
             raise OSError(errno.ENOSPC, f"No space left for {size >> 20} MiB")
     except OSError as error:

@@ -111,6 +111,20 @@ class TestAtomicWrites:
             check_writable(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
+    def test_a_place_may_be_tried_by_several_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who is swept by another, once the trial's file is closed, has tried it all the same."""
+
+        class Swept(io.BytesIO):
+            def close(self) -> None:
+                (tmp_path / "t").unlink()
+                super().close()
+
+        (tmp_path / "t").touch()
+        monkeypatch.setattr(files, "_temporary", lambda folder: (tmp_path / "t", Swept()))
+        check_writable(tmp_path)
+
     def test_others_may_read_what_they_may_read_of_this_user(self, tmp_path: Path) -> None:
         """Temporary files of other programs are often their owner's alone."""
         write_model(tmp_path, tiny_model())
