@@ -51,7 +51,9 @@ class TrainFlags:
     images: int = option(4_000_000, None, "Pictures to see in all.", min=1)
     batch_size: int | None = option(None, None, f"Pictures a step, all processes; {USUAL}.", min=1)
     lr: float = option(2e-4, None, "Learning rate.")
-    labels: Annotated[Path | None, common(help="Table of labels; `split` holds out.")] = None
+    labels: Annotated[
+        Path | None, common(help="Table of labels; its `split` holds pictures out.")
+    ] = None
     precision: Literal["float32", "bfloat16"] | None = option(None, None, "bfloat16 is autocast.")
     dry_run: bool = option(False, None, "Only say what it needs.", "--dry-run")
     fit: Literal["crop", "pad", "stretch"] = option(
@@ -75,9 +77,7 @@ class TrainFlags:
     )
     log_every: int = option(50, TELLING, "Steps between log lines.", min=1)
     save_every: int = option(2000, TELLING, "Steps between checkpoints.", min=1)
-    weights_dtype: Literal["float32", "float16"] = option(
-        "float32", TELLING, "How weights are stored."
-    )
+    weights_dtype: Literal["float32", "float16"] = option("float32", TELLING, "Of stored weights.")
     licence: str | None = option(None, TELLING, "What the data's terms are, for the model.")
     tracker: str = option("", TELLING, "Log there too: tensorboard,wandb,mlflow,….")
     tensorboard: bool = option(False, TELLING, "Gone.", "--tensorboard", rare=True)

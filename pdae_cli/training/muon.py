@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): steps whose singular values are all alike.
 
-Adam's steps of a matrix are nearly of rank one, all rows together. E_phi's last layer, which 4,096
-numbers enter, then moves every dimension of z the same way, and z falls into a few directions.
+With Adam's, z falls into a few directions early on, with these far less (docs/results.md, "By which
+steps z is learnt").
 """
 
 from __future__ import annotations
