@@ -26,12 +26,13 @@ import torch
 from baseline import auroc, pdae
 from report import stamp, table
 
+from pdae_cli.checkpoints import load_dpm
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation.probes import encoded
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.autoencoder import Weighting, autoencoder_stage, gap_closed
 from pdae_cli.training.data import Pictures, Task, open_pictures, split
-from pdae_cli.training.labels import find_labels
+from pdae_cli.training.labels import Labels, find_labels
 from pdae_cli.training.loop import Training
 from pdae_cli.training.stage import TrainOptions
 
@@ -68,13 +69,12 @@ def kept(model: Model, pictures: Pictures) -> int:
     return int((shares.cumsum(0) < 0.99 * shares.sum()).sum()) + 1
 
 
-def row(recipe: str, arguments: argparse.Namespace) -> list[object]:
+def row(
+    recipe: str, pictures: Pictures, labels: Labels | None, arguments: argparse.Namespace
+) -> list[object]:
     """Train by a recipe, or not, and measure."""
     model = pdae(arguments.dpm, arguments.z_dim)
     model.batch_size = 64
-    unet = model.config.unet
-    pictures = open_pictures(arguments.data, unet.image_size, unet.channels)
-    labels = find_labels(arguments.data, None, pictures.names)
     train, held_out = split(pictures, labels)
     with ExitStack() as stack:
         if recipe != "nothing":
@@ -103,7 +103,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="of training")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
-    rows = [row(recipe, arguments) for recipe in arguments.recipes]
+    unet = load_dpm(arguments.dpm, print).config.unet
+    pictures = open_pictures(arguments.data, unet.image_size, unet.channels)
+    labels = find_labels(arguments.data, None, pictures.names)
+    rows = [row(recipe, pictures, labels, arguments) for recipe in arguments.recipes]
     print(table("|".join(COLUMNS), rows))
     print(f"\n{arguments.images} pictures. {stamp()}")
 
