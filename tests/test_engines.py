@@ -58,7 +58,7 @@ def photos(path: Path, count: int, bad: int | None = None, **columns: list[objec
 def same(one: Codes, other: Codes) -> bool:
     """Whether codes are the same to the bit, with all that is said of them."""
     (a, these), (b, those) = (
-        (codes.tensors(), replace(codes, z=None, x_T=None, eps_T=None))  # type: ignore[arg-type]
+        (codes.tensors(), replace(codes, z=None, x_T=None, residual_T=None))  # type: ignore[arg-type]
         for codes in (one, other)
     )
     return these == those and a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
@@ -81,7 +81,7 @@ def interrupted(
 
 
 class TestTables:
-    @pytest.mark.parametrize("states", [(), ("x_T",), ("x_T", "eps_T")])
+    @pytest.mark.parametrize("states", [(), ("x_T",), ("x_T", "residual_T")])
     def test_codes_come_back(self, states: tuple[str, ...]) -> None:
         given = codes_of(3, converged=(True, False, True) if states else ())
         given = replace(given, **{"x_T": None, **dict.fromkeys(states, given.x_T)})  # type: ignore[arg-type]

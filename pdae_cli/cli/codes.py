@@ -58,7 +58,7 @@ class CodesOptions(SaidOptions):
             table = item.table if item.is_codes else None
             if (item.is_codes or item.name in named) and (table is None or table is not last):
                 codes = from_bytes(table.read() if table else item.read(), item.name)
-                codes = codes if states else replace(codes, x_T=None, eps_T=None)
+                codes = codes if states else replace(codes, x_T=None, residual_T=None)
                 found.append((item.name, codes))
             last = table
         if not found:

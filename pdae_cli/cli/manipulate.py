@@ -217,7 +217,7 @@ class Edit:
         draws = generators(run, faces)
         original = codes_of(run, faces, noise=not run.options.random_noise)
         if run.options.random_noise:
-            original = replace(original, x_T=model.noise(draws), eps_T=None)
+            original = replace(original, x_T=model.noise(draws), residual_T=None)
         move = partial(reach if self.to else Model.manipulate, model, original, keep=self.kept)
         moved = [move(step) for step in self.steps]
         to_codes, pictures = run.destination.suffix == CODES_SUFFIX, []

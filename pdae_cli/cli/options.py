@@ -168,7 +168,7 @@ class SolvingOptions:
     """How trajectories are solved; what isn't given is taken from the codes, or the default."""
 
     preset: Literal["default", "fast", "exact", "archival"] | None = option(
-        None, SOLVING, "fast; exact: nearly all pixels back; archival: all."
+        None, SOLVING, "fast; exact, archival: all pixels back."
     )
     inference_steps: int | None = option(None, SOLVING, "Solver steps, each way.", min=1, max=1000)
     solver: Literal["dpmpp", "ddim", "leapfrog", "ddpm", "sde", "pc"] | None = option(

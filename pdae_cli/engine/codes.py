@@ -1,5 +1,4 @@
-"""Codes of pictures: z says what a picture means, x_T holds the rest. Kept as safetensors. The
-second state of solvers that have one, eps_T, is of the picture as it is: an edit drops it."""
+"""Codes of pictures: z says what a picture means, x_T holds the rest. Kept as safetensors."""
 
 from __future__ import annotations
 
@@ -23,6 +22,7 @@ from .config import build
 from .tensors import LARGEST_HEADER, Header, check, load, sealed, shown
 
 FORMAT = "pdae-codes-2"
+TENSORS = ("z", "x_T", "residual_T")
 KEYS = ("pdae", "recipe")  # of its metadata
 MAX_BYTES = 8 << 30
 MAX_NAME = 8192  # characters of a model's or a source's name: paths can be long
@@ -40,7 +40,7 @@ class Codes:
 
     z: Tensor  # (N, D) float32
     x_T: Tensor | None = None  # (N, C, H, W) float32; None when only z was encoded
-    eps_T: Tensor | None = None  # like x_T: the second state, where the solver has one
+    residual_T: Tensor | None = None  # like x_T, of a solver with a second state: see Trajectory
     sources: tuple[str, ...] = ()  # a name for each row
     picture_shas: tuple[str, ...] = ()  # SHA-256 of each 8-bit picture: names its random numbers
     model: str = ""  # name of the model
@@ -58,9 +58,14 @@ class Codes:
         return replace(self, **{name: part[rows] for name, part in parts.items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """z, and what there is of x_T and eps_T."""
-        named = {"z": self.z, "x_T": self.x_T, "eps_T": self.eps_T}
+        """z, and what there is of x_T and residual_T."""
+        named = {name: getattr(self, name) for name in TENSORS}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def residual_of(self, sampling: Sampling) -> Tensor | None:
+        """residual_T, which means something on the way that made it and nowhere else."""
+        same = sampling.same_way(Sampling().changed(self.sampling))
+        return self.residual_T if same else None
 
     def row_sha(self, row: int) -> str:
         """SHA-256 of one row's z and states."""
@@ -92,7 +97,8 @@ def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
     require_alike(codes, names)
     parts = [one.tensors() for one in codes]
     if any(part.keys() != parts[0].keys() for part in parts):
-        raise InputError("some of the codes have x_T or eps_T and some don't; encode them alike")
+        unlike = "some of the codes have x_T or residual_T and some don't"
+        raise InputError(f"{unlike}; encode them alike")
     joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return replace(
         codes[0],
@@ -135,7 +141,8 @@ def from_bytes(data: bytes, name: str) -> Codes:
     except (ValueError, UsageError) as error:
         raise InputError(f"{name}: not a codes file of pdae: {error}; encode again") from error
     of_rows = facts.sources, facts.digests, facts.model, facts.digest, facts.sampling
-    return Codes(tensors["z"], tensors.get("x_T"), tensors.get("eps_T"), *of_rows, facts.converged)
+    x_T, residual_T = tensors.get("x_T"), tensors.get("residual_T")
+    return Codes(tensors["z"], x_T, residual_T, *of_rows, facts.converged)
 
 
 def read_recipe(data: bytes) -> dict[str, Any] | None:
@@ -157,17 +164,17 @@ def _checked(header: Header) -> CodesFacts:
     sampling = build(Sampling, read.sampling, "sampling")  # 7 of a file is 7.0 of guidance
     read = replace(read, sampling={name: vars(sampling)[name] for name in read.sampling})
     shapes = {name: spec.shape for name, spec in header.tensors.items()}
-    z, x_T, eps_T = (shapes.get(name) for name in ("z", "x_T", "eps_T"))
-    if z is None or shapes.keys() - {"z", "x_T", "eps_T"}:
-        raise ValueError("its tensors aren't z, x_T and eps_T")
+    z, x_T, residual_T = (shapes.get(name) for name in TENSORS)
+    if z is None or shapes.keys() - set(TENSORS):
+        raise ValueError("its tensors aren't z, x_T and residual_T")
     if any(spec.dtype != "F32" for spec in header.tensors.values()):
         raise ValueError("its tensors aren't float32")
     if len(z) != 2 or 0 in z:
         raise ValueError(f"z is {z}, not (N, D)")
     if x_T is not None and (len(x_T) != 4 or x_T[0] != z[0] or 0 in x_T):
         raise ValueError(f"x_T is {x_T}, not ({z[0]}, C, H, W)")
-    if eps_T not in (None, x_T):
-        raise ValueError("eps_T isn't like x_T")
+    if residual_T not in (None, x_T):
+        raise ValueError("residual_T isn't like x_T")
     if not len(read.sources) == len(read.digests) == len(read.converged or read.sources) == z[0]:
         raise ValueError(f"its sources, digests and what converged aren't lists of {z[0]}")
     if any(len(one) > MAX_NAME for one in (read.model, *read.sources)):
@@ -197,7 +204,7 @@ def to_npy(codes: Codes) -> bytes:
 
 
 def to_npz(codes: Codes) -> bytes:
-    """Write z, what there is of x_T and eps_T, and the sources as a NumPy archive."""
+    """Write z, what there is of x_T and residual_T, and the sources as a NumPy archive."""
     import numpy
 
     arrays: dict[str, Any] = {name: x.float().numpy() for name, x in codes.tensors().items()}
@@ -207,14 +214,18 @@ def to_npz(codes: Codes) -> bytes:
 
 
 def between(ends: Codes, shares: Sequence[float]) -> Codes:
-    """Codes on the way from the first of two to the second: Slerp(x_T), Lerp(z) (PDAE sec. 4.4)."""
+    """Codes on the way from the first of two to the second: Slerp(x_T), Lerp(z) (PDAE sec. 4.4),
+    and Lerp(residual_T)."""
     assert ends.x_T is not None
     share = torch.tensor(shares, dtype=torch.float32)[:, None]
     names = tuple(f"{100 * one:.6g} %" for one in shares)
     z = ends.z[:1] * (1 - share) + ends.z[1:] * share
     x_T = torch.cat([slerp(ends.x_T[:1], ends.x_T[1:], one) for one in shares])
     of_rows: dict[str, Any] = {"sources": names, "picture_shas": names, "converged": ()}
-    return replace(ends, z=z, x_T=x_T, eps_T=None, **of_rows)
+    residual_T = ends.residual_T
+    if residual_T is not None:
+        residual_T = torch.lerp(residual_T[:1], residual_T[1:], share[..., None, None])
+    return replace(ends, z=z, x_T=x_T, residual_T=residual_T, **of_rows)
 
 
 def combine(
@@ -227,7 +238,7 @@ def combine(
       a sum of two halves alone would have std 0.7. Terms without x_T add to z alone, and where the
       others' weights cancel, the sum is a direction and has no x_T.
     - `plain`: it is summed as z is. Means of many have little noise: they decode to a smooth one.
-    - `first`: the first term's stays, as in an edit. `none`: it is left out.
+    - `first`: the first term's stays, and its residual_T, as in an edit. `none`: it is left out.
 
     Rows keep the SHA, which names their random numbers, of the first term that has all rows.
     Raises InputError where `require_alike` does, and for unlike rows.
@@ -241,15 +252,18 @@ def combine(
         counts = " and ".join(str(count) for count in sorted({len(one) for one in codes}))
         raise InputError(f"codes of {counts} pictures can't be summed row by row; split them")
     whole = next(one for one in codes if len(one) == rows)
-    noisy = [(weight, one.x_T) for weight, one in terms if one.x_T is not None]
+    noisy = [(weight, one) for weight, one in terms if one.x_T is not None]
     z = _sum([(weight, one.z) for weight, one in terms], rows).float()
-    x_T = _noise(noisy, noise, rows) if noisy else None
+    x_T = _noise([(w, one.tensors()["x_T"]) for w, one in noisy], noise, rows) if noisy else None
+    residual_T = noisy[0][1].residual_T if noisy and noise == "first" else None
+    if residual_T is not None:
+        residual_T = residual_T.expand(rows, -1, -1, -1)
     if not all(part.isfinite().all() for part in (z, x_T) if part is not None):
         raise InputError("the sum is too large a number; choose smaller weights")
     sources = tuple(_formula(terms, row) for row in range(rows))
-    sampling = next((one for one in codes if one.x_T is not None), whole).sampling
+    sampling = (noisy[0][1] if noisy else whole).sampling
     facts: dict[str, Any] = {"sources": sources, "sampling": sampling, "converged": ()}
-    return replace(whole, z=z, x_T=x_T, eps_T=None, **facts)
+    return replace(whole, z=z, x_T=x_T, residual_T=residual_T, **facts)
 
 
 def _sum(terms: Sequence[tuple[float, Tensor]], rows: int) -> Tensor:

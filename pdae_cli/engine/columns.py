@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
-from .codes import Codes, from_bytes, to_bytes
+from .codes import TENSORS, Codes, from_bytes, to_bytes
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -30,9 +30,9 @@ def arrow() -> Any:
 
 
 def to_table(codes: Codes) -> Table:
-    """Lay codes out as an Arrow table: `name`, `picture_sha`, `z` (D,), what there is of `x_T`,
-    `eps_T` (C, H, W) and `converged`, then `model`, `weights_sha` and `sampling`, which is JSON.
-    Raises UsageError without pyarrow."""
+    """Lay codes out as an Arrow table: `name`, `picture_sha`, `z` (D,), what there is of `x_T` and
+    `residual_T` (C, H, W) and `converged`, then `model`, `weights_sha` and `sampling`, which is
+    JSON. Raises UsageError without pyarrow."""
     pa = arrow()
     names = [one.encode("utf-8", "backslashreplace").decode() for one in codes.sources]
     columns = {"name": pa.array(names, pa.string())}
@@ -64,8 +64,7 @@ def from_table(table: Table, name: str = "table") -> Codes:
         if [len(one) for one in texts] != [1, 1, 1]:
             raise ValueError("its rows aren't of one model and one way of encoding")
         model, sha, sampling = (one[0] for one in texts)
-        states = ("z", "x_T", "eps_T")
-        tensors = [_tensor(found[one], one) if one in found else None for one in states]
+        tensors = [_tensor(found[one], one) if one in found else None for one in TENSORS]
         rows = [tuple(found[one].to_pylist()) for one in ("name", "picture_sha")]
         converged = tuple(found["converged"].to_pylist()) if "converged" in found else ()
         facts: Any = *tensors, *rows, model, sha, json.loads(sampling), converged

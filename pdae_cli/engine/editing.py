@@ -173,23 +173,19 @@ def decode_within(
     model.check(codes)
     if codes.x_T is None or edited.x_T is None:
         raise InputError(f"{Z_ALONE}; edit with --random-noise, or encode with x_T")
-    recorded = Sampling().changed(codes.sampling)
-    sampling = (sampling or recorded).changed(changes)
+    sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
     trajectory = model.trajectory(sampling)
     draws = generators or [generator(0, name) for name in codes.picture_shas]
-    eps_T = codes.eps_T if sampling.same_way(recorded) else None
     z, x_T = torch.stack([codes.z, edited.z]), torch.stack([codes.x_T, edited.x_T])
+    residuals = [one.residual_of(sampling) for one in (codes, edited)]
+    residual_T = torch.stack([torch.zeros_like(codes.x_T) if r is None else r for r in residuals])
     weights = mask.expand(len(codes), -1, -1, -1)
     of_states, made = states_mask(model, weights), []
     for part in model.parts(len(codes)):
         with part as rows:
             lead, predict = (model.guided(sampling, one[rows]) for one in z)
-            join, (known, free) = by_mask(of_states[rows]), x_T[:, rows].to(model.device)
-            second = None
-            if eps_T is not None:  # the edited trajectory begins anew: see Model.manipulate
-                begun = predict(join(known, free), trajectory.grid()[0].t)
-                second = torch.cat([eps_T[rows].to(model.device), begun])
-            both, x_T_both = alongside(lead, predict, join), torch.cat([known, free])
-            x_0 = trajectory.to_picture(both, x_T_both, [*draws[rows]] * 2, second)
+            both = alongside(lead, predict, by_mask(of_states[rows]))
+            x, r = (one[:, rows].flatten(0, 1).to(model.device) for one in (x_T, residual_T))
+            x_0 = trajectory.to_picture(both, x, [*draws[rows]] * 2, r)
             made.append(by_mask(weights[rows])(*x_0.chunk(2)))
     return joined(made)

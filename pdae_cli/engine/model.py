@@ -193,11 +193,12 @@ class Model:
                 z = self.encode_z(x)
                 check_finite(z=z)
                 found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
-                x_T, eps_T = (one if one is None else one.cpu() for one in (found.x_T, found.eps_T))
+                states = found.x_T, found.residual_T
+                x_T, residual_T = (one if one is None else one.cpu() for one in states)
                 sources = tuple(map(str, range(len(x_0))[rows]))
                 shas = tuple(picture_sha(pixels) for pixels in to_pixels(x_0[rows]))
                 converged = () if found.converged is None else tuple(found.converged.tolist())
-                made.append(Codes(z.cpu(), x_T, eps_T, sources, shas, *of_model, converged))
+                made.append(Codes(z.cpu(), x_T, residual_T, sources, shas, *of_model, converged))
         return stack(made)
 
     def decode(
@@ -213,16 +214,14 @@ class Model:
         x_T ~ N(0, I). `generators`: one a picture, for that and for stochastic solvers (default:
         seed 0 and its SHA). Raises InputError for codes of another model or without x_T."""
         self.check(codes)
-        recorded = Sampling().changed(codes.sampling)
-        sampling = (sampling or recorded).changed(changes)
+        sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
         generators = generators or [generator(0, sha) for sha in codes.picture_shas]
         if random_noise:
             return self.to_pictures(self.noise(generators), [codes.z], generators, sampling)
         if codes.x_T is None:
             raise InputError(f"{Z_ALONE}; decode with --random-noise, or encode with x_T")
-        # The second state means something on the way that made it, and nowhere else.
-        eps_T = codes.eps_T if sampling.same_way(recorded) else None
-        return self.to_pictures(codes.x_T, [codes.z], generators, sampling, eps_T=eps_T)
+        residual_T = codes.residual_of(sampling)
+        return self.to_pictures(codes.x_T, [codes.z], generators, sampling, residual_T=residual_T)
 
     def to_pictures(
         self,
@@ -232,18 +231,18 @@ class Model:
         sampling: Sampling,
         *,
         shares: Sequence[Tensor] | None = None,
-        eps_T: Tensor | None = None,
+        residual_T: Tensor | None = None,
     ) -> Tensor:
-        """Solve from x_T (N, C, H, W), and eps_T, to pictures, guided by `shares` (N, 1, 1, 1) of
-        each z (N, D) of zs. The generators, one a row, are for a stochastic solver's noise."""
+        """Solve from x_T (N, C, H, W), and residual_T, to pictures, guided by `shares` (N, 1, 1, 1)
+        of each z (N, D) of zs. The generators, one a row, are for a stochastic solver's noise."""
         trajectory, made = self.trajectory(sampling), []
         for part in self.parts(len(x_T)):
             with part as rows:
                 some = [share[rows].to(self.device) for share in shares] if shares else (1.0,)
                 predict = self.guided(sampling, *(z[rows] for z in zs), shares=some)
-                second = None if eps_T is None else eps_T[rows].to(self.device)
+                residual = None if residual_T is None else residual_T[rows].to(self.device)
                 x = x_T[rows].to(self.device)
-                made.append(trajectory.to_picture(predict, x, generators[rows], second))
+                made.append(trajectory.to_picture(predict, x, generators[rows], residual))
         return joined(made)
 
     def check(self, codes: Codes) -> None:
@@ -300,8 +299,8 @@ class Model:
             if mode == "trajectory":
                 zs, shares = [z.expand(len(within), -1) for z in codes.z], [1 - share, share]
             own = [generator(0, sha) for sha in middle.picture_shas]
-            x_T = middle.tensors()["x_T"]
-            made = self.to_pictures(x_T, zs, own, sampling, shares=shares)
+            x_T, residual_T = middle.tensors()["x_T"], middle.residual_of(sampling)
+            made = self.to_pictures(x_T, zs, own, sampling, shares=shares, residual_T=residual_T)
             found |= zip(within, made, strict=True)
         return torch.stack([found[share] for share in way])
 
@@ -331,7 +330,7 @@ class Model:
         theirs = codes.sampling.get("parity") in ("pdae", "diffae")
         for name, scale in changes:
             z = attributes.move(z, name, scale, parity.ATTRIBUTE_LENGTH if theirs else None, keep)
-        return replace(codes, z=self.denormalise(z), eps_T=None)
+        return replace(codes, z=self.denormalise(z))
 
     def sample(
         self,

@@ -107,7 +107,7 @@ class TestModel:
         plain = model.guided(way := Sampling(solver="leapfrog"))
         found = model.trajectory(way).to_noise(plain, pixels())
         assert found.x_T is not None
-        back = model.trajectory(way).to_picture(plain, found.x_T, [], found.eps_T)
+        back = model.trajectory(way).to_picture(plain, found.x_T, [], found.residual_T)
         expected = model.from_latents(model.latents(pixels()))
         assert back.shape == (2, 3, SIZE, SIZE)
         torch.testing.assert_close(back, expected, atol=1e-2, rtol=0)

@@ -40,7 +40,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         "change",
         [{}, {"x_T": None}, {"converged": (True, False, True)},
-         {"eps_T": torch.randn(3, 3, 16, 16)}],
+         {"residual_T": torch.randn(3, 3, 16, 16)}],
     )  # fmt: skip
     def test_round_trip(self, change: dict[str, object]) -> None:
         codes = codes_of(3, **change)
@@ -48,7 +48,7 @@ class TestFiles:
         assert back.tensors().keys() == codes.tensors().keys()
         for name, part in codes.tensors().items():
             assert torch.equal(back.tensors()[name], part)
-        plain = {"z": None, "x_T": None, "eps_T": None}
+        plain = {"z": None, "x_T": None, "residual_T": None}
         assert replace(back, **plain) == replace(codes, **plain)  # type: ignore[arg-type]
         assert to_bytes(stack(rows(codes))) == to_bytes(codes)
 
@@ -108,9 +108,14 @@ class TestSums:
 
     @pytest.mark.parametrize("noise", NOISES)
     def test_sums_are_codes_files(self, noise: str) -> None:
-        terms = [(0.5, codes_of(2, eps_T=torch.zeros(2, 3, 16, 16))), (-1e30, codes_of(1, seed=1))]
+        residual_T = torch.randn(2, 3, 16, 16)
+        terms = [(0.5, codes_of(2, residual_T=residual_T)), (-1e30, codes_of(1, seed=1))]
         back = from_bytes(to_bytes(combine(terms, noise)), "sum")
-        assert len(back) == 2 and (back.x_T is None) == (noise == "none") and back.eps_T is None
+        assert len(back) == 2 and (back.x_T is None) == (noise == "none")
+        if noise == "first":  # as in an edit
+            assert back.residual_T is not None and torch.equal(back.residual_T, residual_T)
+        else:
+            assert back.residual_T is None
         long = combine([(0.1, codes_of(1, sources=("x" * 800,))) for _ in range(50)], noise)
         assert len(from_bytes(to_bytes(long), "long")) == 1
 

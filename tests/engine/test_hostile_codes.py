@@ -131,8 +131,8 @@ WRONG_TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
     "z without dimensions": ({"z": torch.ones(2, 0)}, "not (N, D)"),
     "x_T of other pictures": ({"x_T": torch.ones(3, 3, 4, 4)}, "not (2, C, H, W)"),
     "x_T flat": ({"x_T": torch.ones(2, 48)}, "not (2, C, H, W)"),
-    "eps_T unlike x_T": ({"eps_T": torch.ones(2, 3, 8, 8)}, "eps_T isn't like x_T"),
-    "another tensor": ({"weight": torch.ones(1)}, "aren't z, x_T and eps_T"),
+    "residual_T unlike x_T": ({"residual_T": torch.ones(2, 3, 8, 8)}, "residual_T isn't like x_T"),
+    "another tensor": ({"weight": torch.ones(1)}, "aren't z, x_T and residual_T"),
 }
 WRONG_JSON = {
     "not JSON": ("format", "no JSON"),
