@@ -128,6 +128,7 @@ def round_trips(
         there = Sampling(**way.encode)
         nfe = (
             model.trajectory(there).evaluations()[0]
+            - way.alone  # which was for the residual
             + model.trajectory(there.changed(way.decode)).evaluations()[1]
         )
         assert codes.x_T is not None

@@ -111,6 +111,13 @@ class TestTables:
             from_table(table.set_column(at, column, pa.array(values)), "t.parquet")
         assert str(error.value).startswith("t.parquet: ")
 
+    def test_an_older_second_state_is_refused(self) -> None:
+        """Left out as a foreign column it would be missing in silence."""
+        table = to_table(codes_of(3, residual_T=torch.zeros(3, 3, 16, 16)))
+        old = [name.replace("residual_T", "eps_T") for name in table.column_names]
+        with pytest.raises(InputError, match="eps_T, is of an older version; encode again"):
+            from_table(table.rename_columns(old))
+
     def test_rows_are_written_and_read_by_groups(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -93,12 +93,14 @@ def require_alike(codes: Sequence[Codes], names: Sequence[str] = ()) -> None:
 
 
 def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
-    """Join codes into one. Raises InputError where `require_alike` does."""
+    """Join codes into one; where only some have residual_T, the others' is 0, which is none. Raises
+    InputError where `require_alike` does."""
     require_alike(codes, names)
     parts = [one.tensors() for one in codes]
-    if any(part.keys() != parts[0].keys() for part in parts):
-        unlike = "some of the codes have x_T or residual_T and some don't"
-        raise InputError(f"{unlike}; encode them alike")
+    if any(("x_T" in part) != ("x_T" in parts[0]) for part in parts):
+        raise InputError("some of the codes have x_T and some don't; encode them alike")
+    if any("residual_T" in part for part in parts):
+        parts = [{"residual_T": torch.zeros_like(part["x_T"])} | part for part in parts]
     joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return replace(
         codes[0],
@@ -238,7 +240,8 @@ def combine(
       a sum of two halves alone would have std 0.7. Terms without x_T add to z alone, and where the
       others' weights cancel, the sum is a direction and has no x_T.
     - `plain`: it is summed as z is. Means of many have little noise: they decode to a smooth one.
-    - `first`: the first term's stays, and its residual_T, as in an edit. `none`: it is left out.
+    - `first`: the first term's stays, as in an edit. `none`: it is left out.
+    What there is of residual_T goes with it, by the same weights.
 
     Rows keep the SHA, which names their random numbers, of the first term that has all rows.
     Raises InputError where `require_alike` does, and for unlike rows.
@@ -252,16 +255,13 @@ def combine(
         counts = " and ".join(str(count) for count in sorted({len(one) for one in codes}))
         raise InputError(f"codes of {counts} pictures can't be summed row by row; split them")
     whole = next(one for one in codes if len(one) == rows)
-    noisy = [(weight, one) for weight, one in terms if one.x_T is not None]
+    noisy = [(weight, one.tensors()) for weight, one in terms if one.x_T is not None]
     z = _sum([(weight, one.z) for weight, one in terms], rows).float()
-    x_T = _noise([(w, one.tensors()["x_T"]) for w, one in noisy], noise, rows) if noisy else None
-    residual_T = noisy[0][1].residual_T if noisy and noise == "first" else None
-    if residual_T is not None:
-        residual_T = residual_T.expand(rows, -1, -1, -1)
-    if not all(part.isfinite().all() for part in (z, x_T) if part is not None):
+    x_T, residual_T = _states(noisy, noise, rows) if noisy else (None, None)
+    if not all(part.isfinite().all() for part in (z, x_T, residual_T) if part is not None):
         raise InputError("the sum is too large a number; choose smaller weights")
     sources = tuple(_formula(terms, row) for row in range(rows))
-    sampling = (noisy[0][1] if noisy else whole).sampling
+    sampling = next((one for one in codes if one.x_T is not None), whole).sampling
     facts: dict[str, Any] = {"sources": sources, "sampling": sampling, "converged": ()}
     return replace(whole, z=z, x_T=x_T, residual_T=residual_T, **facts)
 
@@ -274,20 +274,29 @@ def _sum(terms: Sequence[tuple[float, Tensor]], rows: int) -> Tensor:
     return total
 
 
-def _noise(terms: Sequence[tuple[float, Tensor]], noise: str, rows: int) -> Tensor | None:
-    """x_T (rows, C, H, W) of a sum of terms that have it, or None."""
+def _states(
+    terms: Sequence[tuple[float, dict[str, Tensor]]], noise: str, rows: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """x_T and residual_T (rows, C, H, W) of a sum of terms that have the former, or None."""
     if noise == "none":
-        return None
-    if noise == "first":
-        return terms[0][1].expand(rows, -1, -1, -1)
-    total, share = _sum(terms, rows), sum(abs(weight) for weight, _ in terms)
+        return None, None
+    terms = [(1.0, terms[0][1])] if noise == "first" else terms
+    share, scale = sum(abs(weight) for weight, _ in terms), torch.ones(rows, dtype=torch.float64)
     if noise == "sphere":
         if abs(sum(weight for weight, _ in terms)) <= 1e-6 * share:
-            return None
-        *lengths, own = (x.double().flatten(1).norm(dim=1) for x in (*(x for _, x in terms), total))
+            return None, None
+        x_T = [(weight, one["x_T"]) for weight, one in terms]
+        *lengths, own = (
+            x.double().flatten(1).norm(dim=1) for x in (*(x for _, x in x_T), _sum(x_T, rows))
+        )
         length = sum(abs(w) * one for (w, _), one in zip(terms, lengths, strict=True)) / share
-        total *= (length / own.clamp(min=1e-12))[:, None, None, None]
-    return total.float()
+        scale = length / own.clamp(min=1e-12)
+    states = []
+    for name in ("x_T", "residual_T"):
+        parts = [(weight, one[name]) for weight, one in terms if name in one]
+        total = scale[:, None, None, None] * _sum(parts, rows) if parts else None
+        states.append(None if total is None else total.float())
+    return states[0], states[1]
 
 
 def _formula(terms: Sequence[tuple[float, Codes]], row: int) -> str:

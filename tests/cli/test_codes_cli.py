@@ -294,6 +294,11 @@ def test_z_alone_is_edited_with_fresh_noise(pdae: Command, pictures: list[Path])
     assert pdae("manipulate", z, *edit, *fresh, "-o", here / "noisy.safetensors", "-q").code == 0
     noisy = read(here / "noisy.safetensors")
     assert noisy.x_T is not None and len(noisy) == 2 and noisy.z.equal(read(moved).z)
+    # What is known of the picture's own noise says nothing of another.
+    assert pdae("encode", *pictures[:2], "-o", z, "--solver", "leapfrog", *fast).code == 0
+    assert read(z).residual_T is not None
+    assert pdae("manipulate", z, *edit, *fresh, "-o", moved, "-q").code == 0
+    assert read(moved).residual_T is None
 
 
 def test_rows_of_one_file_are_edited_into_one_file(pdae: Command, pictures: list[Path]) -> None:

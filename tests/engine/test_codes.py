@@ -19,6 +19,7 @@ from pdae_cli.diffusion.trajectory import Sampling
 from pdae_cli.engine.codes import (
     NOISES,
     Codes,
+    between,
     combine,
     from_bytes,
     mean,
@@ -108,16 +109,32 @@ class TestSums:
 
     @pytest.mark.parametrize("noise", NOISES)
     def test_sums_are_codes_files(self, noise: str) -> None:
-        residual_T = torch.randn(2, 3, 16, 16)
-        terms = [(0.5, codes_of(2, residual_T=residual_T)), (-1e30, codes_of(1, seed=1))]
+        terms = [(0.5, codes_of(2)), (-1e30, codes_of(1, seed=1))]
         back = from_bytes(to_bytes(combine(terms, noise)), "sum")
         assert len(back) == 2 and (back.x_T is None) == (noise == "none")
-        if noise == "first":  # as in an edit
-            assert back.residual_T is not None and torch.equal(back.residual_T, residual_T)
-        else:
-            assert back.residual_T is None
         long = combine([(0.1, codes_of(1, sources=("x" * 800,))) for _ in range(50)], noise)
         assert len(from_bytes(to_bytes(long), "long")) == 1
+
+    @pytest.mark.parametrize("noise", NOISES)
+    def test_residual_T_goes_with_x_T(self, noise: str) -> None:
+        """As if x_T + residual_T was summed with x_T's own weights; with a direction, as in an
+        edit, it stays."""
+        residual_T = torch.randn(2, 3, 16, 16)
+        a, b = codes_of(2, residual_T=residual_T), codes_of(1, seed=1)
+        summed = combine([(0.5, a), (0.25, b)], noise)
+        if noise == "none":
+            assert summed.residual_T is None
+            return
+        plain = 0.5 * noise_of(a) + 0.25 * noise_of(b)
+        scale = 1.0 if noise == "first" else 0.5 * noise_of(summed) / plain
+        assert summed.residual_T is not None
+        assert torch.allclose(summed.residual_T, scale * residual_T, rtol=1e-4, atol=1e-6)
+        direction = codes_of(1, seed=2, x_T=None, sampling={})
+        kept = combine([(1, a), (0.3, direction)], noise).residual_T
+        assert kept is not None and torch.equal(kept, residual_T)
+        one = codes_of(1, residual_T=residual_T[:1])
+        to_all = combine([(1, one), (1, codes_of(2, seed=1))], "first").residual_T
+        assert to_all is not None and torch.equal(to_all, residual_T[:1].expand(2, -1, -1, -1))
 
     @pytest.mark.parametrize("noise", ["sphere", "plain"])
     def test_a_sum_that_overflows_is_refused(self, noise: str) -> None:
@@ -125,6 +142,26 @@ class TestSums:
             combine([(1e39, codes_of(1))], noise)
         with pytest.raises(InputError, match="too large"):
             combine([(1e39, codes_of(1, z=torch.zeros(1, 6)))], "plain")
+
+
+def test_codes_join_whether_they_have_residual_T_or_not() -> None:
+    """None is the same as 0: means and fresh noise have none."""
+    residual_T = torch.randn(1, 3, 16, 16)
+    joined = stack([codes_of(1, seed=1), codes_of(1, residual_T=residual_T)])
+    assert joined.residual_T is not None
+    assert torch.equal(joined.residual_T, torch.cat([torch.zeros_like(residual_T), residual_T]))
+    with pytest.raises(InputError, match="have x_T"):
+        stack([codes_of(1), codes_of(1, x_T=None)])
+
+
+def test_between_two_residual_T_is_linear() -> None:
+    ends = codes_of(2, residual_T=torch.randn(2, 3, 16, 16))
+    way = between(ends, [0.0, 0.25, 1.0])
+    assert ends.residual_T is not None and way.residual_T is not None
+    a, b = ends.residual_T
+    expected = torch.stack([a, 0.75 * a + 0.25 * b, b])
+    assert torch.allclose(way.residual_T, expected, atol=1e-6)
+    assert between(codes_of(2), [0.5]).residual_T is None
 
 
 class TestMean:

@@ -15,7 +15,7 @@ from conftest import picture, tiny_model
 
 from pdae_cli.diffusion.noise import generator
 from pdae_cli.diffusion.trajectory import PRESETS, Sampling
-from pdae_cli.engine.codes import between, stack
+from pdae_cli.engine.codes import stack
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import InputError, ModelError, OutOfMemory
 
@@ -122,6 +122,16 @@ def test_decode_undoes_encode(settings: dict[str, Any], error: float) -> None:
     assert tiny_model().encode(x, corrections=2).converged == (False, False)
 
 
+@pytest.mark.parametrize("mode", ["latent", "trajectory"])
+def test_midpoints_of_a_picture_with_itself_are_that_picture(mode: str) -> None:
+    """Solved back exactly, so the second state takes part between the ends too."""
+    model = tiny_model(prediction="v")
+    codes = model.encode(x := pictures_of(1), **PRESETS["archival"])
+    way = model.interpolate(stack([codes, codes]), [0.3], mode=mode)
+    assert close(way, x, 1e-4)
+    assert not close(model.decode(replace(codes, residual_T=None)), x, 1e-4)
+
+
 def test_an_edit_keeps_what_the_second_state_differs_by() -> None:
     """Leapfrog's eps_T is eps at x_T and residual_T, whatever z: an edit of nothing is exact, and
     the smaller an edit the nearer to that. Other steps have no use for it."""
@@ -132,8 +142,13 @@ def test_an_edit_keeps_what_the_second_state_differs_by() -> None:
     assert not close(begun_anew, x, 1e-4)
     for scale in (0.0, 1e-4):
         assert close(model.decode(model.manipulate(codes, [("smiling", scale)])), x, 1e-4)
-    same = between(stack([codes, codes]), [0.3])
-    assert close(model.decode(same), x, 1e-4)
+    moved = model.manipulate(codes, [("smiling", 2.0)])
+    assert codes.x_T is not None and moved.x_T is not None
+    trajectory = model.trajectory(Sampling().changed(codes.sampling))
+    eps = model.guided(trajectory.sampling, moved.z)(moved.x_T, trajectory.grid()[0].t)
+    solve, predict = trajectory.solver.solve, model.guided(trajectory.sampling, moved.z)
+    by_hand, _ = solve(predict, moved.x_T, trajectory.grid(), eps + codes.residual_T)
+    assert close(model.decode(moved), by_hand, 1e-5)
     coarser = model.decode(codes, inference_steps=5)
     assert torch.equal(coarser, model.decode(replace(codes, residual_T=None), inference_steps=5))
 

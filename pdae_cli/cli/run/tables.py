@@ -102,7 +102,9 @@ class CodesWriter(ExitStack):
             file = self.enter_context(replacing(self.path))
             self._file = self.enter_context(writer(file, rows.schema, **WRITING))
         if rows.schema != self._file.schema:
-            raise InputError("codes with and without x_T don't go into one file; encode them alike")
+            raise InputError(
+                "codes with and without x_T or residual_T don't go into one file; encode them alike"
+            )
         self.count += len(rows)
         self._rows.append(rows)
         if sum(one.nbytes for one in self._rows) >= GROUP_BYTES:
