@@ -164,11 +164,11 @@ def with_autoencoder(model: Model, z_dim: int, seed: int) -> Model:
 
     Raises UsageError for a size that the encoder can't take.
     """
-    encoder = encoder_for(without_z(model).config, z_dim)
-    unet = model.config.unet.taking_z(z_dim)
+    config = of_dpm(model)
+    encoder, unet = encoder_for(config, z_dim), config.unet.taking_z(z_dim)
     torch.manual_seed(seed)
     return Model(
-        config=replace(model.config, unet=unet, encoder=encoder, normalisation=None),
+        config=replace(config, unet=unet, encoder=encoder),
         dpm=model.dpm,
         gradient_estimator=GradientEstimator(unet, z_dim),
         encoder=Encoder(encoder),
@@ -184,8 +184,14 @@ def encoder_for(config: ModelConfig, z_dim: int) -> EncoderConfig:
         raise UsageError(str(error)) from error
 
 
-def without_z(model: Model) -> Model:
-    """Return the model. Raises UsageError where its eps_theta takes z itself."""
+def of_dpm(model: Model) -> ModelConfig:
+    """Return what the model's config says of its eps_theta alone: an E_phi and G_psi that it may
+    have are left behind, and so is how they were trained. Raises UsageError where eps_theta takes z
+    itself."""
     if model.takes_z:
         raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
-    return model
+    training = tuple(one for one in model.config.training if one.get("stage") == "dpm")
+    alone = replace(model.config.unet, z_embedding_channels=0)
+    return replace(
+        model.config, unet=alone, encoder=None, labels=None, normalisation=None, training=training
+    )

@@ -14,7 +14,7 @@ from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
-from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed, without_z
+from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed, of_dpm
 from .data import Task
 from .dpm import saving
 from .labels import Labels
@@ -68,12 +68,12 @@ def preview(classes: Classes, paint: Callable[[Tensor], Tensor]) -> tuple[Tensor
 
 def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
     """Give the model's eps_theta an untrained gradient estimator that takes labels."""
-    embedding = EmbeddingConfig(classes, z_dim)
+    embedding, config = EmbeddingConfig(classes, z_dim), of_dpm(model)
     torch.manual_seed(seed)
     return Model(
-        config=replace(without_z(model).config, encoder=None, normalisation=None, labels=embedding),
+        config=replace(config, labels=embedding),
         dpm=model.dpm,
-        gradient_estimator=GradientEstimator(model.config.unet, z_dim),
+        gradient_estimator=GradientEstimator(config.unet, z_dim),
         labels=ClassEmbedding(embedding),
         first_stage=model.first_stage,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from small_runs import KINDS, OPTIONS
 from pdae_cli.diffusion.schedule import Schedule
 from pdae_cli.errors import UsageError
 from pdae_cli.networks.classifier import Classes
+from pdae_cli.training.autoencoder import with_autoencoder
 from pdae_cli.training.classifier import ClassifierLoss, new_classifier
 from pdae_cli.training.conditional import condition, conditional_stage, with_labels
 from pdae_cli.training.data import Task, open_pictures
@@ -92,3 +94,19 @@ def test_it_learns_what_is_easy() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-5:]) / 5 < 0.3 < math.log(2) < losses[0] + 0.3
+
+
+def test_networks_begun_anew_leave_the_old_ones_records_behind() -> None:
+    """Whatever the model had on its eps_theta: E_phi, or a G_psi that takes labels."""
+    classes = condition(table(), ["A"]).classes
+    trained = tiny_model()
+    runs = tuple({"stage": stage, "images": 10} for stage in ("dpm", "autoencoder", "dpm"))
+    trained.config = replace(trained.config, training=runs)
+    conditional = with_labels(trained, classes, 200, seed=0)
+    for begun in (trained, conditional):
+        for made in (with_autoencoder(begun, 200, 0), with_labels(begun, classes, 200, 0)):
+            assert [one["stage"] for one in made.config.training] == ["dpm", "dpm"]
+            assert made.config.normalisation is None and made.config.z_dim == 200
+            assert (made.encoder is None) != (made.labels is None)
+            z = made.gradient_estimator.z  # type: ignore[union-attr]
+            assert z.out_features == made.config.unet.z_conditioning.channels
