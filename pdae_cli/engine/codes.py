@@ -59,7 +59,7 @@ class Codes:
 
     def tensors(self) -> dict[str, Tensor]:
         """z, and what there is of x_T and residual_T."""
-        named = {name: getattr(self, name) for name in TENSORS}
+        named = dict(zip(TENSORS, (self.z, self.x_T, self.residual_T), strict=True))
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def residual_of(self, sampling: Sampling) -> Tensor | None:
