@@ -164,9 +164,9 @@ class Trajectory:
 
     def to_noise(self, predict: Predict, x_0: Tensor) -> Inverted:
         """x_T of pictures, and residual_T: how far a second state, eps_T, is from the network's own
-        eps at x_T. Where z or x_T is edited, its eps there and the same residual begin a trajectory
-        that leaves the unedited one as smoothly. Where the solver only goes the other way, the
-        default one finds x_T. Raises InputError where numbers stop being finite."""
+        eps at x_T. An edit keeps it and takes the network's eps at its own z and x_T; so an edit of
+        nothing is exact. Where the solver only goes the other way, the default one finds x_T.
+        Raises InputError where numbers stop being finite."""
         watched, x = Watched(predict), self.latents(x_0)
         grid, count = self.grid(), self.sampling.corrections
         if self.sampling.parity is not None:

@@ -40,7 +40,9 @@ class Codes:
 
     z: Tensor  # (N, D) float32
     x_T: Tensor | None = None  # (N, C, H, W) float32; None when only z was encoded
-    residual_T: Tensor | None = None  # like x_T, of a solver with a second state: see Trajectory
+    residual_T: Tensor | None = (
+        None  # like x_T, of a solver with a second state: Trajectory.to_noise
+    )
     sources: tuple[str, ...] = ()  # a name for each row
     picture_shas: tuple[str, ...] = ()  # SHA-256 of each 8-bit picture: names its random numbers
     model: str = ""  # name of the model

@@ -164,7 +164,7 @@ def with_autoencoder(model: Model, z_dim: int, seed: int) -> Model:
 
     Raises UsageError for a size that the encoder can't take.
     """
-    config = of_dpm(model)
+    config = dpm_config(model)
     encoder, unet = encoder_for(config, z_dim), config.unet.taking_z(z_dim)
     torch.manual_seed(seed)
     return Model(
@@ -184,7 +184,7 @@ def encoder_for(config: ModelConfig, z_dim: int) -> EncoderConfig:
         raise UsageError(str(error)) from error
 
 
-def of_dpm(model: Model) -> ModelConfig:
+def dpm_config(model: Model) -> ModelConfig:
     """Return what the model's config says of its eps_theta alone: an E_phi and G_psi that it may
     have are left behind, and so is how they were trained. Raises UsageError where eps_theta takes z
     itself."""

@@ -14,7 +14,7 @@ from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
-from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed, of_dpm
+from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed, dpm_config
 from .data import Task
 from .dpm import saving
 from .labels import Labels
@@ -68,7 +68,7 @@ def preview(classes: Classes, paint: Callable[[Tensor], Tensor]) -> tuple[Tensor
 
 def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
     """Give the model's eps_theta an untrained gradient estimator that takes labels."""
-    embedding, config = EmbeddingConfig(classes, z_dim), of_dpm(model)
+    embedding, config = EmbeddingConfig(classes, z_dim), dpm_config(model)
     torch.manual_seed(seed)
     return Model(
         config=replace(config, labels=embedding),
