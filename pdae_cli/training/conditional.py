@@ -14,7 +14,7 @@ from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
-from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed, dpm_config
+from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, dpm_config, gap_closed
 from .data import Task
 from .dpm import saving
 from .labels import Labels
