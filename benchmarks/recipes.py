@@ -1,4 +1,4 @@
-"""What E_phi and G_psi learn from nothing by one recipe or another, at equal pictures seen.
+"""What E_phi and G_psi learn by one recipe or another, from nothing or a model, at equal pictures seen.
 
     python benchmarks/recipes.py faces64.zip --dpm weights/faces64 --images 9600 -o runs/recipes \\
         optimizer=adam,lr=6e-4 optimizer=muon,lr=6e-4
@@ -11,8 +11,8 @@ timesteps and noise but for --gamma's and --weighting's own timesteps. On held-o
     AUROC     mean of linear probes on z over all labels
     kept      of z's dimensions: principal components that hold 99 % of its variance
 
-`nothing` trains nothing: z of an encoder of random weights. The same command goes on with the runs
-in its folder. Prints a Markdown table.
+`nothing` trains nothing: z of an encoder of random weights, or with --init-from of that model's. The
+same command goes on with the runs in its folder. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from baseline import auroc, pdae
 from report import stamp, table
 
-from pdae_cli.checkpoints import load_dpm
+from pdae_cli.checkpoints import load, load_dpm
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation.probes import encoded
 from pdae_cli.pictures.images import to_float
@@ -73,7 +73,8 @@ def row(
     recipe: str, pictures: Pictures, labels: Labels | None, arguments: argparse.Namespace
 ) -> list[object]:
     """Train by a recipe, or not, and measure."""
-    model = pdae(arguments.dpm, arguments.z_dim)
+    begun = arguments.init_from
+    model = load(begun, "cpu") if begun else pdae(arguments.dpm, arguments.z_dim)
     model.batch_size = 64
     train, held_out = split(pictures, labels)
     with ExitStack() as stack:
@@ -98,12 +99,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="lr=1e-3,gamma=-0.4,…")
     parser.add_argument("--dpm", default="faces64", help="pre-trained eps_theta")
+    parser.add_argument("--init-from", help="or a model whose E_phi and G_psi go on")
     parser.add_argument("--images", type=int, default=9600)
     parser.add_argument("--z-dim", type=int, default=512)
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="of training")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
-    unet = load_dpm(arguments.dpm, print).config.unet
+    unet = load_dpm(arguments.init_from or arguments.dpm, print).config.unet
     pictures = open_pictures(arguments.data, unet.image_size, unet.channels)
     labels = find_labels(arguments.data, None, pictures.names)
     rows = [row(recipe, pictures, labels, arguments) for recipe in arguments.recipes]

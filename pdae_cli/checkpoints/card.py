@@ -154,7 +154,7 @@ def _lists(stages: list[dict[str, Any]], learnt: Mapping[str, Any]) -> Iterator[
     """The stages that it was trained in, with what they measured; attributes' figures."""
 
     def told(values: Mapping[str, Any]) -> str:
-        kept = {k: v for k, v in values.items() if v is not None and v is not False}
+        kept = {k: v for k, v in values.items() if v not in (None, "") and v is not False}
         numbers = {k: f"{v:.4g}" if isinstance(v, float) else _plain(v) for k, v in kept.items()}
         return ", ".join(f"{_plain(key)} {value}" for key, value in numbers.items())
 

@@ -27,7 +27,13 @@ SOFTWARE = "pdae"
 # little; a picture that was only aligned isn't a model's.
 NEWSCODES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 MADE, EDITED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
-SOURCE_TYPES = {"sample": MADE, "train dpm": MADE, "train latent": MADE, "align": None}
+SOURCE_TYPES = {
+    "sample": MADE,
+    "train dpm": MADE,
+    "train latent": MADE,
+    "align": None,
+    "train encoder": None,
+}
 
 NAMESPACES = {
     "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",

@@ -20,7 +20,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import held_out_noise, held_out_rows, saving, uniform
+from .dpm import fingerprint, held_out_noise, held_out_rows, saving, uniform
 from .stage import Stage
 
 STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
@@ -155,7 +155,7 @@ def autoencoder_stage(model: Model, task: Task, weighting: Weighting = LAMBDA) -
         lambda: preview(model, task.held_out),
         saving_statistics(model, task),
         model.config.state_shape,
-        settings=weighting._asdict(),
+        settings=weighting._asdict() | {"eps_theta": fingerprint(model.dpm)},
     )
 
 
@@ -173,6 +173,7 @@ def with_autoencoder(model: Model, z_dim: int, seed: int) -> Model:
         gradient_estimator=GradientEstimator(unet, z_dim),
         encoder=Encoder(encoder),
         first_stage=model.first_stage,
+        name=model.name,
     )
 
 

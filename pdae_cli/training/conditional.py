@@ -16,7 +16,7 @@ from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
 from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, dpm_config, gap_closed
 from .data import Task
-from .dpm import saving
+from .dpm import fingerprint, saving
 from .labels import Labels
 from .stage import Stage
 
@@ -76,6 +76,7 @@ def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
         gradient_estimator=GradientEstimator(config.unet, z_dim),
         labels=ClassEmbedding(embedding),
         first_stage=model.first_stage,
+        name=model.name,
     )
 
 
@@ -100,5 +101,5 @@ def conditional_stage(
         saving(model, task),
         model.config.state_shape,
         y,
-        weighting._asdict(),
+        weighting._asdict() | {"eps_theta": fingerprint(model.dpm)},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -79,6 +80,15 @@ def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[st
     for batch in zip(*(part.split(64) for part in parts), strict=True):
         total += objective(*(part.to(model.device) for part in batch)).item() * len(batch[0])
     return {"held_out_loss": total / len(parts[0])}
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return the first 12 digits of the SHA-256 of a network's weights, by which a run that goes on
+    knows a frozen one again."""
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def saving(model: Model, task: Task) -> Callable[[dict[str, object]], None]:

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,8 @@ def kept_bytes(objective: nn.Module, *batch: Tensor) -> int:
 def estimate(run: Training, dtype: torch.dtype) -> dict[str, float | str | None]:
     """Return the record of `pdae train … --dry-run`: parameters, bytes counted and measured,
     seconds."""
-    steps, device = run.steps - run.step, run.accelerator.device
+    steps, device = max(0, run.steps - run.step), run.accelerator.device
+    run.steps = max(run.steps, run.step + 1 + MEASURED)  # also of a run that is done
     batch = [part.to(device) for part in next(run.batches())[0] if part is not None]
     with run.autocast():
         kept = kept_bytes(run.stage.objective, *batch)
@@ -100,6 +102,23 @@ def estimate(run: Training, dtype: torch.dtype) -> dict[str, float | str | None]
     }
 
 
+def told(needs: dict[str, Any]) -> tuple[str, ...]:
+    """Tell the record of `estimate` to people, in lines."""
+    parts = ("memory", "weights", "gradients", "moments", "average", "activations")
+    sizes = {n: f"{needs[f'{n}_bytes'] / 2**20:,.1f} MiB" for n in (*parts, "checkpoint", "free")}
+    peak = f"{needs['peak_bytes'] / 2**20:,.0f} MiB in all, " if needs["peak_bytes"] else ""
+    return (
+        f"{needs['stage']} on {needs['processes']} x {needs['device']}: "
+        f"{needs['parameters']:,} parameters, {needs['trained_parameters']:,} of them trained",
+        f"memory a process: {peak}training itself {sizes['memory']} "
+        f"({', '.join(f'{name} {sizes[name]}' for name in parts[1:])})",
+        f"disk: {sizes['checkpoint']} a checkpoint, twice that while it is replaced; "
+        f"{sizes['free']} free",
+        f"time: {needs['seconds_a_step']:.3g} s a step, {needs['seconds_left'] / 3600:.3g} h for "
+        f"{needs['steps_left']:,} steps, without metrics and sample sheets",
+    )
+
+
 def peak_bytes(device: torch.device) -> int | None:
     """Measure what this process has had at most: of a GPU's memory, else of the machine's, with
     modules and pictures. None where the system doesn't tell."""
@@ -112,9 +131,8 @@ def peak_bytes(device: torch.device) -> int | None:
 
 
 def seconds_a_step(run: Training) -> float:
-    """Measure real steps of this process, drawing their batches included; the weights in memory
-    move, so `run` is no use for training after it."""
-    run.steps = max(run.steps, run.step + 1 + MEASURED)
+    """Measure steps of this process, of which there must be enough left, drawing their batches
+    included; the weights in memory move, so `run` is no use for training after it."""
     stream, begun = run.batches(), 0.0
     for number in range(1 + MEASURED):
         run.train_step(next(stream)).item()  # .item() waits for a GPU

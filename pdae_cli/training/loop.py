@@ -41,7 +41,8 @@ from .state import EMA, append_log, load_state, locked, read_facts, save_state, 
 PATIENCE = timedelta(hours=6)  # with the process that measures and saves
 # Options that a resumed run may change, and what those mean that an older version didn't write.
 FREE_TO_CHANGE = {
-    "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown"
+    "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
+    "teacher",  # its name; teacher_sha tells which it is
 }  # fmt: skip
 UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam"}
 
@@ -186,7 +187,8 @@ class Training:
         if not self.state_path.exists():
             return 0
         step, written = read_facts(self.state_path)
-        before, now = UNWRITTEN | written, self._settings()
+        now = self._settings()
+        before = UNWRITTEN | {"eps_theta": now.get("eps_theta")} | written
         changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
         if changed:
             said = ", ".join(f"{k} {before.get(k)} → {now[k]}" for k in changed)

@@ -96,7 +96,7 @@ def test_exiftool_reads_it(suffix: str, tmp_path: Path) -> None:
         ("sample", MADE), ("train dpm", MADE), ("train latent", MADE),
         ("manipulate", EDITED), ("interpolate", EDITED), ("reconstruct", EDITED),
         ("decode", EDITED), ("train autoencoder", EDITED), ("a command to come", EDITED),
-        ("align", None),
+        ("align", None), ("train encoder", None),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", SUFFIXES)
