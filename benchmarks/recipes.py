@@ -1,4 +1,4 @@
-"""What E_phi and G_psi learn by one recipe or another, from nothing or a model, at equal pictures seen.
+"""What E_phi and G_psi learn by one recipe or another, at equal pictures seen.
 
     python benchmarks/recipes.py faces64.zip --dpm weights/faces64 --images 9600 -o runs/recipes \\
         optimizer=adam,lr=6e-4 optimizer=muon,lr=6e-4
@@ -11,8 +11,8 @@ timesteps and noise but for --gamma's and --weighting's own timesteps. On held-o
     AUROC     mean of linear probes on z over all labels
     kept      of z's dimensions: principal components that hold 99 % of its variance
 
-`nothing` trains nothing: z of an encoder of random weights, or with --init-from of that model's. The
-same command goes on with the runs in its folder. Prints a Markdown table.
+They begin untrained, or with --init-from as those of a model. `nothing` trains nothing. The same
+command goes on with the runs in its folder. Prints a Markdown table.
 """
 
 from __future__ import annotations
