@@ -21,6 +21,7 @@ from pdae_cli.training.conditional import Condition, conditional_stage, with_lab
 from pdae_cli.training.data import Pictures, Task, open_pictures
 from pdae_cli.training.diffae import diffae_stage, new_diffae
 from pdae_cli.training.dpm import dpm_stage
+from pdae_cli.training.encoder import encoder_stage
 from pdae_cli.training.latent import latent_stage
 from pdae_cli.training.stage import Rows, Stage, TrainOptions, draw_batch
 
@@ -65,6 +66,8 @@ def stage_of(kind: str, model: Model, task: Task, **more: Any) -> Stage:
     labels = Condition(KINDS, {n: [i % 2, 1 - i % 2] for i, n in enumerate(task.train.names)})
     if kind == "latent":
         return latent_stage(model, task, 16, 3, 0.1, 0)
+    if kind == "encoder":
+        return encoder_stage(model, task)
     if kind == "diffae":
         return diffae_stage(untrained_diffae(dropout=model.config.unet.dropout), task)
     if kind == "conditional":

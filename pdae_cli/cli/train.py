@@ -134,6 +134,9 @@ def autoencoder(
     init_from: Annotated[str | None, common(help="Or: go on with all of this model.")] = None,
     z_dim: Dimensions = 512,
     condition: Annotated[str | None, shape(help="Labels a,b,… for G_psi: no encoder.")] = None,
+    freeze_encoder: Annotated[
+        bool, learning("--freeze-encoder", help="Train G_psi alone, of --init-from.")
+    ] = False,
     weighting: Annotated[
         Literal["lambda", "v"], learning(help="Of timesteps: PDAE's, or v's error.")
     ] = "lambda",
@@ -149,6 +152,11 @@ def autoencoder(
 
     if (dpm is None) == (init_from is None):
         raise UsageError("give either --dpm, to train new parts, or --init-from, to go on with old")
+    if freeze_encoder and (dpm is not None or condition is not None):
+        raise UsageError(
+            "--freeze-encoder leaves the E_phi of --init-from as it is; without that "
+            "there is none to leave"
+        )
     labels = None if condition is None else options.condition(data, condition)
     if init_from is not None:
         model = load_model(init_from)
@@ -166,7 +174,7 @@ def autoencoder(
     if labels is not None:
         run(conditional_stage(model, task, labels, how), options, task)
     else:
-        run(autoencoder_stage(model, task, how), options, task)
+        run(autoencoder_stage(model, task, how, freeze_encoder), options, task)
 
 
 def load_model(name: str) -> Model:

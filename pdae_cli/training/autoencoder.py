@@ -140,12 +140,18 @@ def saving_statistics(model: Model, task: Task) -> Callable[[dict[str, object]],
     return save
 
 
-def autoencoder_stage(model: Model, task: Task, weighting: Weighting = LAMBDA) -> Stage:
-    """Train the model's G_psi and E_phi; its eps_theta stays as it is."""
+def autoencoder_stage(
+    model: Model, task: Task, weighting: Weighting = LAMBDA, freeze_encoder: bool = False
+) -> Stage:
+    """Train the model's G_psi and, unless that is frozen, E_phi; its eps_theta stays as it is."""
     if model.gradient_estimator is None or model.encoder is None:
         raise ValueError("the model has no gradient estimator and encoder to train")
     schedule = model.schedule.to(model.device)
     objective = AutoencoderLoss(model.heads, model.encoder, schedule, model.latents, weighting)
+    frozen = [model.dpm, model.encoder] if freeze_encoder else [model.dpm]
+    for network in frozen:
+        network.requires_grad_(False)
+    settings = {"frozen": fingerprint(*frozen), "freeze_encoder": freeze_encoder}
     return Stage(
         "autoencoder",
         objective,
@@ -155,7 +161,7 @@ def autoencoder_stage(model: Model, task: Task, weighting: Weighting = LAMBDA) -
         lambda: preview(model, task.held_out),
         saving_statistics(model, task),
         model.config.state_shape,
-        settings=weighting._asdict() | {"eps_theta": fingerprint(model.dpm)},
+        settings=weighting._asdict() | settings,
     )
 
 

@@ -101,5 +101,5 @@ def conditional_stage(
         saving(model, task),
         model.config.state_shape,
         y,
-        weighting._asdict() | {"eps_theta": fingerprint(model.dpm)},
+        weighting._asdict() | {"frozen": fingerprint(model.dpm)},
     )

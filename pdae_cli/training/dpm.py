@@ -82,12 +82,13 @@ def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[st
     return {"held_out_loss": total / len(parts[0])}
 
 
-def fingerprint(network: nn.Module) -> str:
-    """Return the first 12 digits of the SHA-256 of a network's weights, by which a run that goes on
-    knows a frozen one again."""
+def fingerprint(*networks: nn.Module) -> str:
+    """Return the first 12 digits of the SHA-256 of networks' weights, by which a run that goes on
+    knows frozen ones again."""
     found = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    for network in networks:
+        for name, value in network.state_dict().items():
+            found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]
 
 

@@ -188,7 +188,7 @@ def encoder_stage(model: Model, task: Task, other: Model | None = None) -> Stage
         save,
         (0,),  # no noise is needed
         settings={
-            "eps_theta": fingerprint(model.dpm),
+            "frozen": fingerprint(model.dpm),
             "pictures": len(task.train),  # which the components are of
             "teacher": name,
             "teacher_sha": sha[:12],

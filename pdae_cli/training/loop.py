@@ -44,7 +44,7 @@ FREE_TO_CHANGE = {
     "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
     "teacher",  # its name; teacher_sha tells which it is
 }  # fmt: skip
-UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam"}
+UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
 
 Report = Callable[[dict[str, object]], None]
 
@@ -188,7 +188,7 @@ class Training:
             return 0
         step, written = read_facts(self.state_path)
         now = self._settings()
-        before = UNWRITTEN | {"eps_theta": now.get("eps_theta")} | written
+        before = UNWRITTEN | {"frozen": now.get("frozen")} | written
         changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
         if changed:
             said = ", ".join(f"{k} {before.get(k)} → {now[k]}" for k in changed)

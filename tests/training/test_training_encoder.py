@@ -101,7 +101,7 @@ def test_a_resumed_run_has_the_same_teacher(task: Task, tmp_path: Path) -> None:
     assert_equal(*(state(tmp_path / name, "encoder") for name in ("whole", "broken")))
     with pytest.raises(UsageError, match="teacher_sha aaaaaaaaaaaa → "):
         run_of(tmp_path / "whole", 32, None)
-    with pytest.raises(UsageError, match=r"eps_theta [0-9a-f]{12} → [0-9a-f]{12}"):
+    with pytest.raises(UsageError, match=r"frozen [0-9a-f]{12} → [0-9a-f]{12}"):
         run_of(tmp_path / "whole", 32, teacher, seed=9)
 
 
@@ -149,7 +149,9 @@ def test_a_head_start_by_commands(pdae: Command, tiny_folder: Path, tmp_path: Pa
     assert needs.code == 0 and b"encoder on 1 x cpu" in needs.out
     assert b" for 0 steps" in needs.out  # as of any run that is done
     goes_on = ("train", "autoencoder", data, "--init-from", begun, "-o", tmp_path / "model")
-    assert pdae(*goes_on, *loop).code == 0
+    assert pdae(*goes_on, *loop, "--freeze-encoder").code == 0
+    assert pdae(*goes_on, *loop).code == 2  # not frozen now
+    assert pdae(*goes_on[:3], "--dpm", begun, *goes_on[5:], *loop, "--freeze-encoder").code == 2
     stages = [run["stage"] for run in read_model(tmp_path / "model", "m").config.training]
     assert stages == ["encoder", "autoencoder"]
     assert pdae(*command, *loop).code == 2  # another teacher

@@ -58,6 +58,7 @@ def run_of(kind: str, photos: Path, folder: Path, dropout: float = 0.0, **change
         ("autoencoder", {"accumulate": 2, "precision": "bf16"}),
         ("latent", {"accumulate": 2}),
         ("autoencoder", {"optimizer": "muon"}),
+        ("encoder", {"optimizer": "muon"}),
         ("diffae", {"accumulate": 2, "lr": 3e-3}),
         ("conditional", {}),
         ("classifier", {}),
@@ -76,7 +77,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("kind", "dropped"),
-    [("dpm", ()), ("autoencoder", ("weighting", "gamma", "optimizer", "eps_theta"))],
+    [("dpm", ()), ("autoencoder", ("weighting", "gamma", "optimizer", "frozen", "freeze_encoder"))],
 )
 def test_a_state_of_an_older_version_goes_on(
     kind: str, dropped: tuple[str, ...], photos: Path, tmp_path: Path

@@ -15,10 +15,12 @@ from pdae_cli.checkpoints import read_model
 from pdae_cli.diffusion.noise import generator
 from pdae_cli.diffusion.schedule import Schedule
 from pdae_cli.engine.model import Model
+from pdae_cli.errors import UsageError
 from pdae_cli.training.autoencoder import (
     LAMBDA,
     AutoencoderLoss,
     Weighting,
+    autoencoder_stage,
     density,
     gap_closed,
     gap_residuals,
@@ -82,6 +84,23 @@ def test_the_frozen_part_stays_bit_equal(task: Task, tmp_path: Path) -> None:
     for part in ("gradient_estimator", "encoder"):
         pairs = zip(vars(written)[part].parameters(), vars(fresh)[part].parameters(), strict=True)
         assert any(not torch.equal(a, b) for a, b in pairs), part
+
+
+def test_a_frozen_encoder_stays_bit_equal(task: Task, tmp_path: Path) -> None:
+    """And a run that goes on knows it again."""
+
+    def run_of(seed: int) -> Training:
+        folder = replace(task, folder=tmp_path)
+        stage = autoencoder_stage(tiny_model(seed), folder, freeze_encoder=True)
+        return Training(stage, replace(OPTIONS, images=16), tmp_path)
+
+    run_of(0).train(quiet)
+    written, fresh = read_model(tmp_path, "written"), tiny_model(0)
+    for part, same in (("encoder", True), ("gradient_estimator", False)):
+        pairs = zip(vars(written)[part].parameters(), vars(fresh)[part].parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) == same, part
+    with pytest.raises(UsageError, match="frozen"):
+        run_of(3)
 
 
 def test_the_frozen_part_has_no_dropout(model: Model) -> None:
