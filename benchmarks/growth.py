@@ -84,9 +84,9 @@ def of_sizes(bundled: Model) -> NUMBERS:
     """By the size of pictures: ms of one evaluation of one."""
     found: NUMBERS = {"pixels": [], "ms": []}
     for size in SIZES:
-        cfg = replace(bundled.config.unet, image_size=size)
+        cfg, z_dim = replace(bundled.config.unet, image_size=size), bundled.config.z_dim or 0
         config = replace(bundled.config, unet=cfg, normalisation=None)
-        model = Model(config, UNet(cfg), GradientEstimator(cfg, 256)).to("cpu")
+        model = Model(config, UNet(cfg), GradientEstimator(cfg, z_dim)).to("cpu")
         found["pixels"].append(size)
         found["ms"].append(1000 * per_evaluation(model, 1))
     return found
