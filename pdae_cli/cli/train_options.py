@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .data import labels_of, named, open_data
 from .options import numbers, option, split_names
 from .output import Output
-from .run.launch import asked, check_training, device_of, launched
+from .run.launch import asked, check_training, device_of, launched, on_its_machine
 
 if TYPE_CHECKING:
     from ..engine.config import ModelConfig
@@ -84,12 +84,12 @@ class TrainFlags:
         return theirs if self.precision is None else PRECISIONS[self.precision]
 
     def placed(self, model: Model) -> Model:
-        """Put the model on this process's device, one of the machine's GPUs in turn or the CPU, and
+        """Put the model where accelerate will train it, on this process's GPU or the CPU, and
         --licence into it if that was given."""
         from ..checkpoints.find import going_on
 
         model.config = going_on(model, self.licence)
-        return model.to(device_of(self.device, launched()[0]) if self.accelerated else "cpu")
+        return model.to(device_of(self.device, on_its_machine()) if self.accelerated else "cpu")
 
     @property
     def accelerated(self) -> bool:

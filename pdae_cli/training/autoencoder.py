@@ -129,9 +129,11 @@ def preview(model: Model, held_out: Pictures) -> tuple[Tensor, int]:
     return torch.cat(rows), len(x_0)
 
 
-def saving_statistics(model: Model, task: Task) -> Callable[[dict[str, object]], None]:
+def saving_statistics(
+    model: Model, task: Task, stage: str, changes_z: bool = True
+) -> Callable[[dict[str, object]], None]:
     """Return `saving`, with the statistics of z as it then is."""
-    write = saving(model, task)
+    write = saving(model, task, stage, changes_z)
 
     def save(summary: dict[str, object]) -> None:
         model.config = replace(model.config, normalisation=statistics(model, task.train))
@@ -159,7 +161,7 @@ def autoencoder_stage(
         objective.density.cpu(),
         lambda: gap_closed(model, task.held_out),
         lambda: preview(model, task.held_out),
-        saving_statistics(model, task),
+        saving_statistics(model, task, "autoencoder", not freeze_encoder),
         model.config.state_shape,
         settings=weighting._asdict() | settings,
     )

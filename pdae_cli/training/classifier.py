@@ -15,7 +15,7 @@ from ..engine.guidance import Classifier, ClassifierConfig, by_classifier, log_p
 from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.classifier import Classes, NoisyClassifier
-from .conditional import PREVIEWED, Condition, preview
+from .conditional import PREVIEWED, Condition, preview, recorded
 from .data import Task
 from .dpm import held_out_loss, held_out_noise, held_out_rows, uniform
 from .stage import Stage
@@ -76,4 +76,5 @@ def classifier_stage(model: Model, classifier: Classifier, task: Task, labels: C
         lambda summary: write_classifier(task.folder, classifier, summary, task.dtype),
         model.config.state_shape,
         labels.matrix(task.train.names),
+        recorded(labels.classes),
     )

@@ -59,6 +59,11 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
     return Condition(Classes(tuple(names), exclusive=True), rows)
 
 
+def recorded(classes: Classes) -> dict[str, str]:
+    """Return the setting by which a run that goes on knows its classes again, in their order."""
+    return {"classes": (" | " if classes.exclusive else ", ").join(classes.names)}
+
+
 def preview(classes: Classes, paint: Callable[[Tensor], Tensor]) -> tuple[Tensor, int]:
     """Make rows of a sheet, one for each class, of the first PREVIEWED; `paint`: labels y (1, A) →
     PREVIEWED pictures (N, C, H, W)."""
@@ -98,8 +103,8 @@ def conditional_stage(
         lambda: preview(
             labels.classes, lambda of: labelled(model, of, range(PREVIEWED), Sampling(), 0)
         ),
-        saving(model, task),
+        saving(model, task, "autoencoder"),
         model.config.state_shape,
         y,
-        weighting._asdict() | {"frozen": fingerprint(model.dpm)},
+        weighting._asdict() | {"frozen": fingerprint(model.dpm)} | recorded(labels.classes),
     )

@@ -57,7 +57,7 @@ def diffae_stage(model: Model, task: Task) -> Stage:
         uniform(schedule),
         lambda: held_out_losses(model, task.held_out),
         lambda: preview(model, task.held_out),
-        saving_statistics(model, task),
+        saving_statistics(model, task, "diffae"),
         model.config.state_shape,
     )
 

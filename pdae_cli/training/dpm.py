@@ -6,18 +6,21 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints import is_native, read_card, read_config, write_model
+from ..checkpoints.native import ATTRIBUTES, CONFIG, LATENT_DPM, WEIGHTS
 from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
 from ..engine.config import ModelConfig, ScheduleConfig, to_json
 from ..engine.model import Model
 from ..errors import UsageError
+from ..files import sha256
 from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.heads import Heads
 from ..networks.layers import groups_of
@@ -84,36 +87,65 @@ def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[st
 
 def fingerprint(*networks: nn.Module) -> str:
     """Return the first 12 digits of the SHA-256 of networks' weights, by which a run that goes on
-    knows frozen ones again."""
+    knows frozen ones again; in 16 bits, as a model that is trained in place may be stored."""
     found = hashlib.sha256()
     for network in networks:
         for name, value in network.state_dict().items():
+            value = value.half() if value.is_floating_point() else value
             found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]
 
 
-def saving(model: Model, task: Task) -> Callable[[dict[str, object]], None]:
+def saving(
+    model: Model, task: Task, stage: str, changes_z: bool = False
+) -> Callable[[dict[str, object]], None]:
     """Return what writes the model with a run's summary, behind those of the runs before it.
 
-    Raises UsageError where the folder holds a run whose weights mean something else, which their
-    shapes don't always tell.
+    Raises UsageError as `check_folder` does, before the work.
     """
     folder, before = task.folder, model.config.training
-    read_card(folder)  # or the error, before the work
-    if is_native(folder) and (folder / "training").is_dir():
-        ours, theirs = to_json(model.config), to_json(read_config(folder))
-        changed = [name for name in MEANING if ours[name] != theirs[name]]
-        if changed:
-            raise UsageError(
-                f"{folder} was begun with another {', '.join(changed)}; use the same again, or "
-                "start in another folder"
-            )
+    read_card(folder)  # or the error
+    in_place = check_folder(model, folder, stage, changes_z)
+    goes_on = in_place and (folder / f"training/{stage}.safetensors").exists()
+    if goes_on and before and before[-1].get("stage") == stage:
+        before = before[:-1]  # the last is of this very run
 
     def save(summary: dict[str, object]) -> None:
         model.config = replace(model.config, training=(*before, summary | {"data": task.name}))
         write_model(folder, model, task.dtype)
 
     return save
+
+
+def check_folder(model: Model, folder: Path, stage: str, changes_z: bool) -> bool:
+    """Return whether the folder holds the very model that is to be trained. Raises UsageError where
+    it holds another one that isn't from a run of this stage, or of such a run whose weights mean
+    something else (which their shapes don't always tell), or files that new z would make wrong."""
+    if not (folder / CONFIG).exists():
+        return False
+    weights = folder / WEIGHTS
+    in_place = weights.is_file() and model.weights_sha == sha256(weights)
+    ours, theirs = model.config, read_config(folder) if is_native(folder) else None
+    last = theirs.training[-1].get("stage") if theirs is not None and theirs.training else None
+    begun = last == stage and (folder / "training").is_dir()
+    if theirs is None or not (in_place or begun):
+        raise UsageError(
+            f"{folder} holds a model, which this run would replace; choose another -o, or go on "
+            "with that model by --init-from"
+        )
+    changed = [one for one in MEANING if to_json(ours)[one] != to_json(theirs)[one]]
+    if changed and begun:
+        raise UsageError(
+            f"{folder} was begun with another {', '.join(changed)}; use the same again, or "
+            "start in another folder"
+        )
+    stale = [one for one in (ATTRIBUTES, LATENT_DPM) if (folder / one).exists()]
+    if changes_z and stale:
+        raise UsageError(
+            f"{folder} has {' and '.join(stale)}, made for a z that this run changes; move them "
+            "away and make them again afterwards, or choose another -o"
+        )
+    return in_place
 
 
 def dpm_stage(model: Model, task: Task) -> Stage:
@@ -129,7 +161,7 @@ def dpm_stage(model: Model, task: Task) -> Stage:
         uniform(schedule),
         lambda: held_out_loss(model, objective, *measured),
         lambda: (model.sample(16, unconditional=True, inference_steps=20)[0], 8),
-        saving(model, task),
+        saving(model, task, "dpm"),
         shape,
     )
 

@@ -8,6 +8,7 @@ copied into E_phi by regression, for which the U-Net needs no backward pass.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import torch
@@ -71,28 +72,36 @@ def components(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
             f"components, not {count}; give more pictures, or a smaller --z-dim"
         )
     lengths, axes = lengths[:count], axes[:, :count]
-    # An axis points where it will: fixed, so that a resumed run goes on with the same ones.
+    # An axis points where it will: fixed, so that a run that goes on on such a device has the same.
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     deviations = lengths / len(values) ** 0.5
     axes = axes / std[:, None] / (deviations * deviations.mean()).sqrt()
     return mean.float(), axes.float()
 
 
-def teacher_of(model: Model, pictures: Pictures, other: Model | None, z_dim: int) -> Teacher:
-    """Return what gives the z to be learnt: the other model's, normalised, if there is one, then as
-    many components of eps_theta's features as there is room for. Raises UsageError as `components`
-    does, and `check_teacher`."""
-    taken, mean, axes = 0, torch.zeros(1), torch.zeros(1, 0)
+def teacher_of(
+    model: Model, pictures: Pictures, other: Model | None, z_dim: int
+) -> tuple[Teacher, str]:
+    """Return what gives the z to be learnt, the other model's, normalised, if there is one, then as
+    many components of eps_theta's features as there is room for; and the first 12 digits of the
+    SHA-256 of the pictures that the components are of. Raises UsageError as `components` does, and
+    `check_teacher`."""
+    taken, mean, axes, found = 0, torch.zeros(1), torch.zeros(1, 0), hashlib.sha256()
     if other is not None:
         known = check_teacher(model, other, z_dim)
-        other.to(str(model.device))
+        assert other.encoder is not None
+        other.encoder.to(model.device)
+        other.device = model.device
         taken = len(known.mean)
         shift, scale = (torch.tensor(of, device=model.device) for of in (known.mean, known.std))
     if z_dim > taken:
-        rows = range(0, len(pictures), -(-len(pictures) // SEEN))
-        parts = (pictures.stack(rows[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE))
-        seen = torch.cat([features(model, to_float(part)).cpu() for part in parts])
-        mean, axes = components(seen, z_dim - taken)
+        rows = torch.linspace(0, len(pictures) - 1, min(SEEN, len(pictures))).long().tolist()
+        seen = []
+        for first in range(0, len(rows), AT_ONCE):
+            part = pictures.stack(rows[first : first + AT_ONCE])
+            found.update(part.numpy().tobytes())
+            seen.append(features(model, to_float(part)).cpu())
+        mean, axes = components(torch.cat(seen), z_dim - taken)
     mean, axes = mean.to(model.device), axes.to(model.device)
 
     @torch.no_grad()
@@ -102,14 +111,16 @@ def teacher_of(model: Model, pictures: Pictures, other: Model | None, z_dim: int
             z.append((features(model, x_0) - mean) @ axes)
         return torch.cat(z, dim=1)
 
-    return teach
+    return teach, found.hexdigest()[:12]
 
 
 def check_teacher(model: Model, other: Model, z_dim: int) -> Normalisation:
     """Return the statistics of the other model's z. Raises UsageError where it can't be learnt."""
     config, ours = other.config, model.config
-    if config.encoder is None or config.normalisation is None:
-        raise UsageError(f"{other.name} has no trained encoder to teach")
+    if config.encoder is None:
+        raise UsageError(f"{other.name} has no encoder to teach")
+    if config.normalisation is None:
+        raise UsageError(f"{other.name} doesn't say how its z is distributed, so it can't teach it")
     size = config.encoder.z_dim
     if size > z_dim:
         raise UsageError(f"z of {other.name} has {size} numbers, more than --z-dim {z_dim}")
@@ -175,8 +186,8 @@ def encoder_stage(model: Model, task: Task, other: Model | None = None) -> Stage
     `teacher_of`."""
     if model.encoder is None or model.config.encoder is None:
         raise ValueError("the model has no encoder to teach")
-    save = saving_statistics(model, task)
-    teacher = teacher_of(model, task.train, other, model.config.encoder.z_dim)
+    save = saving_statistics(model, task, "encoder")
+    teacher, components_of = teacher_of(model, task.train, other, model.config.encoder.z_dim)
     name, sha = ("", "") if other is None else (other.name, other.weights_sha)
     return Stage(
         "encoder",
@@ -189,7 +200,7 @@ def encoder_stage(model: Model, task: Task, other: Model | None = None) -> Stage
         (0,),  # no noise is needed
         settings={
             "frozen": fingerprint(model.dpm),
-            "pictures": len(task.train),  # which the components are of
+            "components_of": components_of,
             "teacher": name,
             "teacher_sha": sha[:12],
         },

@@ -16,7 +16,7 @@ from ..evaluation.likeness import Likeness
 from ..networks.latent import LatentConfig, LatentDPM
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import HELD_OUT, held_out_rows, uniform
+from .dpm import HELD_OUT, fingerprint, held_out_rows, uniform
 from .stage import Stage
 
 CHUNK = 256
@@ -71,6 +71,7 @@ def latent_stage(
     read_card(task.folder)  # or the error, before the work
     z = torch.cat([encode_all(model, task.train, mirrored=flip) for flip in (False, True)])
     z, z_held_out = model.normalise(z), model.normalise(encode_all(model, task.held_out))
+    assert model.encoder is not None  # which made them
     if len(z_held_out) < HELD_OUT:
         z_held_out = z_held_out[held_out_rows(len(z_held_out))]
     torch.manual_seed(seed)
@@ -97,4 +98,5 @@ def latent_stage(
         lambda: (model.sample(16, inference_steps=20)[0], 8),
         save,
         z.shape[1:],
+        settings={"frozen": fingerprint(model.encoder)},
     )

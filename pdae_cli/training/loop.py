@@ -45,6 +45,7 @@ FREE_TO_CHANGE = {
     "teacher",  # its name; teacher_sha tells which it is
 }  # fmt: skip
 UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
+UNKNOWN = ("frozen", "classes", "components_of")  # nor that it wrote; taken for the same
 
 Report = Callable[[dict[str, object]], None]
 
@@ -188,13 +189,14 @@ class Training:
             return 0
         step, written = read_facts(self.state_path)
         now = self._settings()
-        before = UNWRITTEN | {"frozen": now.get("frozen")} | written
+        before = UNWRITTEN | {k: now.get(k) for k in UNKNOWN} | written
         changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
         if changed:
             said = ", ".join(f"{k} {before.get(k)} → {now[k]}" for k in changed)
             raise UsageError(
                 f"{self.folder.parent} was begun with other options ({said}); "
-                "use those again, or start in another folder with --init-from"
+                "use those again, or begin anew: in another folder with --init-from, or here "
+                f"without {self.folder.name}/{self.state_path.name}"
             )
         self.sealed = load_state(self.state_path, self.parameters, self.ema, self.optimizer)
         return step

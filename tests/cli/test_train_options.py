@@ -10,6 +10,8 @@ from conftest import Command
 from safetensors import safe_open
 from small_runs import TINY, assert_equal, folder_of, state
 
+from pdae_cli.cli.run.launch import on_its_machine
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -98,6 +100,18 @@ class TestLaunchers:
         """accelerate alone would wait for the others."""
         AcceleratorState._reset_state(reset_partial_state=True)
         assert train("-q", **left).code == 0
+
+
+@pytest.mark.parametrize(("left_out", "number"), [(None, 1), ("LOCAL_RANK", 0), ("RANK", 0)])
+def test_a_process_is_placed_by_its_number_on_its_machine(
+    left_out: str | None, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As accelerate does; by its number of all, the third of two nodes' had another GPU."""
+    launcher = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
+    for name, value in (launcher | {"MASTER_PORT": "1"}).items():
+        if name != left_out:
+            monkeypatch.setenv(name, value)
+    assert on_its_machine() == number
 
 
 def test_a_tracker_that_fails_is_one_line(

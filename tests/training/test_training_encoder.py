@@ -62,7 +62,7 @@ def test_components_are_a_half_whitened_pca() -> None:
 def test_another_models_z_comes_first(task: Task) -> None:
     other, model = tiny_model(seed=4), untrained(8)
     x_0 = to_float(task.train.stack(range(16)))
-    taught = teacher_of(model, task.train, other, 8)(x_0)
+    taught = teacher_of(model, task.train, other, 8)[0](x_0)
     with torch.no_grad():
         torch.testing.assert_close(taught[:, :6], other.normalise(other.encode_z(x_0)))
         mean, axes = components(features(model, x_0), 2)
@@ -116,7 +116,7 @@ def test_what_differs_in_nothing_is_measured_as_far_as_it_goes(task: Task, tmp_p
     [
         (lambda: tiny_model(z_dim=9), 8, "z of tiny has 9 numbers, more than --z-dim 8"),
         (lambda: tiny_model(image_size=16, attention=(8,)), 8, "of 16 pixels and 3 channels"),
-        (lambda: with_autoencoder(tiny_model(), 6, 0), 8, "no trained encoder to teach"),
+        (lambda: with_autoencoder(tiny_model(), 6, 0), 8, "doesn't say how its z is distributed"),
         (lambda: None, 16, "16 pictures of 256 features have 15 principal components, not 16"),
     ],
 )
@@ -151,7 +151,9 @@ def test_a_head_start_by_commands(pdae: Command, tiny_folder: Path, tmp_path: Pa
     goes_on = ("train", "autoencoder", data, "--init-from", begun, "-o", tmp_path / "model")
     assert pdae(*goes_on, *loop, "--freeze-encoder").code == 0
     assert pdae(*goes_on, *loop).code == 2  # not frozen now
-    assert pdae(*goes_on[:3], "--dpm", begun, *goes_on[5:], *loop, "--freeze-encoder").code == 2
+    for without in (("--dpm", begun), ("--init-from", begun, "--condition", "hat")):
+        refused = pdae(*goes_on[:3], *without, "-o", tmp_path / "no", *loop, "--freeze-encoder")
+        assert refused.code == 2 and "--freeze-encoder leaves the E_phi of" in refused.err
     stages = [run["stage"] for run in read_model(tmp_path / "model", "m").config.training]
     assert stages == ["encoder", "autoencoder"]
     assert pdae(*command, *loop).code == 2  # another teacher

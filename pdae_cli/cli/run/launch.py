@@ -32,6 +32,11 @@ def launched() -> tuple[int, int]:
     return int(rank), int(size)
 
 
+def on_its_machine() -> int:
+    """Return this process's number among those of its machine, by which accelerate places it."""
+    return int(os.environ["LOCAL_RANK"]) if launched()[1] > 1 else 0
+
+
 def asked(name: str) -> str:
     """Return what accelerate's launcher asks for by this variable; "no" for nothing."""
     value = os.environ.get(f"ACCELERATE_{name}", "").lower()

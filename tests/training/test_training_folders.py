@@ -1,0 +1,156 @@
+"""What a folder holds already: what training goes on with, and what it never replaces."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import outputs
+from conftest import Command, tiny_model
+from small_runs import OPTIONS, TINY, folder_of, quiet, stage_of, task_of
+
+from pdae_cli.checkpoints import read_model, write_model
+from pdae_cli.errors import UsageError
+from pdae_cli.training.loop import Training
+
+LOOP = ("--batch-size", 8, "--log-every", 1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with two attributes, which don't go together."""
+    folder = folder_of(tmp_path_factory.mktemp("folders") / "photos")
+    rows = "".join(f"{n}.png,{n % 2},{n // 2 % 2},{n % 3 // 2}\n" for n in range(24))
+    (folder / "labels.csv").write_text(f"file,smiling,hat,beard\n{rows}")
+    return folder
+
+
+@pytest.fixture
+def trained(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A model with attributes and a latent DPM."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "trained"))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A model without them."""
+    write_model(tmp_path / "plain", tiny_model())
+    return tmp_path / "plain"
+
+
+def stages(folder: Path) -> list[tuple[object, object]]:
+    return [(run["stage"], run["images"]) for run in read_model(folder, "m").config.training]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("encoder", "--dpm", "{}", "--z-dim", 6),
+        ("autoencoder", "--dpm", "{}"),
+        ("autoencoder", "--dpm", "{}", "--condition", "hat"),
+        ("dpm", *TINY),
+        ("diffae", *TINY),
+    ],
+    ids=lambda command: "-".join(map(str, command[:4:3])),
+)
+def test_a_trained_model_is_never_replaced_by_an_untrained_one(
+    command: tuple[object, ...], pdae: Command, photos: Path, trained: Path
+) -> None:
+    before = outputs(trained)
+    words = [str(word).format(trained) for word in command]
+    result = pdae("train", words[0], photos, *words[1:], "-o", trained, *LOOP, "--images", 8)
+    assert result.code == 2 and "which this run would replace; choose another -o" in result.err
+    assert outputs(trained) == before
+
+
+def test_nor_one_of_another_program(pdae: Command, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    result = pdae("train", "dpm", photos, "-o", tmp_path, *TINY, "--images", 8)
+    assert result.code == 2 and "holds a model" in result.err
+
+
+def test_nor_one_that_another_stage_went_on_with(
+    pdae: Command, photos: Path, plain: Path, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    command = ("train", "encoder", photos, "--dpm", plain, "-o", begun, "--z-dim", 6, *LOOP)
+    assert pdae(*command, "--images", 8).code == 0
+    on = ("train", "autoencoder", photos, "--init-from", begun, "-o", begun, *LOOP)
+    assert pdae(*on, "--images", 8).code == 0
+    assert stages(begun) == [("encoder", 8), ("autoencoder", 8)]
+    before = outputs(begun)
+    assert pdae(*command, "--images", 16).code == 2
+    assert outputs(begun) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_in_place_a_run_goes_on_and_is_recorded_once(
+    dtype: str, pdae: Command, photos: Path, plain: Path
+) -> None:
+    """In 16 bits as well, which round what the run leaves frozen."""
+    command = ("train", "autoencoder", photos, "--init-from", plain, "-o", plain, *LOOP)
+    for images in (8, 16, 24):
+        done = pdae(*command, "--images", images, "--weights-dtype", dtype)
+        assert done.code == 0, done.err
+        assert stages(plain) == [("autoencoder", images)]
+
+
+def test_what_new_z_would_make_wrong_is_named(pdae: Command, photos: Path, trained: Path) -> None:
+    command = ("train", "autoencoder", photos, "--init-from", trained, *LOOP, "--images", 8)
+    refused = pdae(*command, "-o", trained)
+    names = "attributes.safetensors and latent_dpm.safetensors"
+    assert refused.code == 2 and f"has {names}, made for a z that this run changes" in refused.err
+    assert pdae(*command, "-o", trained, "--freeze-encoder").code == 0
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "classifier"])
+def test_classes_keep_their_places(
+    stage: str, pdae: Command, photos: Path, plain: Path, tmp_path: Path
+) -> None:
+    command = ("train", stage, photos, "--dpm", plain, "-o", tmp_path / "run", *LOOP)
+    assert pdae(*command, "--images", 8, "--condition", "smiling,hat").code == 0
+    for other in ("hat,smiling", "smiling,beard"):
+        refused = pdae(*command, "--images", 16, "--condition", other)
+        assert refused.code == 2
+        assert f"classes smiling, hat → {other.replace(',', ', ')}" in refused.err
+    assert pdae(*command, "--images", 16, "--condition", "smiling,hat").code == 0
+
+
+def test_a_latent_dpm_isnt_trained_on_for_another_z(photos: Path, tmp_path: Path) -> None:
+    def run_of(seed: int) -> Training:
+        stage = stage_of("latent", tiny_model(seed), task_of(photos, tmp_path))
+        return Training(stage, OPTIONS, tmp_path)
+
+    write_model(tmp_path, tiny_model(1))
+    run_of(1).train(quiet)
+    run_of(1)
+    with pytest.raises(UsageError, match=r"frozen .* → .*; .* without training/latent.safetensors"):
+        run_of(2)
+
+
+def test_components_are_those_of_the_same_pictures(photos: Path, tmp_path: Path) -> None:
+    def run_of(pictures: Path) -> Training:
+        task = task_of(pictures, tmp_path / "run")
+        return Training(stage_of("encoder", tiny_model(), task), OPTIONS, tmp_path / "run")
+
+    run_of(photos).train(quiet)
+    run_of(photos)
+    other = Path(shutil.copytree(photos, tmp_path / "other"))
+    shutil.copy(other / "1.png", other / "10.png")
+    with pytest.raises(UsageError, match=r"components_of [0-9a-f]{12} → [0-9a-f]{12}"):
+        run_of(other)
+
+
+def test_weights_in_16_bits_have_the_same_fingerprint() -> None:
+    from pdae_cli.training.dpm import fingerprint
+
+    network = tiny_model().dpm
+    exact = fingerprint(network)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(weight.half())
+        assert fingerprint(network) == exact
+        next(network.parameters()).mul_(1.01)
+    assert fingerprint(network) != exact
