@@ -36,7 +36,16 @@ from ..networks.unet import ResBlock
 from ..pictures.images import write_sheet
 from .muon import optimizer_of
 from .stage import Rows, Stage, TrainOptions, draw_batch, prefetched
-from .state import EMA, append_log, load_state, locked, read_facts, save_state, trim_log
+from .state import (
+    EMA,
+    append_log,
+    check_state,
+    load_state,
+    locked,
+    read_facts,
+    save_state,
+    trim_log,
+)
 
 PATIENCE = timedelta(hours=6)  # with the process that measures and saves
 # Options that a resumed run may change, and what those mean that an older version didn't write.
@@ -192,6 +201,7 @@ class Training:
         before = UNWRITTEN | {k: now.get(k) for k in UNKNOWN} | written
         changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
         if changed:
+            check_state(self.state_path)  # damage may look like other options
             said = ", ".join(f"{k} {before.get(k)} → {now[k]}" for k in changed)
             raise UsageError(
                 f"{self.folder.parent} was begun with other options ({said}); "

@@ -80,6 +80,12 @@ def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
         return int(header.metadata["step"]), header.facts("options")
 
 
+def check_state(path: Path) -> None:
+    """Raise InputError where a sealed state isn't to the byte what was written."""
+    with _explained(path):
+        load(path, check(path))
+
+
 @torch.no_grad()
 def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> bool:
     """Restore what `save_state` wrote; return whether it is sealed, which older versions' isn't.

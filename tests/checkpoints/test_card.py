@@ -15,6 +15,7 @@ from small_runs import folder_of, stage_of, task_of
 from pdae_cli.checkpoints import card, native, read_model, write_model
 from pdae_cli.checkpoints.card import read_card, with_section
 from pdae_cli.errors import ModelError
+from pdae_cli.files import sha256
 
 PEOPLE = """---
 # my own order
@@ -48,6 +49,7 @@ def test_each_stage_keeps_it_current(pdae: Command, tmp_path: Path) -> None:
         if kind == "autoencoder":
             source = "pdae: hf.co/someone/dpm@main"
             model.config = replace(model.config, licence="CC-BY-4.0", source=source)
+            model.weights_sha = sha256(run / native.WEIGHTS)  # as one that is loaded from there
             text = (run / "README.md").read_text()
             (run / "README.md").write_text(text.replace("# run", "# Mine, by hand"))
         summary = {"stage": kind, "images": 16, "options": {"lr": 0.1}, "metrics": {metric: 0.25}}
