@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.native import ATTRIBUTES, LATENT_DPM
 from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
 from ..engine.config import ModelConfig, Normalisation
@@ -129,11 +131,14 @@ def preview(model: Model, held_out: Pictures) -> tuple[Tensor, int]:
     return torch.cat(rows), len(x_0)
 
 
-def saving_statistics(
-    model: Model, task: Task, stage: str, changes_z: bool = True
-) -> Callable[[dict[str, object]], None]:
+def of_z(folder: Path) -> list[Path]:
+    """List what a model's folder may have that is of its z as it was."""
+    return [folder / ATTRIBUTES, folder / LATENT_DPM]
+
+
+def saving_statistics(model: Model, task: Task, stage: str) -> Callable[[dict[str, object]], None]:
     """Return `saving`, with the statistics of z as it then is."""
-    write = saving(model, task, stage, changes_z)
+    write = saving(model, task, stage)
 
     def save(summary: dict[str, object]) -> None:
         model.config = replace(model.config, normalisation=statistics(model, task.train))
@@ -161,9 +166,10 @@ def autoencoder_stage(
         objective.density.cpu(),
         lambda: gap_closed(model, task.held_out),
         lambda: preview(model, task.held_out),
-        saving_statistics(model, task, "autoencoder", not freeze_encoder),
+        saving_statistics(model, task, "autoencoder"),
         model.config.state_shape,
         settings=weighting._asdict() | settings,
+        spoils=[] if freeze_encoder else of_z(task.folder),
     )
 
 

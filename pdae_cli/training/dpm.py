@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import is_native, read_card, read_config, write_model
-from ..checkpoints.native import ATTRIBUTES, CONFIG, LATENT_DPM, WEIGHTS
+from ..checkpoints.native import CONFIG, WEIGHTS
 from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
@@ -96,16 +96,14 @@ def fingerprint(*networks: nn.Module) -> str:
     return found.hexdigest()[:12]
 
 
-def saving(
-    model: Model, task: Task, stage: str, changes_z: bool = False
-) -> Callable[[dict[str, object]], None]:
+def saving(model: Model, task: Task, stage: str) -> Callable[[dict[str, object]], None]:
     """Return what writes the model with a run's summary, behind those of the runs before it.
 
     Raises UsageError as `check_folder` does, before the work.
     """
     folder, before = task.folder, model.config.training
     read_card(folder)  # or the error
-    in_place = check_folder(model, folder, stage, changes_z)
+    in_place = check_folder(model, folder, stage)
     goes_on = in_place and (folder / f"training/{stage}.safetensors").exists()
     if goes_on and before and before[-1].get("stage") == stage:
         before = before[:-1]  # the last is of this very run
@@ -117,10 +115,10 @@ def saving(
     return save
 
 
-def check_folder(model: Model, folder: Path, stage: str, changes_z: bool) -> bool:
+def check_folder(model: Model, folder: Path, stage: str) -> bool:
     """Return whether the folder holds the very model that is to be trained. Raises UsageError where
     it holds another one that isn't from a run of this stage, or of such a run whose weights mean
-    something else (which their shapes don't always tell), or files that new z would make wrong."""
+    something else, which their shapes don't always tell."""
     if not (folder / CONFIG).exists():
         return False
     weights = folder / WEIGHTS
@@ -138,12 +136,6 @@ def check_folder(model: Model, folder: Path, stage: str, changes_z: bool) -> boo
         raise UsageError(
             f"{folder} was begun with another {', '.join(changed)}; use the same again, or "
             "start in another folder"
-        )
-    stale = [one for one in (ATTRIBUTES, LATENT_DPM) if (folder / one).exists()]
-    if changes_z and stale:
-        raise UsageError(
-            f"{folder} has {' and '.join(stale)}, made for a z that this run changes; move them "
-            "away and make them again afterwards, or choose another -o"
         )
     return in_place
 

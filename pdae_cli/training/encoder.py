@@ -21,7 +21,7 @@ from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.heads import Heads
 from ..pictures.images import to_float
-from .autoencoder import saving_statistics
+from .autoencoder import of_z, saving_statistics
 from .data import Pictures, Task
 from .dpm import HELD_OUT, fingerprint, uniform
 from .stage import Stage
@@ -204,4 +204,5 @@ def encoder_stage(model: Model, task: Task, other: Model | None = None) -> Stage
             "teacher": name,
             "teacher_sha": sha[:12],
         },
+        spoils=of_z(task.folder),
     )

@@ -48,13 +48,13 @@ from .state import (
 )
 
 PATIENCE = timedelta(hours=6)  # with the process that measures and saves
-# Options that a resumed run may change, and what those mean that an older version didn't write.
+# What a resumed run may change; what it means that an older version didn't write, or wasn't known.
 FREE_TO_CHANGE = {
     "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
     "teacher",  # its name; teacher_sha tells which it is
 }  # fmt: skip
 UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
-UNKNOWN = ("frozen", "classes", "components_of")  # nor that it wrote; taken for the same
+UNKNOWN = ("frozen", "classes", "components_of")
 
 Report = Callable[[dict[str, object]], None]
 
@@ -170,6 +170,8 @@ class Training:
         self.ema = EMA(self.parameters, options.ema_images)
         self.optimizer = optimizer_of(options.optimizer, self.parameters.values(), options.lr)
         self.step = self._resume()
+        if self.step < self.steps:
+            stage.check_spoils()
         if self._greatest(self.step) != -self._greatest(-self.step):
             raise UsageError(
                 f"the processes don't see the same state in {self.folder}; choose an -o on a disk "

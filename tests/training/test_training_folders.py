@@ -105,6 +105,22 @@ def test_what_new_z_would_make_wrong_is_named(pdae: Command, photos: Path, train
     assert pdae(*command, "-o", trained, "--freeze-encoder").code == 0
 
 
+def test_a_run_that_is_done_leaves_what_was_made_of_it(
+    pdae: Command, photos: Path, plain: Path, tmp_path: Path
+) -> None:
+    """So that a script of commands can be run again."""
+    run = tmp_path / "run"
+    command = ("train", "autoencoder", photos, "--dpm", plain, "-o", run, "--z-dim", 6, *LOOP)
+    fit = ("attributes", "fit", photos, "-m", run, "--overwrite")
+    for _ in range(2):
+        assert pdae(*command, "--images", 8).code == 0
+        assert pdae(*fit).code == 0
+    refused = pdae(*command, "--images", 16)
+    assert refused.code == 2 and f"{run} has attributes.safetensors, made for" in refused.err
+    (run / "attributes.safetensors").unlink()
+    assert pdae(*command, "--images", 16).code == 0
+
+
 @pytest.mark.parametrize("stage", ["autoencoder", "classifier"])
 def test_classes_keep_their_places(
     stage: str, pdae: Command, photos: Path, plain: Path, tmp_path: Path
