@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.native import ATTRIBUTES, LATENT_DPM
 from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
 from ..engine.config import ModelConfig, Normalisation
@@ -22,7 +20,8 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import fingerprint, held_out_noise, held_out_rows, saving, uniform
+from .dpm import fingerprint, held_out_noise, held_out_rows, uniform
+from .folder import check_model, saving
 from .stage import Stage
 
 STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
@@ -131,11 +130,6 @@ def preview(model: Model, held_out: Pictures) -> tuple[Tensor, int]:
     return torch.cat(rows), len(x_0)
 
 
-def of_z(folder: Path) -> list[Path]:
-    """List what a model's folder may have that is of its z as it was."""
-    return [folder / ATTRIBUTES, folder / LATENT_DPM]
-
-
 def saving_statistics(model: Model, task: Task, stage: str) -> Callable[[dict[str, object]], None]:
     """Return `saving`, with the statistics of z as it then is."""
     write = saving(model, task, stage)
@@ -156,9 +150,11 @@ def autoencoder_stage(
     schedule = model.schedule.to(model.device)
     objective = AutoencoderLoss(model.heads, model.encoder, schedule, model.latents, weighting)
     frozen = [model.dpm, model.encoder] if freeze_encoder else [model.dpm]
+    known = freeze_encoder and model.config.normalisation is not None  # then z stays what it is
+    save = saving if known else saving_statistics
     for network in frozen:
         network.requires_grad_(False)
-    settings = {"frozen": fingerprint(*frozen), "freeze_encoder": freeze_encoder}
+    settings = {"frozen_sha": fingerprint(*frozen), "freeze_encoder": freeze_encoder}
     return Stage(
         "autoencoder",
         objective,
@@ -166,10 +162,10 @@ def autoencoder_stage(
         objective.density.cpu(),
         lambda: gap_closed(model, task.held_out),
         lambda: preview(model, task.held_out),
-        saving_statistics(model, task, "autoencoder"),
+        save(model, task, "autoencoder"),
         model.config.state_shape,
         settings=weighting._asdict() | settings,
-        spoils=[] if freeze_encoder else of_z(task.folder),
+        guard=lambda: check_model(model, task.folder, "autoencoder", keeps_z=freeze_encoder),
     )
 
 

@@ -18,6 +18,7 @@ from ..networks.classifier import Classes, NoisyClassifier
 from .conditional import PREVIEWED, Condition, preview, recorded
 from .data import Task
 from .dpm import held_out_loss, held_out_noise, held_out_rows, uniform
+from .folder import check_classifier
 from .stage import Stage
 
 
@@ -77,4 +78,5 @@ def classifier_stage(model: Model, classifier: Classifier, task: Task, labels: C
         model.config.state_shape,
         labels.matrix(task.train.names),
         recorded(labels.classes),
+        lambda: check_classifier(task.folder),
     )

@@ -16,7 +16,8 @@ from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
 from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, dpm_config, gap_closed
 from .data import Task
-from .dpm import fingerprint, saving
+from .dpm import fingerprint
+from .folder import check_model, saving
 from .labels import Labels
 from .stage import Stage
 
@@ -106,5 +107,6 @@ def conditional_stage(
         saving(model, task, "autoencoder"),
         model.config.state_shape,
         y,
-        weighting._asdict() | {"frozen": fingerprint(model.dpm)} | recorded(labels.classes),
+        weighting._asdict() | {"frozen_sha": fingerprint(model.dpm)} | recorded(labels.classes),
+        lambda: check_model(model, task.folder, "autoencoder"),
     )

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import is_native, read_card, read_config, write_model
-from ..checkpoints.native import CONFIG, WEIGHTS
 from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
-from ..engine.config import ModelConfig, ScheduleConfig, to_json
+from ..engine.config import ModelConfig, ScheduleConfig
 from ..engine.model import Model
 from ..errors import UsageError
-from ..files import sha256
 from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.heads import Heads
 from ..networks.layers import groups_of
 from ..networks.unet import UNet, UNetConfig
 from ..pictures.images import to_float
 from .data import Pictures, Task
+from .folder import check_model, saving
 from .stage import Stage
 
 HELD_OUT = 256  # rows that metrics are computed on
 MOST_DRAWS = 8  # of a held-out picture, where there are fewer
-MEANING = ("schedule", "prediction", "unet", "first_stage")  # what a config says of eps_theta
 
 
 class DPMLoss(nn.Module):
@@ -96,50 +91,6 @@ def fingerprint(*networks: nn.Module) -> str:
     return found.hexdigest()[:12]
 
 
-def saving(model: Model, task: Task, stage: str) -> Callable[[dict[str, object]], None]:
-    """Return what writes the model with a run's summary, behind those of the runs before it.
-
-    Raises UsageError as `check_folder` does, before the work.
-    """
-    folder, before = task.folder, model.config.training
-    read_card(folder)  # or the error
-    in_place = check_folder(model, folder, stage)
-    goes_on = in_place and (folder / f"training/{stage}.safetensors").exists()
-    if goes_on and before and before[-1].get("stage") == stage:
-        before = before[:-1]  # the last is of this very run
-
-    def save(summary: dict[str, object]) -> None:
-        model.config = replace(model.config, training=(*before, summary | {"data": task.name}))
-        write_model(folder, model, task.dtype)
-
-    return save
-
-
-def check_folder(model: Model, folder: Path, stage: str) -> bool:
-    """Return whether the folder holds the very model that is to be trained. Raises UsageError where
-    it holds another one that isn't from a run of this stage, or of such a run whose weights mean
-    something else, which their shapes don't always tell."""
-    if not (folder / CONFIG).exists():
-        return False
-    weights = folder / WEIGHTS
-    in_place = weights.is_file() and model.weights_sha == sha256(weights)
-    ours, theirs = model.config, read_config(folder) if is_native(folder) else None
-    last = theirs.training[-1].get("stage") if theirs is not None and theirs.training else None
-    begun = last == stage and (folder / "training").is_dir()
-    if theirs is None or not (in_place or begun):
-        raise UsageError(
-            f"{folder} holds a model, which this run would replace; choose another -o, or go on "
-            "with that model by --init-from"
-        )
-    changed = [one for one in MEANING if to_json(ours)[one] != to_json(theirs)[one]]
-    if changed and begun:
-        raise UsageError(
-            f"{folder} was begun with another {', '.join(changed)}; use the same again, or "
-            "start in another folder"
-        )
-    return in_place
-
-
 def dpm_stage(model: Model, task: Task) -> Stage:
     """Train the model's eps_theta."""
     model.dpm.requires_grad_(True).train()
@@ -155,6 +106,7 @@ def dpm_stage(model: Model, task: Task) -> Stage:
         lambda: (model.sample(16, unconditional=True, inference_steps=20)[0], 8),
         saving(model, task, "dpm"),
         shape,
+        guard=lambda: check_model(model, task.folder, "dpm", keeps_z=True),
     )
 
 

@@ -21,9 +21,10 @@ from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.heads import Heads
 from ..pictures.images import to_float
-from .autoencoder import of_z, saving_statistics
+from .autoencoder import saving_statistics
 from .data import Pictures, Task
 from .dpm import HELD_OUT, fingerprint, uniform
+from .folder import check_model
 from .stage import Stage
 
 EARLY = 20  # features are those at t = T / EARLY, where a clean picture is hardly out of place
@@ -199,10 +200,10 @@ def encoder_stage(model: Model, task: Task, other: Model | None = None) -> Stage
         save,
         (0,),  # no noise is needed
         settings={
-            "frozen": fingerprint(model.dpm),
+            "frozen_sha": fingerprint(model.dpm),
             "components_of": components_of,
             "teacher": name,
             "teacher_sha": sha[:12],
         },
-        spoils=of_z(task.folder),
+        guard=lambda: check_model(model, task.folder, "encoder"),
     )

@@ -17,6 +17,7 @@ from ..networks.latent import LatentConfig, LatentDPM
 from ..pictures.images import to_float
 from .data import Pictures, Task
 from .dpm import HELD_OUT, fingerprint, held_out_rows, uniform
+from .folder import check_latent
 from .stage import Stage
 
 CHUNK = 256
@@ -98,5 +99,6 @@ def latent_stage(
         lambda: (model.sample(16, inference_steps=20)[0], 8),
         save,
         z.shape[1:],
-        settings={"frozen": fingerprint(model.encoder)},
+        settings={"frozen_sha": fingerprint(model.encoder)},
+        guard=lambda: check_latent(model, task.folder),
     )

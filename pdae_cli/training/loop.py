@@ -54,7 +54,7 @@ FREE_TO_CHANGE = {
     "teacher",  # its name; teacher_sha tells which it is
 }  # fmt: skip
 UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
-UNKNOWN = ("frozen", "classes", "components_of")
+UNKNOWN = ("frozen_sha", "classes", "components_of")
 
 Report = Callable[[dict[str, object]], None]
 
@@ -171,7 +171,7 @@ class Training:
         self.optimizer = optimizer_of(options.optimizer, self.parameters.values(), options.lr)
         self.step = self._resume()
         if self.step < self.steps:
-            stage.check_spoils()
+            stage.guard()
         if self._greatest(self.step) != -self._greatest(-self.step):
             raise UsageError(
                 f"the processes don't see the same state in {self.folder}; choose an -o on a disk "

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..diffusion.noise import generator, normal
-from ..errors import UsageError
 
 PREFETCH = 3  # micro-batches prepared ahead, in threads
 
@@ -68,16 +66,9 @@ class Stage:
     shape: Sequence[int]  # of each row's eps
     labels: Tensor | None = None  # y (len(source), A), where the objective takes them
     settings: Mapping[str, object] = field(default_factory=dict)  # the objective's own, recorded
-    spoils: Sequence[Path] = ()  # files beside the model, if there, that are of its z as it was
-
-    def check_spoils(self) -> None:
-        """Raise UsageError where a step would leave files behind that are of another z."""
-        if stale := [path for path in self.spoils if path.exists()]:
-            raise UsageError(
-                f"{stale[0].parent} has {' and '.join(path.name for path in stale)}, made for a z "
-                "that this run changes; move them away and make them again afterwards, or choose "
-                "another -o"
-            )
+    guard: Callable[[], None] = lambda: (
+        None
+    )  # raises where a step would spoil what the folder holds
 
 
 class Rows(NamedTuple):

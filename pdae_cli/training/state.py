@@ -168,3 +168,5 @@ def trim_log(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
         write_bytes(path, b"".join(line for line in lines if is_kept(line)))
+    else:
+        path.touch()  # by which the folder knows that a run was begun

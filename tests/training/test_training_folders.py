@@ -66,9 +66,11 @@ def test_a_trained_model_is_never_replaced_by_an_untrained_one(
 
 
 def test_nor_one_of_another_program(pdae: Command, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    result = pdae("train", "dpm", photos, "-o", tmp_path, *TINY, "--images", 8)
-    assert result.code == 2 and "holds a model" in result.err
+    for name in ("config.json", "model.safetensors"):  # one alone is enough
+        (tmp_path / name).write_text('{"_class_name": "UNet2DModel"}')
+        result = pdae("train", "dpm", photos, "-o", tmp_path, *TINY, "--images", 8)
+        assert result.code == 2 and "holds a model" in result.err
+        (tmp_path / name).unlink()
 
 
 def test_nor_one_that_another_stage_went_on_with(
@@ -81,8 +83,40 @@ def test_nor_one_that_another_stage_went_on_with(
     assert pdae(*on, "--images", 8).code == 0
     assert stages(begun) == [("encoder", 8), ("autoencoder", 8)]
     before = outputs(begun)
+    assert pdae(*command, "--images", 8).code == 0  # done: a script of both can be run again
     assert pdae(*command, "--images", 16).code == 2
     assert outputs(begun) == before
+    assert pdae(*on, "--images", 8).code == 0
+
+
+def test_nor_one_beside_which_something_else_was_trained(
+    pdae: Command, photos: Path, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    begin = ("train", "dpm", photos, *TINY, "--images", 8, "-o")
+    assert pdae(*begin, run).code == 0
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("training"))
+    classify = ("train", "classifier", photos, "--dpm", other, "--condition", "hat", *LOOP)
+    assert pdae(*classify, "-o", other, "--images", 8).code == 0
+    assert pdae(*begin, run).code == 0
+    refused = pdae(*begin, other)
+    assert refused.code == 2 and "holds a model" in refused.err
+
+
+def test_nor_a_classifier_or_a_latent_dpm(pdae: Command, photos: Path, trained: Path) -> None:
+    """Unless a run of its own has left its log."""
+    latent = ("train", "latent", photos, "-m", trained, *LOOP, "--images", 8)
+    refused = pdae(*latent)
+    assert refused.code == 2 and "move latent_dpm.safetensors away first" in refused.err
+    (trained / "latent_dpm.safetensors").unlink()
+    assert pdae(*latent).code == 0
+    (trained / "training" / "latent.safetensors").unlink()
+    assert pdae(*latent).code == 0
+    classify = ("train", "classifier", photos, "--dpm", trained, "--condition", "hat", *LOOP)
+    assert pdae(*classify, "-o", trained, "--images", 8).code == 0
+    shutil.rmtree(trained / "training")
+    refused = pdae(*classify, "-o", trained, "--images", 8)
+    assert refused.code == 2 and "holds a classifier, which this run would replace" in refused.err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -102,7 +136,20 @@ def test_what_new_z_would_make_wrong_is_named(pdae: Command, photos: Path, train
     refused = pdae(*command, "-o", trained)
     names = "attributes.safetensors and latent_dpm.safetensors"
     assert refused.code == 2 and f"has {names}, made for a z that this run changes" in refused.err
+    known = read_model(trained, "m").config.normalisation
     assert pdae(*command, "-o", trained, "--freeze-encoder").code == 0
+    assert read_model(trained, "m").config.normalisation == known
+
+
+def test_a_frozen_encoder_is_the_folders_own(
+    pdae: Command, photos: Path, trained: Path, plain: Path
+) -> None:
+    """Another's would leave attributes behind as much as one that learns."""
+    command = ("train", "autoencoder", photos, "--freeze-encoder", *LOOP, "--images", 8)
+    assert pdae(*command, "--init-from", trained, "-o", trained).code == 0
+    (trained / "training" / "autoencoder.safetensors").unlink()
+    refused = pdae(*command, "--init-from", plain, "-o", trained)
+    assert refused.code == 2 and "made for a z that this run changes" in refused.err
 
 
 def test_a_run_that_is_done_leaves_what_was_made_of_it(
@@ -142,7 +189,9 @@ def test_a_latent_dpm_isnt_trained_on_for_another_z(photos: Path, tmp_path: Path
     write_model(tmp_path, tiny_model(1))
     run_of(1).train(quiet)
     run_of(1)
-    with pytest.raises(UsageError, match=r"frozen .* → .*; .* without training/latent.safetensors"):
+    with pytest.raises(
+        UsageError, match=r"frozen_sha .* → .*; .* without training/latent.safetensors"
+    ):
         run_of(2)
 
 
