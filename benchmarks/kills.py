@@ -66,7 +66,7 @@ COMMANDS: dict[str, str] = {
     "train dpm": f"train dpm data -o run {SHAPE} {LOOP}",
     "train encoder": f"train encoder data --dpm m -o run --z-dim 6 {LOOP}",
     "train autoencoder": f"train autoencoder data --dpm m -o run --z-dim 6 {LOOP}",
-    "train latent": f"train latent data {MODEL} --width 8 --layers 2 {LOOP}",
+    "train latent": f"train latent data -m bare --width 8 --layers 2 {LOOP}",
     "train diffae": f"train diffae data -o run --z-dim 6 {SHAPE} {LOOP}",
     "train classifier": "train classifier data --dpm m -o run --condition odd "
     f"--base-channels 8 {LOOP}",
@@ -98,6 +98,8 @@ def template(folder: Path) -> None:
 
     torch.set_num_threads(1)
     model_folder(folder)
+    shutil.copytree(folder / "m", folder / "bare")
+    (folder / "bare" / "latent_dpm.safetensors").unlink()  # which `train latent` doesn't replace
     (folder / "in").mkdir()
     for number in range(4):
         picture(number, (32, 32)).save(folder / "in" / f"{number}.png")
