@@ -64,7 +64,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": f"evaluate gap data {MODEL} --pictures 4 -o gap/ --overwrite",
     "evaluate judge": "evaluate judge data --epochs 1 -o judge.safetensors --overwrite",
     "train dpm": f"train dpm data -o run {SHAPE} {LOOP}",
-    "train encoder": f"train encoder data --dpm m -o run --z-dim 6 {LOOP}",
+    "train encoder": f"train encoder data --dpm m -o run --z-dim 4 {LOOP}",
     "train autoencoder": f"train autoencoder data --dpm m -o run --z-dim 6 {LOOP}",
     "train latent": f"train latent data -m bare --width 8 --layers 2 {LOOP}",
     "train diffae": f"train diffae data -o run --z-dim 6 {SHAPE} {LOOP}",
