@@ -48,7 +48,7 @@ from .state import (
 )
 
 PATIENCE = timedelta(hours=6)  # with the process that measures and saves
-# What a resumed run may change; what it means that an older version didn't write, or wasn't known.
+# What a resumed run may change; what a setting was that older states lack; which are then believed.
 FREE_TO_CHANGE = {
     "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
     "teacher",  # its name; teacher_sha tells which it is

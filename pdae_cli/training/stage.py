@@ -66,9 +66,7 @@ class Stage:
     shape: Sequence[int]  # of each row's eps
     labels: Tensor | None = None  # y (len(source), A), where the objective takes them
     settings: Mapping[str, object] = field(default_factory=dict)  # the objective's own, recorded
-    guard: Callable[[], None] = lambda: (
-        None
-    )  # raises where a step would spoil what the folder holds
+    guard: Callable[[], None] = lambda: None  # raises UsageError where a step would do harm
 
 
 class Rows(NamedTuple):

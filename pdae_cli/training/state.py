@@ -157,7 +157,8 @@ def append_log(path: Path, record: dict[str, object]) -> None:
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Forget the lines after `step`, which a resumed run will write again, and damaged ones."""
+    """Forget the lines after `step`, which a resumed run will write again, and damaged ones; begin
+    a log where there is none."""
 
     def is_kept(line: bytes) -> bool:
         try:
