@@ -77,7 +77,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("kind", "dropped"),
-    [("dpm", ()), ("autoencoder", ("weighting", "gamma", "optimizer", "frozen_sha", "freeze_encoder"))],
+    [
+        ("dpm", ()),
+        ("autoencoder", ("weighting", "gamma", "optimizer", "frozen_sha", "freeze_encoder")),
+    ],
 )
 def test_a_state_of_an_older_version_goes_on(
     kind: str, dropped: tuple[str, ...], photos: Path, tmp_path: Path
