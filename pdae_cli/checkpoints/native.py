@@ -80,11 +80,22 @@ def read_model(folder: Path, name: str) -> Model:
         networks = fill(lambda: build_networks(config), weights)
     more: dict[str, Any] = {"name": name, "weights_sha": found}
     if (file := folder / ATTRIBUTES).exists():
-        more["attributes"] = read_attributes(file, config.z_dim)
+        more["attributes"] = known = read_attributes(file, config.z_dim)
+        _check_z(known.of, config, file)
     if (file := folder / LATENT_DPM).exists():
         networks["latent_dpm"] = read_latent_dpm(file, config.z_dim)
+        _check_z(str((latent_training(folder) or {}).get("z", "")), config, file)
     with guarded(path):
         return assembled(config, networks, **more)
+
+
+def _check_z(of: str, config: ModelConfig, path: Path) -> None:
+    """Raise ModelError for a file that was made for another z than the model's."""
+    if of and config.z_digest and of != config.z_digest:
+        raise ModelError(
+            f"{path} was made for another z than this model's, whose encoder was trained since; "
+            "move it away and make it again"
+        )
 
 
 def build_networks(config: ModelConfig) -> nn.ModuleDict:
@@ -219,6 +230,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:
 def write_attributes(folder: Path, attributes: Attributes) -> None:
     """Write attributes.safetensors atomically."""
     facts = {"names": attributes.names, "facts": attributes.facts}
+    facts |= {"z": attributes.of} if attributes.of else {}
     tensors = {"weight": attributes.weight.contiguous(), "bias": attributes.bias.contiguous()}
     write_bytes(folder / ATTRIBUTES, safe.sealed(tensors, {"pdae": json.dumps(facts)}))
 
@@ -232,6 +244,7 @@ def change_attributes(
     try:
         with FileLock(folder / LOCK, timeout=PATIENCE):
             after = change(read_attributes(path) if path.exists() else None)
+            _check_z(after.of, read_config(folder), path)
             renew_card(folder, attributes=after)  # first: what is killed behind it can be repeated
             write_attributes(folder, after)
             return after
@@ -247,6 +260,8 @@ def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
         header = safe.check(path, keys=("pdae",))
         content = header.facts()
         names, facts = content.get("names"), content.get("facts", {})
+        if not isinstance(of := content.get("z", ""), str):
+            raise ValueError("its z isn't a text")
         if not isinstance(names, list) or not all(
             isinstance(one, str) and one.isprintable() and 0 < len(one) <= MAX_NAME for one in names
         ):
@@ -263,7 +278,7 @@ def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
         z_dim = found.shape[-1] if z_dim is None and found and found.shape else z_dim
         header.require({"weight": (len(names), z_dim or 0), "bias": (len(names),)})
         tensors = safe.load(path, header)
-        return Attributes(names, tensors["weight"].float(), tensors["bias"].float(), facts)
+        return Attributes(names, tensors["weight"].float(), tensors["bias"].float(), facts, of)
 
 
 def write_latent_dpm(

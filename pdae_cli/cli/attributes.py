@@ -84,6 +84,7 @@ def fit(
     replaced = refuse(model.attributes)  # before the work, and again where they are written
     z = [torch.cat([encoded(model, one, out) for one in part]) for part in lesson.parts]
     fitted = lesson.learnt(z, decay)
+    fitted.of = model.config.z_digest
 
     def change(known: Attributes | None) -> Attributes:
         replaced.update(refuse(known))
@@ -240,6 +241,7 @@ def discover(
     out, folder = Output(options.json, options.quiet), writable_folder(options.model)
     model = options.load()
     found = principal(z_of(model, data, out, output=output), count)
+    found.of = model.config.z_digest
 
     def change(known: Attributes | None) -> Attributes:
         old = [name for name in known.names if re.fullmatch(r"pca_\d+", name)] if known else []

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -55,6 +55,7 @@ class Attributes:
     weight: Tensor  # (A, D) float32
     bias: Tensor  # (A,) float32
     facts: dict[str, Any] = field(default_factory=dict)  # name → how it was learnt, how it does
+    of: str = ""  # the z that they are of, as `ModelConfig.z_digest` says; "": not recorded
 
     def index(self, name: str) -> int:
         """The row of a name, without regard to case, spaces, hyphens and underscores."""
@@ -133,11 +134,14 @@ class Attributes:
         return spread[1]
 
     def merged(self, other: Attributes) -> Attributes:
-        """Add the other's, which replace those of the same name."""
+        """Add the other's, which replace those of the same name. Raises UsageError for another z's."""
+        if self.of and other.of and self.of != other.of:
+            raise UsageError("these attributes were learnt from another z; move them away first")
         theirs = {simplified(name) for name in other.names}
         kept = self.without([name for name in self.names if simplified(name) in theirs])
         weight, bias = torch.cat([kept.weight, other.weight]), torch.cat([kept.bias, other.bias])
-        return Attributes(kept.names + other.names, weight, bias, kept.facts | other.facts)
+        facts, of = kept.facts | other.facts, other.of or self.of
+        return Attributes(kept.names + other.names, weight, bias, facts, of)
 
     def of_names(self, names: Sequence[str]) -> dict[str, Any]:
         """The facts of those that have one of these names, by their own."""
@@ -150,14 +154,14 @@ class Attributes:
         names = [*self.names[:row], new, *self.names[row + 1 :]]
         check_names(names)
         facts = {one: self.facts.get(was) for one, was in zip(names, self.names, strict=True)}
-        return Attributes(names, self.weight, self.bias, facts)
+        return replace(self, names=names, facts=facts)
 
     def without(self, names: list[str]) -> Attributes:
         """Leave out the named ones."""
         drop = {self.index(name) for name in names}
         keep = [row for row in range(len(self.names)) if row not in drop]
         facts = {self.names[row]: self.facts.get(self.names[row]) for row in keep}
-        return Attributes(list(facts), self.weight[keep], self.bias[keep], facts)
+        return Attributes(list(facts), self.weight[keep], self.bias[keep], facts, self.of)
 
 
 def simplified(name: str) -> str:

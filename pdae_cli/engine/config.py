@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -47,6 +49,13 @@ class Normalisation:
         if len(self.mean) != len(self.std):
             raise ValueError(f"{len(self.mean)} means of z and {len(self.std)} deviations")
         check_ranges(self)
+
+    @property
+    def digest(self) -> str:
+        """The first 12 digits of a SHA-256 of it: every training of E_phi makes it another, so what
+        is learnt from z is known by it to be of this one."""
+        numbers = json.dumps([list(map(float, part)) for part in (self.mean, self.std)])
+        return hashlib.sha256(numbers.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,11 @@ class ModelConfig:
     def state_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of x_T: that of the pictures, or of their latents."""
         return self.unet.channels, self.unet.image_size, self.unet.image_size
+
+    @property
+    def z_digest(self) -> str:
+        """Which z is E_phi's: see `Normalisation.digest`; "" where no training recorded it."""
+        return "" if self.normalisation is None else self.normalisation.digest
 
     @property
     def z_dim(self) -> int | None:

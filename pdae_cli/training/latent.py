@@ -86,7 +86,7 @@ def latent_stage(
     def save(summary: dict[str, object]) -> None:
         likeness = Likeness.of(model)
         assert likeness is not None
-        facts = {"data": task.name} | likeness.recorded()
+        facts = {"data": task.name, "z": model.config.z_digest} | likeness.recorded()
         write_latent_dpm(task.folder, network, summary | facts, task.dtype)
 
     held = [part.to(model.device) for part in (z_held_out, t, eps)]

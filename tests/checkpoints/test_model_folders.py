@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from pdae_cli.checkpoints import (
     write_classifier,
     write_model,
 )
-from pdae_cli.checkpoints.native import write_attributes, write_latent_dpm
+from pdae_cli.checkpoints.native import change_attributes, write_attributes, write_latent_dpm
+from pdae_cli.engine.config import Normalisation
 from pdae_cli.engine.guidance import Classifier
 from pdae_cli.engine.model import Model
-from pdae_cli.errors import ModelError
+from pdae_cli.errors import ModelError, UsageError
 from pdae_cli.networks.classifier import Classes
 from pdae_cli.training.classifier import new_classifier
 
@@ -65,6 +67,48 @@ def test_optional_parts_come_back(tmp_path: Path) -> None:
     back = read_model(tmp_path, "whole")
     assert back.attributes is not None and back.attributes.names == model.attributes.names
     assert back.latent_dpm is not None and back.latent_dpm.cfg == model.latent_dpm.cfg
+
+
+def of_z(model: Model, mean: float) -> Model:
+    """With statistics of z as an encoder's training records them."""
+    model.config = replace(model.config, normalisation=Normalisation((mean,) * 6, (1.0,) * 6))
+    return model
+
+
+@pytest.mark.parametrize("part", ["attributes", "latent_dpm"])
+def test_what_was_made_for_another_z_is_refused(part: str, tmp_path: Path) -> None:
+    """It comes from the folder, and then the encoder is trained on; or its file is copied."""
+    model = of_z(tiny_model(), 0.1)
+    assert model.attributes is not None and model.latent_dpm is not None
+    write_model(tmp_path, model)
+    model.attributes.of = model.config.z_digest
+    if part == "attributes":
+        write_attributes(tmp_path, model.attributes)
+    else:
+        write_latent_dpm(tmp_path, model.latent_dpm, {"z": model.config.z_digest})
+    read_model(tmp_path, "same")
+    write_model(tmp_path, of_z(model, 0.1 + 1e-9))
+    with pytest.raises(ModelError, match=rf"{part}\.safetensors was made for another z than this"):
+        read_model(tmp_path, "other")
+
+
+def test_attributes_learnt_while_the_encoder_is_trained_are_not_written(tmp_path: Path) -> None:
+    model = of_z(tiny_model(), 0.1)
+    learnt = model.attributes
+    assert learnt is not None
+    learnt.of = model.config.z_digest
+    write_model(tmp_path, of_z(model, 0.2))
+    with pytest.raises(ModelError, match="made for another z"):
+        change_attributes(tmp_path, lambda known: learnt)
+    assert not (tmp_path / "attributes.safetensors").exists()
+    write_model(tmp_path, of_z(model, 0.1))
+    assert change_attributes(tmp_path, lambda known: learnt).of == learnt.of
+    written = read_model(tmp_path, "m").attributes
+    assert written is not None and written.renamed("smiling", "joy").of == learnt.of
+    assert written.without(["smiling"]).merged(learnt).of == learnt.of
+    learnt.of = of_z(model, 0.3).config.z_digest
+    with pytest.raises(UsageError, match="another z"):
+        written.merged(learnt)
 
 
 def test_bundled_models_are_found_beside_the_package() -> None:
