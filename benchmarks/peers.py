@@ -79,9 +79,9 @@ def plain_model(size: int = 64) -> Model:
     """eps_theta alone, of random weights, in a shape that diffusers' UNet2DModel has too."""
     torch.manual_seed(0)
     cfg = UNetConfig(
-        image_size=size, channels=3, patch=1, base_channels=32, multipliers=(1.0, 2.0, 3.0),
+        image_size=size, channels=3, patch=1, base_channels=32, multipliers=(1.0, 3.0, 5.0),
         blocks=1, attention=(16,), head_channels=32, heads=1, time_conditioning="scale_shift",
-        resampling="residual", learn_sigma=False, groups=32, norm_eps=1e-5, dropout=0.0,
+        resampling="residual", learn_sigma=False, groups=8, norm_eps=1e-5, dropout=0.0,
     )  # fmt: skip
     dpm = UNet(cfg)
     for parameter in dpm.parameters():
