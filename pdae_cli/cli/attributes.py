@@ -272,6 +272,7 @@ def _write_sheet(
     path: Path, model: Model, found: Attributes, original: Codes, options: DiscoverOptions
 ) -> None:
     """A row of pictures for each direction: the original moved along it, DEVIATIONS far."""
+    from ..diffusion.noise import generator
     from ..engine.attributes import Scale
     from ..engine.codes import stack
     from ..files import write_bytes
@@ -283,7 +284,9 @@ def _write_sheet(
     nfe = model.trajectory(options.sampling()).evaluations()[1]
     with Output(options.json, options.quiet).progress("sheet", len(moved), nfe) as bar:
         model.evaluated = bar.evaluated
-        pictures = model.decode(moved, random_noise=moved.x_T is None, **options.changes())
+        own = [generator(options.seed, sha) for sha in moved.picture_shas]
+        random_noise, changes = moved.x_T is None, options.changes()
+        pictures = model.decode(moved, generators=own, random_noise=random_noise, **changes)
     pixels = sheet(
         list(to_pixels(pictures)),
         columns=len(DEVIATIONS),

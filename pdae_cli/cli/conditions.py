@@ -122,11 +122,23 @@ def plain(run: Run, options: SampleOptions) -> list[Paint]:
     if alone and not options.unconditional:
         run.out.say(f"{model.name} is a diffusion model alone: plain samples of eps_theta")
 
+    unconditional = options.unconditional or alone
+    if not unconditional:
+        _record_latent_dpm(run)
+
     def paint(sampling: Sampling, numbers: Sequence[int]) -> Tensor:
-        seed, unconditional = options.seed, options.unconditional or alone
-        return model.sample(numbers, sampling, seed=seed, unconditional=unconditional)[0]
+        how: dict[str, Any] = {"seed": options.seed, "unconditional": unconditional}
+        return model.sample(numbers, sampling, **how)[0]
 
     return options.rows(paint)
+
+
+def _record_latent_dpm(run: Run) -> None:
+    """Trained on, it makes other pictures."""
+    from ..engine.tensors import fingerprint
+
+    if (network := run.model.latent_dpm) is not None:
+        run.job.options["latent_dpm_sha256"] = fingerprint(network)
 
 
 def of_label(run: Run, options: SampleOptions, labels: Sequence[str]) -> list[Paint]:
@@ -161,6 +173,7 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
     from ..engine import guidance
 
     model = run.model
+    _record_latent_dpm(run)
     z = _of_several(run, with_)
     others = None if options.unlike is None else _of_several(run, Path(options.unlike))
     likeness = guidance.learn(z, others, guidance.unlabelled(model))

@@ -80,7 +80,7 @@ def reconstruction(
     names, known = split_names(solvers), ", ".join(SOLVERS)
     if not names or not set(names) <= set(SOLVERS):
         raise UsageError(f"--solvers {solvers!r} takes at least one of {known}, as in dpmpp,ddim")
-    ways, m = numbers(steps), options.material(data)
+    ways, m = _ways(steps), options.material(data)
     given = m.judge(judge) if judge else None
     deliver(m.reconstruction(given, solvers=names, steps=ways), m)
 
@@ -141,7 +141,7 @@ def samples(
 
     Example: pdae evaluate samples faces.zip -n 256 -o samples/
     """
-    ways, m = numbers(steps), options.material(data)
+    ways, m = _ways(steps), options.material(data)
     deliver(m.samples(lambda: m.judge(judge), count=count, steps=ways), m)
 
 
@@ -211,6 +211,14 @@ def all_(
     m.out.say(f"{output} shows all of them")
 
 
+def _ways(steps: str) -> list[int]:
+    """Numbers of solver steps. Raises UsageError."""
+    ways = numbers(steps)
+    if not ways or not all(1 <= one <= 1000 for one in ways):
+        raise UsageError(f"--steps {steps!r} takes numbers of steps, 1 to 1000, as in 10,20")
+    return ways
+
+
 def every(m: Material, path: Path | None, quick: bool) -> dict[str, Callable[[], Finding]]:
     """Each experiment with its usual size, or `quick`: some 10,000 network evaluations in all."""
     given = m.judge(path) if path else None  # a wrong file ends the command before all work
@@ -222,7 +230,11 @@ def every(m: Material, path: Path | None, quick: bool) -> dict[str, Callable[[],
         return given or (m.judge(None, 1, 6000) if quick else m.judge(None))
 
     def reconstruction() -> Finding:
-        return m.reconstruction(judged() if given or m.labels else None, **solved)
+        try:
+            by = judged() if given or m.labels else None
+        except UsageError:  # the labels tell no pictures apart; it needs none
+            by = None
+        return m.reconstruction(by, **solved)
 
     return {
         "gap": m.gap,

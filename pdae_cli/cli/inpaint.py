@@ -118,7 +118,7 @@ def _complete(
 def _z_of(run: Run, like: str) -> Tensor:
     """z (1, D) of a picture or codes; another one makes other pictures. Raises UsageError where
     there isn't exactly one, InputError for one that can't be read."""
-    load = pictures_and_codes(run.model, run.options)
+    load = wanted_squares(run) or pictures_and_codes(run.model, run.options)
     loaded = [one for item in collect([like]) for one in load(item, anew)]
     if len(loaded) != 1:
         raise UsageError(

@@ -86,7 +86,8 @@ def interpolate(
         for batch in run.batches(items, load, whole=one_file, made_of=ends):
             with batch:
                 wanted = [way[int(one.place.name)] for one in batch]
-                pictures = model.interpolate(codes, wanted, mode=mode, **options.changes())
+                how = {"seed": options.seed} | options.changes()
+                pictures = model.interpolate(codes, wanted, mode=mode, **how)
                 if one_file:
                     frames.extend(to_pixels(pictures))
                     run.keep(batch, [Made(None, record) for one in batch])
@@ -95,7 +96,8 @@ def interpolate(
                 files = [picture_file(run, one, each, facts, loaded) for one, each in pairs]
                 run.keep(batch, [Made(data, record) for data in files])
         if frames:
-            strip, what = tile(torch.stack(frames), len(frames)), recipe(run, loaded, facts)
+            lacking = facts | {"failed": run.failures}
+            strip, what = tile(torch.stack(frames), len(frames)), recipe(run, loaded, lacking)
             if moves:
                 frames = there_and_back(frames) if options.loop else frames
                 data = encode_frames(frames, destination.suffix, what, pause)

@@ -19,7 +19,7 @@ from .output import Output
 from .run.destination import writable
 from .run.inputs import CODES, MAX_CODES, MAX_PICTURE
 from .run.manifest import FOLDER
-from .run.recipes import AROUND, OWN, PATHS, Recipe, told
+from .run.recipes import AROUND, OWN, PARTS, PATHS, Recipe, told
 
 # That can be done again, and of how many files each makes a picture.
 COMMANDS = {
@@ -131,7 +131,8 @@ def _sha(path: Path) -> str | None:
 def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -> list[str]:
     """The recipe's options as arguments of the command; each value stays within its own. Raises
     UsageError for what can't be typed so."""
-    given = {name: one for name, one in recipe.options.items() if one not in (None, False, [])}
+    options = {name: one for name, one in recipe.options.items() if name not in PARTS}
+    given = {name: one for name, one in options.items() if one not in (None, False, [])}
     for name in ("first", "count"):
         given.setdefault(name, vars(recipe)[name])
     for name in [name for name in PATHS if isinstance(given.get(name), str)]:
@@ -199,6 +200,9 @@ def _same(recipe: Recipe, again: Recipe, new: Path, file: Path) -> bool:
             f"{file} was made with weights {recipe.digest[:12]}, "
             f"{again.model} has {again.digest[:12]}; name the right --model"
         )
+    for key, part in PARTS.items():
+        if recipe.options.get(key, again.options.get(key)) != again.options.get(key):
+            raise ModelError(f"{file} was made with other {part} than {again.model} has now")
     frames = zip_longest(open_frames(new, str(new)), open_frames(file, str(file)))
     return all(
         one is not None

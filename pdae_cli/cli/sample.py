@@ -55,6 +55,9 @@ def sample(
         run.bar.expect(count, len(rows) * model.trajectory(options.sampling()).evaluations()[1])
         if one_file:  # another count makes another sheet
             run.job.options.update(first=first, count=count)
+            if made_of:
+                kind = "classifier" if options.classifier else "like"
+                run.job.options[f"{kind}_sha256"] = [made_of]
         items = [Item(f"sample {n}", Path(f"{n:05d}")) for n in range(first, first + count)]
         for batch in run.batches(items, numbered(made_of), whole=one_file, made_of=[]):
             with batch:
@@ -70,6 +73,7 @@ def sample(
                     made.append(Made(data, record))
                 run.keep(batch, made)
         if sheet:
-            what = recipe(run, [], {"first": first, "count": count})
+            lacking = {"failed": run.failures}
+            what = recipe(run, [], {"first": first, "count": count, **lacking})
             data = encode_picture(tile(torch.stack(sheet), columns), destination.suffix, what)
             run.write(data, Made(data, record | {"count": count}, f": {counted(count, 'picture')}"))

@@ -4,6 +4,8 @@ to move."""
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -85,6 +87,10 @@ class Attributes:
         unit = (self.facts.get(self.names[self.index(name)]) or {}).get("unit")
         return unit[:MAX_NAME] if isinstance(unit, str) else None
 
+    def logits(self) -> list[int]:
+        """The rows of those that pictures have or haven't: numbers' scores are in other units."""
+        return [row for row, name in enumerate(self.names) if self.unit(name) is None]
+
     def direction(self, name: str, keep: Sequence[str] = ()) -> Tensor:
         """w/|w| (D,) float64 without its part along the weights of the attributes to keep, so that
         moving along it leaves their scores as they are. Raises UsageError where nothing is left."""
@@ -134,7 +140,8 @@ class Attributes:
         return spread[1]
 
     def merged(self, other: Attributes) -> Attributes:
-        """Add the other's, which replace those of the same name. Raises UsageError for another z's."""
+        """Add the other's, which replace those of the same name. Raises UsageError where they are
+        of another z."""
         if self.of and other.of and self.of != other.of:
             raise UsageError("these attributes were learnt from another z; move them away first")
         theirs = {simplified(name) for name in other.names}
@@ -147,6 +154,15 @@ class Attributes:
         """The facts of those that have one of these names, by their own."""
         wanted = {simplified(name) for name in names}
         return {n: self.facts.get(n) or {} for n in self.names if simplified(n) in wanted}
+
+    def digest(self, names: Sequence[str]) -> str:
+        """SHA-256 of all that edits along these depend on."""
+        rows = [self.index(name) for name in names]
+        facts = [[self.spread(name), self.unit(name)] for name in names]
+        found = hashlib.sha256(json.dumps(facts).encode())
+        for part in (self.weight[rows], self.bias[rows]):
+            found.update(part.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def renamed(self, old: str, new: str) -> Attributes:
         """Give one a new name. Raises UsageError for a name that another has."""

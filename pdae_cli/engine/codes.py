@@ -109,7 +109,10 @@ def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
         **joined,
         sources=tuple(source for one in codes for source in one.sources),
         picture_shas=tuple(sha for one in codes for sha in one.picture_shas),
-        converged=tuple(row for one in codes for row in one.converged),
+        # Sums have none; of a part of the rows it would say nothing.
+        converged=tuple(row for one in codes for row in one.converged)
+        if all(len(one.converged) == len(one) for one in codes)
+        else (),
     )
 
 

@@ -255,7 +255,7 @@ def pictures_like(
     """Make pictures (N, C, H, W) like those that the likeness was learnt from. Picture i depends on
     (seed, i) only; as in `Model.sample`, G_psi guides the first 70 % of the trajectory."""
     generators = [generator(seed, "like", number) for number in numbers]
-    if sampling.guide_until is None:
+    if sampling.guide_until is None and not model.takes_z:
         sampling = replace(sampling, guide_until=model.trajectory(sampling).unguided_below())
     z = draw(model, likeness, generators, sampling)
     return model.to_pictures(model.noise(generators), [z], generators, sampling)

@@ -276,11 +276,13 @@ class Model:
         sampling: Sampling | None = None,
         *,
         mode: str = "latent",
+        seed: int = 0,
         **changes: Any,
     ) -> Tensor:
         """Make `count` pictures from the first of two codes to the second, or those at the given
         shares of the way, 0 … 1; the ends as `decode` does. `latent`: decode(Slerp(x_T), Lerp(z));
-        `trajectory`: each step lerps the two gradients G_psi(x_t, z, t) (PDAE sec. 4.4)."""
+        `trajectory`: each step lerps the two gradients G_psi(x_t, z, t) (PDAE sec. 4.4). `seed`: of
+        stochastic solvers."""
         self.check(codes)
         if len(codes) != 2:
             raise InputError(f"interpolation takes codes of two pictures, not of {len(codes)}")
@@ -292,13 +294,14 @@ class Model:
         way = torch.linspace(0, 1, count).tolist() if isinstance(count, int) else list(count)
         found: dict[float, Tensor] = {}
         if {0.0, 1.0} & set(way):
-            found |= zip((0.0, 1.0), self.decode(codes, sampling), strict=True)
+            own = [generator(seed, sha) for sha in codes.picture_shas]
+            found |= zip((0.0, 1.0), self.decode(codes, sampling, generators=own), strict=True)
         if within := [share for share in way if 0 < share < 1]:
             middle, share = between(codes, within), torch.tensor(within)[:, None, None, None]
             zs, shares = [middle.z], None
             if mode == "trajectory":
                 zs, shares = [z.expand(len(within), -1) for z in codes.z], [1 - share, share]
-            own = [generator(0, sha) for sha in middle.picture_shas]
+            own = [generator(seed, sha) for sha in middle.picture_shas]
             x_T, residual_T = middle.tensors()["x_T"], middle.residual_of(sampling)
             made = self.to_pictures(x_T, zs, own, sampling, shares=shares, residual_T=residual_T)
             found |= zip(within, made, strict=True)

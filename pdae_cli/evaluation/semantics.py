@@ -44,8 +44,8 @@ def semantics(
     """Decode each picture's z with each of `noises` x_T ~ N(0, I): what of the results' variance
     is z's, and what x_T's.
 
-    Of values averaged over blocks of 1, 2, 4 … pixels, and of the attribute scores of the results'
-    own z, if the model has attributes. The sheet has a z a row and an x_T a column. Raises
+    Of values averaged over blocks of 1, 2, 4 … pixels, and of the logits that attributes have for
+    the results' own z, if the model has such. The sheet has a z a row and an x_T a column. Raises
     UsageError for fewer than two pictures.
     """
     require(x_0, 2)
@@ -68,8 +68,8 @@ def semantics(
         f"{max(row['z'] for row in rows):.0%} of that of blocks at most, x_T "
         f"{rows[0]['x_T']:.0%} and {max(row['x_T'] for row in rows):.0%}"
     )
-    if model.attributes is not None:
-        scores = model.scores(model.encode(made.clamp(-1, 1), noise=False))
+    if model.attributes is not None and (logits := model.attributes.logits()):
+        scores = model.scores(model.encode(made.clamp(-1, 1), noise=False))[:, logits]
         last = {"of": "attribute scores"} | shares(scores.unflatten(0, pairs)) | counts
         words += f"; z decides {last['z']:.0%} of that of attribute scores, x_T {last['x_T']:.0%}"
         rows.append(last)

@@ -68,12 +68,13 @@ def stages(
 
 
 def agreement(model: Model, codes: Codes, pictures: Tensor) -> Row:
-    """Return the share of attributes whose scores have the same sign for the codes and for the
-    pictures' own z, over all pictures; nothing for a model without attributes."""
-    if model.attributes is None:
+    """Return the share of attributes whose logits have the same sign for the codes and for the
+    pictures' own z, over all pictures; nothing for a model without such attributes."""
+    rows = model.attributes.logits() if model.attributes else []
+    if not rows:
         return {}
-    before = model.scores(codes)
-    after = model.scores(model.encode(pictures.clamp(-1, 1), noise=False))
+    before = model.scores(codes)[:, rows]
+    after = model.scores(model.encode(pictures.clamp(-1, 1), noise=False))[:, rows]
     return {"agreement": ((before > 0) == (after > 0)).float().mean().item()}
 
 

@@ -13,6 +13,7 @@ from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
 from ..engine.config import ModelConfig, Normalisation
 from ..engine.model import Model
+from ..engine.tensors import fingerprint
 from ..errors import UsageError
 from ..evaluation.gap import gap_residuals
 from ..networks.encoder import Encoder, EncoderConfig
@@ -20,7 +21,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import fingerprint, held_out_noise, held_out_rows, uniform
+from .dpm import held_out_noise, held_out_rows, uniform
 from .folder import check_model, saving
 from .stage import Stage
 

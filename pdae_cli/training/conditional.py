@@ -11,12 +11,12 @@ from torch import Tensor
 from ..diffusion.trajectory import Sampling
 from ..engine.guidance import chosen, labelled
 from ..engine.model import Model
+from ..engine.tensors import fingerprint
 from ..errors import UsageError
 from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
 from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, dpm_config, gap_closed
 from .data import Task
-from .dpm import fingerprint
 from .folder import check_model, saving
 from .labels import Labels
 from .stage import Stage

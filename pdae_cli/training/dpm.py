@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -78,17 +77,6 @@ def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[st
     for batch in zip(*(part.split(64) for part in parts), strict=True):
         total += objective(*(part.to(model.device) for part in batch)).item() * len(batch[0])
     return {"held_out_loss": total / len(parts[0])}
-
-
-def fingerprint(*networks: nn.Module) -> str:
-    """Return the first 12 digits of the SHA-256 of networks' weights, by which a run that goes on
-    knows frozen ones again; in 16 bits, as a model that is trained in place may be stored."""
-    found = hashlib.sha256()
-    for network in networks:
-        for name, value in network.state_dict().items():
-            value = value.half() if value.is_floating_point() else value
-            found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
 
 
 def dpm_stage(model: Model, task: Task) -> Stage:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ..engine.computing import computing
 from ..engine.config import Normalisation
 from ..engine.model import Model
+from ..engine.tensors import fingerprint
 from ..errors import UsageError
 from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .autoencoder import saving_statistics
 from .data import Pictures, Task
-from .dpm import HELD_OUT, fingerprint, uniform
+from .dpm import HELD_OUT, uniform
 from .folder import check_model
 from .stage import Stage
 

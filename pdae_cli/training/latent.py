@@ -12,11 +12,12 @@ from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import LATENT_SCHEDULE
 from ..engine.model import Model
+from ..engine.tensors import fingerprint
 from ..evaluation.likeness import Likeness
 from ..networks.latent import LatentConfig, LatentDPM
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import HELD_OUT, fingerprint, held_out_rows, uniform
+from .dpm import HELD_OUT, held_out_rows, uniform
 from .folder import check_latent
 from .stage import Stage
 

@@ -209,7 +209,7 @@ def test_components_are_those_of_the_same_pictures(photos: Path, tmp_path: Path)
 
 
 def test_weights_in_16_bits_have_the_same_fingerprint() -> None:
-    from pdae_cli.training.dpm import fingerprint
+    from pdae_cli.engine.tensors import fingerprint
 
     network = tiny_model().dpm
     exact = fingerprint(network)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ...errors import InputError, UsageError
+from ...errors import InputError, UsageError, printable
 from ..options import SharedOptions
 from ..output import Output
 from .destination import Destination
@@ -142,6 +142,8 @@ class Run:
         """
         load = self.viewer.load = load or pictures_and_codes(self.model, self.options)
         self.whole = whole
+        if not isinstance(items, Sequence) and self.destination.file and not whole:
+            raise UsageError("a stream of pictures needs a folder, -o out/, or -o -")
         if isinstance(items, Sequence):
             self._check_room(items)
             items = items[self.share :: self.shares]
@@ -230,7 +232,7 @@ class Run:
     def file_wanted(self, items: Iterable[Item]) -> bool:
         """Whether the one file is still to be made; where we named it, under which name."""
         if not isinstance(items, Sequence):  # a stream, of which nobody knows
-            return True
+            items = [Item("-", Path(), name="-")]
         label = items[0].label if len(items) == 1 else self.destination.target
         for path in self.destination.candidates():
             by_name = self.options.skip_existing and path.suffix == TABLE  # its inputs aren't read
@@ -239,7 +241,7 @@ class Run:
                 continue
             self.destination = self.destination.at(path)
             if state.done and not self.options.overwrite and self.destination.named:
-                print(path)
+                print(printable(str(path)))
             return self._may_write(path, label, state)
         return True
 
@@ -311,7 +313,7 @@ class Run:
         text = f"{one.label} → {output}{what.text}" if output else f"{one.label}{what.text}"
         if self.destination.named:  # standard output has the name and nothing else
             if self.first_time(str(output)):
-                print(output)
+                print(printable(str(output)))
             self.out.say(text)
         else:
             self.out.result(record, text)

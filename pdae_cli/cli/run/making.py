@@ -27,6 +27,8 @@ def codes_of(run: Run, batch: Sequence[Loaded], noise: bool = True) -> Codes:
         x_0, sampling = pictures_of(batch), run.options.sampling()
         return encoded(run, batch, run.model.encode(x_0, sampling, noise=noise))
     codes = stack([one.codes for one in batch if one.codes is not None])
+    if not noise:
+        codes = dataclasses.replace(codes, x_T=None, residual_T=None, converged=())
     text = "; ".join(
         f"{name} {codes.sampling.get(name)}, not {value}"
         for name, value in run.options.changes().items()

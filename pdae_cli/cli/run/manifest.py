@@ -25,7 +25,7 @@ from ...files import append, read_limited, sha256, unwritable
 from ...pictures.listing import CODES, is_folder
 from ...pictures.listing import MANIFEST as FOLDER
 from .inputs import Item
-from .recipes import Recipe
+from .recipes import PARTS, Recipe
 from .tables import PART_NAME, TABLE
 
 LINE = 1 << 20  # bytes of a line; longer ones are damage
@@ -43,7 +43,7 @@ class Job:
     @property
     def digest(self) -> str:
         """SHA-256 of all three; options that weren't given don't count."""
-        told = {k: v for k, v in self.options.items() if _given(v)}
+        told = {k: v for k, v in self.options.items() if given(v)}
         text = json.dumps([self.command, self.model, told], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -52,6 +52,9 @@ class Job:
         theirs = other.get("options", {})
         if other.get("model") != self.model:
             return "another model"
+        other_parts = [PARTS[one] for one in PARTS if theirs.get(one) != self.options.get(one)]
+        if other_parts:
+            return f"the model has other {' and '.join(other_parts)} now"
         ours = json.loads(json.dumps(self.options, default=str))
         changed = [
             f"--{name.replace('_', '-')} was {_shown(theirs.get(name))}, is {_shown(value)}"
@@ -61,14 +64,14 @@ class Job:
         return "; ".join(changed) or "other options"
 
 
-def _given(value: Any) -> bool:
+def given(value: Any) -> bool:
     """Whether an option has a value; 0 is one."""
     return not (value is None or value is False or value in ((), []))
 
 
 def _shown(value: Any) -> str:
     """An option's value as one types it."""
-    if not _given(value):
+    if not given(value):
         return "not given"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -37,7 +38,7 @@ class Masks:
             digest.update(data)
         for item in () if alone else items:
             self._known[item.place].append(item)
-            digest.update(item.place.as_posix().encode())
+            digest.update(os.fsencode(item.place.as_posix()))
             with suppress(InputError):  # one that can't be read fails its picture alone, later
                 digest.update(item.read())
         # Other masks make other pictures. A file is found again by its content, a folder by name.

@@ -17,7 +17,7 @@ from ..options import SharedOptions, ViewOptions
 from ..output import Output
 from .destination import PICTURE_SUFFIXES, Destination
 from .loading import Load, Loaded, anew
-from .manifest import Job
+from .manifest import Job, given
 from .recipes import told
 
 if TYPE_CHECKING:
@@ -130,12 +130,12 @@ class Viewer:
     def finish(self, model: Model, job: Job) -> None:
         """Write what was asked for. Raises InputError."""
         if self.options.report:
-            given = {k: v for k, v in job.options.items() if v not in (None, False, [], "")}
+            options = {k: v for k, v in job.options.items() if given(v) and v != ""}
             self._report.facts = {
                 "pdae": __version__,
                 "model": model.name,
                 "model digest": model.weights_sha,
-                **{f"--{name.replace('_', '-')}": str(value) for name, value in given.items()},
+                **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()},
             }
             # When the page is made, or when https://reproducible-builds.org's variable says.
             epoch = os.environ.get("SOURCE_DATE_EPOCH")
