@@ -58,7 +58,8 @@ def write_card(
     how it was converted. Raises ModelError for a card that can't be renewed."""
     stages = [*config.training, *([latent] if latent else [])]
     terms = f"Licence of the weights: {_plain(config.licence)}"
-    parts = [_about(config, len(learnt), latent), terms, _use(config, name or folder.name)]
+    known_as = name or folder.resolve().name  # of `.`, too
+    parts = [_about(config, len(learnt), latent), terms, _use(config, known_as)]
     sections = {OURS: "\n\n".join([*parts, *_lists(stages, learnt)])}
     old, text, card = read_card(
         folder, sections | ({"conversion": conversion} if conversion else {})
@@ -91,7 +92,8 @@ def read_card(folder: Path, sections: Mapping[str, str] | None = None) -> tuple[
 
     path = folder / CARD
     old = read_text(path, MAX_CARD) if path.exists() else ""
-    text = old or f"# {_plain(folder.name)}\n\n<!-- {OURS} -->\n<!-- /{OURS} -->\n\n{LIMITS}"
+    title = _plain(folder.resolve().name)
+    text = old or f"# {title}\n\n<!-- {OURS} -->\n<!-- /{OURS} -->\n\n{LIMITS}"
     try:
         for name, content in (sections or {OURS: ""}).items():
             text = with_section(text, name, content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,19 +16,20 @@ from torch import Tensor
 
 from ..engine.config import ModelConfig
 from ..engine.model import Model
-from ..errors import UsageError
+from ..errors import ModelError, UsageError
 from ..files import check_writable, replacing, write_bytes
 from ..networks.layers import Attention
 from ..networks.unet import UNetConfig
 from . import names, native
 from .diffusers import ALIKE, BETAS, PREDICTIONS, VARIANCES
 from .first_stage import STEM
-from .reading import SAFETENSORS
+from .reading import SAFETENSORS, read_config
 from .transfer import separated
 
 INDEX, CODE, CARD, THEIRS = "model_index.json", "pipeline.py", "README.md", STEM + SAFETENSORS
 OURS = ("LICENSE.md", native.ATTRIBUTES, native.LATENT_DPM, native.WEIGHTS, native.CONFIG)
-# What exports consist of; what has a config of ours has CODE, too, which tells it from a model.
+WROTE = "_pdae"  # in INDEX, what an export wrote; diffusers passes over names that begin so
+# What exports consist of: nothing else is taken away, whatever an index says.
 WRITTEN = (
     *(INDEX, *OURS[::-1], CARD, CODE, "scheduler/scheduler_config.json"),
     *(f"{part}/{file}" for part in ("unet", "vqvae") for file in ("config.json", THEIRS)),
@@ -66,29 +68,47 @@ def export(model: Model, source: Path, folder: Path, whole: bool = True) -> str:
 def write_pipeline(source: Path, folder: Path) -> str:
     """Write a model's folder as one that diffusers' DiffusionPipeline reads with our code: its own
     files, model_index.json and pipeline.py. Returns the class. Raises ModelError."""
-    licence = native.read_config(source).licence
-    _clear(folder)
+    licence, needed = native.read_config(source).licence, (native.WEIGHTS, native.CONFIG)
+    own = [name for name in OURS if name in needed or (source / name).exists()]
+    component = [f"{__package__}.pipeline", "PDAE"]
+    index = {"_class_name": ["pipeline", "PDAEPipeline"], "pdae": component}
+    _begin(folder, index, [CODE, *own, CARD])
     write_bytes(folder / CODE, PIPELINE.encode())
-    for path in (source / name for name in OURS):
-        if path.name in (native.WEIGHTS, native.CONFIG) or path.exists():
-            with native.guarded(path), path.open("rb") as file, replacing(folder / path.name) as to:
-                shutil.copyfileobj(file, to)
+    for path in (source / name for name in own):
+        with native.guarded(path), path.open("rb") as file, replacing(folder / path.name) as to:
+            shutil.copyfileobj(file, to)
     head = "---\nlibrary_name: diffusers\nlicense: other\nlicense_name: see-below\n---\n\n"
     card = f"{head}# {folder.resolve().name}\n\n{NEEDED}\n{USAGE}\nLicence: {licence}\n"
     write_bytes(folder / CARD, card.encode())
-    ours = [f"{__package__}.pipeline", "PDAE"]
-    index = {"_class_name": ["pipeline", "PDAEPipeline"], "pdae": ours}
-    write_bytes(folder / INDEX, json.dumps(index, indent=2).encode() + b"\n")
     return "DiffusionPipeline"
 
 
-def _clear(folder: Path) -> None:
-    """Take an export before this one away. Raises UsageError where it is none, InputError."""
-    if native.is_native(folder) and not (folder / CODE).exists():
+def _begin(folder: Path, index: dict[str, Any], files: Sequence[str]) -> None:
+    """Take an export before this one away, and write the index, which says what this one consists
+    of: one that was killed is known for one. Raises UsageError where other things lie there,
+    InputError."""
+    before = _written(folder)
+    if native.is_native(folder) and not before:
         raise UsageError(f"{folder} is a model, not an export of one; choose another folder")
+    there = (one for one in (INDEX, *files) if one not in before and (folder / one).exists())
+    if other := next(there, None):
+        raise UsageError(
+            f"{folder} holds {other}, which isn't of an export, or of an older version's; choose "
+            "another folder, or take it away yourself"
+        )
     check_writable(folder)
-    for name in WRITTEN:
+    for name in before - {INDEX}:
         (folder / name).unlink(missing_ok=True)
+    text = json.dumps(index | {WROTE: " ".join(files)}, indent=2)
+    write_bytes(folder / INDEX, text.encode() + b"\n")
+
+
+def _written(folder: Path) -> set[str]:
+    """The files of the export that lies in a folder, as its index says; nothing of others."""
+    with suppress(ModelError):
+        said = read_config(folder / INDEX).get(WROTE)
+        return {INDEX, *said.split()} & {*WRITTEN} if isinstance(said, str) else set()
+    return set()
 
 
 def write_diffusers(model: Model, folder: Path) -> str:
@@ -104,18 +124,19 @@ def write_diffusers(model: Model, folder: Path) -> str:
         _need(not model.config.unet.learn_sigma, "learned variance, in an LDMPipeline")
     pipeline = "DDPMPipeline" if first_stage is None else "LDMPipeline"
     index = {"_class_name": pipeline, "scheduler": ["diffusers", scheduler["_class_name"]]}
+    texts = {"scheduler/scheduler_config.json": scheduler}
     networks = {"unet": (unet, _unet_tensors(model))}
     if first_stage is not None:
         shape = {"_class_name": first_stage.cfg.kind} | first_stage.cfg.arguments()
         networks["vqvae"] = (shape, first_stage.network.state_dict())
-    files = {"scheduler/scheduler_config.json": scheduler}
-    _clear(folder)
-    for name, (shape, tensors) in networks.items():
+    for name, (shape, _) in networks.items():
         index[name] = ["diffusers", shape["_class_name"]]
-        files[f"{name}/config.json"] = shape
+        texts[f"{name}/config.json"] = shape
+    _begin(folder, index, [*texts, *(f"{name}/{THEIRS}" for name in networks)])
+    for name, (_, tensors) in networks.items():
         kept = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
         write_bytes(folder / name / THEIRS, save(kept, metadata={"format": "pt"}))
-    for file, content in (files | {INDEX: index}).items():
+    for file, content in texts.items():
         write_bytes(folder / file, json.dumps(content, indent=2).encode() + b"\n")
     return pipeline
 

@@ -80,8 +80,15 @@ def fetch(name: str, announce: Announce = ignore, **how: Any) -> tuple[Path, str
     if card.is_file():
         with card.open(encoding="utf-8", errors="replace") as file:
             text = file.read(65536)
-    licence = re.search(r"^license:\s*[\"']?([^\s\"']+)", text, re.MULTILINE)
-    return Path(folder), shown(licence[1])[1:-1] if licence else "unknown"
+    return Path(folder), _licence(text)
+
+
+def _licence(card: str) -> str:
+    """The licence that a card's metadata state, or several, else "unknown"."""
+    found = re.search(r"^license:(.*(?:\n[ \t]*-[ \t].*)*)", card, re.MULTILINE)
+    said = re.split(r"[\[\],]|\n[ \t]*-[ \t]", found[1]) if found else []
+    names = [re.sub(r"(^|\s)#.*", "", one).strip(" \t\"'") for one in said]
+    return shown(", ".join(one for one in names if one not in ("", "null", "~")))[1:-1] or "unknown"
 
 
 def _weights(stem: str, sizes: dict[str, int]) -> list[str]:

@@ -17,6 +17,8 @@ from .complete import attributes_in
 from .options import SaidOptions, takes
 from .output import Output
 
+MAX_SIDE = 1 << 20  # pixels of a model that is taken for whole
+
 
 @takes(SaidOptions)
 def models(
@@ -60,14 +62,18 @@ def _cached() -> Iterator[tuple[str, str, Path]]:
 
 def _facts(folder: Path) -> dict[str, Any] | None:
     """What its files say of a model of ours, None where they are none or not whole."""
-    with suppress(InputError, OSError, ValueError, KeyError, TypeError, RecursionError):
+    with suppress(
+        InputError, OSError, ValueError, KeyError, TypeError, RecursionError, ArithmeticError
+    ):
         config = json.loads(read_limited(folder / "config.json", 4 << 20))
         if config["format"] == "pdae-model-1" and (folder / "model.safetensors").is_file():
             stage = config.get("first_stage")
             factor = 2 ** (len(stage["widths"]) - 1) if stage else 1
+            if not 0 < (side := int(config["unet"]["image_size"]) * factor) <= MAX_SIDE:
+                return None
             return {
                 "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
-                "image_size": int(config["unet"]["image_size"]) * factor,
+                "image_size": side,
                 "licence": str(config["licence"]),
                 "attributes": len(attributes_in(folder)),
             }

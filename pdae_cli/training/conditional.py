@@ -44,7 +44,10 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
         raise UsageError("there are no labels to condition on; pass --labels CSV")
     unknown = set(columns) - set(table.attributes) - set(table.texts)
     if unknown or not columns:
-        known = ", ".join([*table.attributes, *table.texts])
+        if numbers := sorted(unknown & table.numbers.keys()):
+            needed = "needed are words in one column, or 1 / 0"
+            raise UsageError(f"{', '.join(numbers)}: holds numbers; {needed}")
+        known = ", ".join([*table.attributes, *table.texts]) or "none"
         raise UsageError(f"the labels have no column {', '.join(sorted(unknown))}; known: {known}")
     if set(columns) <= set(table.attributes):
         places = [table.attributes.index(one) for one in columns]
@@ -54,6 +57,8 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
         raise UsageError(f"{', '.join(columns)}: only columns of 1 / 0 labels go together")
     texts = table.texts[columns[0]]
     names = sorted(set(texts.values()))
+    if not names:
+        raise UsageError(f"{columns[0]}: says nothing of these pictures")
     if len(names) < 2:
         raise UsageError(f"{columns[0]}: all pictures are {names[0]}; it tells none apart")
     rows = {name: [int(text == one) for one in names] for name, text in texts.items()}

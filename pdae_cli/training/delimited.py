@@ -7,7 +7,7 @@ import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 from ..errors import InputError, printable
 from ..pictures.listing import SUFFIXES
@@ -194,7 +194,7 @@ def _lines(text: str) -> Iterator[str]:
 
 def _headless(row: list[str], source: str) -> list[str]:
     """Name the columns of a table without a header: CelebA's list_eval_partition.txt."""
-    if "partition" in source and len(row) == 2:
+    if "partition" in PurePath(source).stem and len(row) == 2:
         return ["file", "split"]
     raise InputError(
         f"{source}: its first line names a picture, {short(row[0])}, and not the columns; begin it "

@@ -62,10 +62,11 @@ class Labels:
         table = [[said.get(name, math.nan) for said in self.numbers.values()] for name in names]
         return torch.tensor(table, dtype=torch.float64).reshape(len(names), len(self.numbers))
 
-    def of(self, names: Sequence[str]) -> Labels:
-        """Give the labels to pictures, whose names may be written otherwise. Raises InputError
-        where none has a row, or one could have two."""
-        rows, remark = matched(list(self.rows), names, self.source)
+    def of(self, names: Sequence[str], numbered: bool = False) -> Labels:
+        """Give the labels to pictures, whose names may be written otherwise, unless they are
+        `numbered`: rows of a data set. Raises InputError where none has a row, or one could have
+        two."""
+        rows, remark = matched(list(self.rows), names, self.source, numbered)
 
         def given(said: dict[str, Any]) -> dict[str, Any]:
             return {name: said[row] for name, row in rows.items() if row in said}
@@ -85,14 +86,16 @@ def find_labels(data: Path, labels: Path | None, names: Sequence[str]) -> Labels
     """Find the labels of the pictures of `data`: in the named table, else in its own: a data set's
     columns, a file of OWN in the folder or zip, or the names of its folders. Raises InputError for
     what can't be read, or names none of the pictures."""
+    table = open_table(data)
     if labels is not None:
-        return read_labels(labels, data).of(names)
-    if table := open_table(data):
+        return read_labels(labels, data).of(names, numbered=table is not None)
+    own = _own(data)
+    if table is not None:
         columns, left = table.columns()
+        left += [f"{one} isn't read, as metadata say what the folder holds" for one in own]
         rows = [str(row) for row in range(len(table))]
         lines = [row + 1 for row in range(len(table))]
-        return _of_sheet(Sheet(str(data), rows, lines, columns, left)) if columns else None
-    own = _own(data)
+        return _of_sheet(Sheet(str(data), rows, lines, columns, left))
     for place, path in enumerate(own):
         if found := _read(path, data):
             others = own[:place] + own[place + 1 :]
@@ -111,13 +114,14 @@ def read_labels(path: Path, data: Path) -> Labels:
 
 def _read(path: Path, data: Path) -> Labels | None:
     """As `read_labels`; None for JSON that has no labels."""
+    path = _placed(path, data)
     content = _content(path, data)
     if path.suffix.lower() == ".json":
         return _of_json(content, str(path))
     sheet = read_sheet(content, str(path))
     found = _of_sheet(sheet)
-    beside = path.with_name(f"list_eval_partition{path.suffix}")
-    if path.stem == "list_attr_celeba" and (beside.exists() or beside.as_posix() in _members(data)):
+    beside = _placed(path.with_name(f"list_eval_partition{path.suffix}"), data)
+    if path.stem == "list_attr_celeba" and (beside.exists() or _member(beside, data)):
         part = _of_sheet(read_sheet(_content(beside, data), str(beside)))
         found.held_out = part.held_out
         found.remarks += [f"{beside} says what is held out", *part.remarks]
@@ -127,8 +131,19 @@ def _read(path: Path, data: Path) -> Labels | None:
     return found
 
 
+def _placed(path: Path, data: Path) -> Path:
+    """Where a table lies that people name: a file, else a member, below the zip's own name."""
+    return path if path.exists() or path.as_posix() not in _members(data) else data / path
+
+
+def _member(path: Path, data: Path) -> str | None:
+    """The name in a zip of what lies below its own name; None for what doesn't."""
+    name = path.relative_to(data).as_posix() if path.is_relative_to(data) else ""
+    return name if name in _members(data) else None
+
+
 def _content(path: Path, data: Path) -> bytes:
-    if not path.exists() and (member := path.as_posix()) in _members(data):
+    if member := _member(path, data):
         return Archive(data).read(member, MAX_BYTES)
     return read_limited(path, MAX_BYTES)
 
@@ -143,7 +158,7 @@ def _own(data: Path) -> list[Path]:
     if is_folder(data):
         return [data / name for name in OWN if (data / name).is_file()]
     shallow = [PurePosixPath(name) for name in _members(data) if name.count("/") < 2]
-    return [Path(one) for name in OWN for one in shallow if one.name == name]
+    return [data / one for name in OWN for one in shallow if one.name == name]
 
 
 def _of_sheet(sheet: Sheet) -> Labels:
@@ -171,6 +186,8 @@ def _of_sheet(sheet: Sheet) -> Labels:
         else:
             named = UNIT.fullmatch(column)
             name = named[1] if named else column
+            if name in found.numbers:
+                raise InputError(f"{sheet.source}: two columns are {short(name)} but for the unit")
             found.units |= {name: named[2]} if named else {}
             values = zip(sheet.names, (meaning[cell] for cell in said), strict=True)
             found.numbers[name] = {n: value for n, value in values if value == value}
@@ -225,7 +242,7 @@ def _mark(value: float | None, minus: int) -> int:
 def _texts(sheet: Sheet, column: str) -> dict[str, str]:
     """Picture → what a column says, if it says something."""
     said = zip(sheet.names, map(str.strip, sheet.columns[column]), strict=True)
-    return {name: text for name, text in said if text}
+    return {name: text for name, text in said if text.casefold() not in UNKNOWN}
 
 
 def _is_split(column: str, said: set[str]) -> bool:

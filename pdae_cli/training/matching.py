@@ -35,15 +35,18 @@ LEVELS: tuple[tuple[Callable[[str], str], bool], ...] = (
 )  # fmt: skip
 
 
-def matched(rows: Sequence[str], names: Sequence[str], source: str) -> tuple[dict[str, str], str]:
+def matched(
+    rows: Sequence[str], names: Sequence[str], source: str, numbered: bool = False
+) -> tuple[dict[str, str], str]:
     """Find the rows of pictures, by names: picture → row, and a sentence where some have none, or
-    nothing. One row and one picture go together where neither could go with another.
+    nothing. One row and one picture go together where neither could go with another. Pictures that
+    are `numbered` have no name: 12 isn't 12.jpg.
 
     Raises InputError where no picture has a row, or one could have two."""
     found: dict[str, str] = {}
     near: dict[str, str] = {}  # pictures whose rows could be others', too
     left, free = list(names), list(rows)
-    for simplify, by_end in LEVELS:
+    for simplify, by_end in LEVELS[: 1 if numbered else None]:
         pairs = _pairs(free, left, simplify, by_end)
         takers = Counter(row for some in pairs.values() for row in some)
         if simplify is plain and (twice := next((n for n in pairs if len(pairs[n]) > 1), None)):
@@ -62,6 +65,8 @@ def matched(rows: Sequence[str], names: Sequence[str], source: str) -> tuple[dic
     told = f"{len(found)} of {len(names)} pictures match, e.g. {short(name)}{beside}"
     if not found:
         hint = "names match by path, by its end, or without suffix"
+        if numbered:
+            hint = "pictures of a data set are named by their row, from 0"
         raise InputError(f"{source}: {told}; {hint}")
     if row is None:
         told = f"{len(found)} of {len(names)} pictures have a row, {short(name)} has none"

@@ -100,6 +100,8 @@ def test_the_seed_decides(pdae: Command, photos: Path) -> None:
         (("reconstruction", "{photos}", "--solvers", "magic"), 2, "at least one of dpmpp, ddim"),
         (("reconstruction", "{photos}", "--solvers", ","), 2, "at least one"),
         (("reconstruction", "{photos}", "--steps", "few"), 2, "whole numbers"),
+        (("reconstruction", "{photos}", "--steps", ","), 2, "numbers of steps, 1 to 1000"),
+        (("samples", "{photos}", "--steps", "2,5000"), 2, "numbers of steps, 1 to 1000"),
     ],
 )
 def test_refusals(pdae: Command, photos: Path, args: tuple[str, ...], code: int, says: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -16,6 +18,8 @@ from labelled import labelled
 from PIL import Image
 
 from pdae_cli.checkpoints.native import write_whole
+from pdae_cli.cli.evaluate import every
+from pdae_cli.errors import UsageError
 
 EXPERIMENTS = ["gap", "reconstruction", "stages", "attributes", "samples", "semantics"]
 
@@ -40,6 +44,18 @@ def zipped(folder: Path, count: int, labels: bool) -> Path:
 
 def headings(page: Page) -> list[str]:
     return [text for tag, text in page.texts if tag == "h2"]
+
+
+def test_reconstruction_needs_no_judge() -> None:
+    """Where labels tell no pictures apart there is none, and it is measured all the same."""
+
+    def judge(*args: object) -> None:
+        raise UsageError("no label tells pictures apart")
+
+    material: Any = SimpleNamespace(labels=True, judge=judge, reconstruction=lambda by, **how: by)
+    for name in ("gap", "stages", "attributes", "samples", "semantics"):
+        setattr(material, name, None)
+    assert every(material, None, quick=True)["reconstruction"]() is None
 
 
 def test_with_labels_every_experiment_is_on_the_page(

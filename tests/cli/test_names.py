@@ -92,6 +92,12 @@ class TestNamesAtATerminal:
         assert typed("encode", "a.png", "--no-noise")[:2] == (0, ["a-2.safetensors"])
         assert Path("a.safetensors").read_bytes() == b"mine"
 
+    def test_no_name_steers_it(self, typed: Typed, here: Path) -> None:
+        Path("a.png").rename("a\x1b]0;owned\x07.png")
+        for _ in range(2):  # made, and unchanged
+            code, lines, err = typed("encode", "a\x1b]0;owned\x07.png", "--no-noise")
+            assert code == 0 and len(lines) == 1 and "\x1b" not in lines[0] + err
+
     def test_no_binary_data_to_a_terminal(self, typed: Typed, here: Path) -> None:
         code, lines, err = typed("encode", "a.png", "-o", "-")
         assert (code, lines) == (2, []) and "won't write binary data to a terminal" in err

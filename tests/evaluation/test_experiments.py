@@ -79,6 +79,17 @@ class TestStages:
         model.attributes = None
         assert "agreement" not in stages(model, faces(2), edges=(0, 999), sampling=FAST).rows[0]
 
+    def test_numbers_agree_with_nothing(self, model: Model) -> None:
+        """An age is above 0 whatever the picture: only logits have two sides."""
+        assert model.attributes is not None
+        model.attributes.facts = {name: {"unit": "years"} for name in model.attributes.names}
+        assert "agreement" not in stages(model, faces(2), edges=(0, 999), sampling=FAST).rows[0]
+        rows = semantics(model, faces(2), noises=2, sampling=FAST).rows
+        assert "attribute scores" not in [row["of"] for row in rows]
+        model.attributes.facts = {}
+        rows = semantics(model, faces(2), noises=2, sampling=FAST).rows
+        assert rows[-1]["of"] == "attribute scores"
+
     def test_every_pair_starts_from_the_same_x_T(self, model: Model) -> None:
         """What guidance can't change, as G_psi is 0, is the same to the bit in every row."""
         zero(model.gradient_estimator)
