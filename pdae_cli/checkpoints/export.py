@@ -21,13 +21,15 @@ from ..files import check_writable, replacing, write_bytes
 from ..networks.layers import Attention
 from ..networks.unet import UNetConfig
 from . import names, native
+from .card import CARD, TERMS
 from .diffusers import ALIKE, BETAS, PREDICTIONS, VARIANCES
 from .first_stage import STEM
 from .reading import SAFETENSORS, read_config
 from .transfer import separated
 
-INDEX, CODE, CARD, THEIRS = "model_index.json", "pipeline.py", "README.md", STEM + SAFETENSORS
-OURS = ("LICENSE.md", native.ATTRIBUTES, native.LATENT_DPM, native.WEIGHTS, native.CONFIG)
+INDEX, CODE, THEIRS = "model_index.json", "pipeline.py", STEM + SAFETENSORS
+PAPERS = (CARD, TERMS)
+OURS = (TERMS, native.ATTRIBUTES, native.LATENT_DPM, native.WEIGHTS, native.CONFIG)
 WROTE = "_pdae"  # in INDEX, what an export wrote; diffusers passes over names that begin so
 # What exports consist of: nothing else is taken away, whatever an index says.
 WRITTEN = (
@@ -90,8 +92,9 @@ def _begin(folder: Path, index: dict[str, Any], files: Sequence[str]) -> None:
     before = _written(folder)
     if native.is_native(folder) and not before:
         raise UsageError(f"{folder} is a model, not an export of one; choose another folder")
-    there = (one for one in (INDEX, *files) if one not in before and (folder / one).exists())
-    if other := next(there, None):
+    kept = {*PAPERS} - {*files}  # people's own, which are in nobody's way
+    others = (one for one in WRITTEN if one not in before | kept and (folder / one).exists())
+    if other := next(others, None):
         raise UsageError(
             f"{folder} holds {other}, which isn't of an export, or of an older version's; choose "
             "another folder, or take it away yourself"

@@ -131,11 +131,17 @@ def load(
 
 def going_on(model: Model, licence: str | None) -> ModelConfig:
     """Return the config that training goes on with: of a model of the Hub it says so, and with a
-    licence that one."""
+    licence, the data's, that one beside its own."""
     config, name = model.config, model.name
     if is_hub_id(name) and not config.source.endswith(name):
         config = replace(config, source=f"pdae: {HUB}{name}")
-    return config if licence is None else replace(config, licence=licence)
+    return replace(config, licence=terms(config.licence, licence or "unknown"))
+
+
+def terms(*licences: str) -> str:
+    """Name the licence of what is made of several: theirs, each once, as far as they are known."""
+    known = dict.fromkeys(one for licence in licences for one in licence.split("; "))
+    return "; ".join(one for one in known if one != "unknown") or "unknown"
 
 
 def load_dpm(name: str, announce: Announce = ignore) -> Model:
@@ -151,6 +157,9 @@ def load_dpm(name: str, announce: Announce = ignore) -> Model:
     return made.model
 
 
-def load_first_stage(name: str, announce: Announce = ignore) -> FirstStage:
-    """Load diffusers' AutoencoderKL or VQModel, alone or a pipeline's. Raises ModelError."""
-    return read_first_stage(open_source(name, announce=announce))
+def load_first_stage(name: str, announce: Announce = ignore) -> tuple[FirstStage, dict[str, str]]:
+    """Load diffusers' AutoencoderKL or VQModel, alone or a pipeline's, and what a config says of
+    whose it is. Raises ModelError."""
+    source = open_source(name, announce=announce)
+    known = f"first stage: {HUB}{source.hub}" if source.hub else ""
+    return read_first_stage(source), {"licence": source.licence, "source": known}

@@ -13,7 +13,7 @@ from .output import Output
 from .run.destination import writable
 
 
-@takes(ModelOptions, without=("batch_size", "compile"))
+@takes(ModelOptions, without=("batch_size", "compile", "device", "dtype"))
 def export(
     options: ModelOptions,
     output: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError, UsageError
-from ..files import bundled_models, sha256_limited, write_bytes
+from ..files import bundled_models, sha256_limited
 from ..pictures.listing import is_folder, list_pictures
 from .output import Output
-from .run.destination import writable
+from .run.destination import Destination
 from .run.inputs import CODES, MAX_CODES, MAX_PICTURE
 from .run.manifest import FOLDER
 from .run.recipes import AROUND, OWN, PARTS, PATHS, Recipe, told
@@ -39,9 +40,11 @@ def redo(
         typer.Option("--input", "-i", help="What it was made of: a file, or a folder to look in."),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Keep the new picture here.", callback=writable),
+        str | None, typer.Option("--output", "-o", help="Keep the new picture here.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +61,9 @@ def redo(
     Example: pdae redo smile.png -o again.png
     """
     recipe, places = Recipe.of_file(file), sources or []
+    keep = None if output is None else _kept(output, file, recipe, overwrite)
+    if as_json and keep and keep.stdout:
+        raise UsageError("--json and -o - both want standard output; write to a file")
     root: Any = context.find_root().command
     try:
         command = root.commands[_followed(recipe)]
@@ -73,12 +79,29 @@ def redo(
     except (typer.BadParameter, UsageError) as error:  # a stranger may have written it
         message = getattr(error, "message", str(error)).rstrip(".")[:300]
         raise InputError(f"{file}: its recipe can't be followed: {message}") from error
-    if output is not None:
-        write_bytes(output, data)
+    if keep is not None:
+        keep.write(Path(), data)
     if not same:
         raise InputError(f"{file}: comes out different; another version or device may have made it")
-    record = {"status": "done", "input": str(file), "output": output and str(output), "same": same}
-    Output(json=as_json).result(record, f"{file}: the same picture again")
+    kept = keep.target if keep else None
+    record = {"status": "done", "input": str(file), "output": kept, "same": same}
+    Output(as_json, quiet=kept == "-").result(record, f"{file}: the same picture again")
+
+
+def _kept(output: str, file: Path, recipe: Recipe, overwrite: bool) -> Destination:
+    """Where the new picture goes: standard output, a file, or one of this name in a folder. Raises
+    UsageError for another format, InputError for a file that is there and isn't this picture's."""
+    suffix = file.suffix.lower()
+    to = Destination.parse(output, suffix, {suffix})
+    if to.folder:
+        to = Destination(str(Path(to.target) / file.name), suffix)
+    path = Path(to.target)
+    if overwrite or to.stdout or not os.path.lexists(path):
+        return to
+    with suppress(InputError):
+        if Recipe.of_file(path) == recipe:
+            return to
+    raise InputError(f"{path} exists; pass --overwrite")
 
 
 def _followed(recipe: Recipe) -> str:

@@ -44,7 +44,8 @@ def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
     from ..training.stage import TrainOptions
 
     size = flags.batch_size or usual_batch(task.train.size, flags.accelerated)
-    given = asdict(flags) | {"precision": flags.autocast(), "batch_size": size}
+    chosen = {"precision": flags.autocast(), "batch_size": size, "names_sha": task.names_sha}
+    given = asdict(flags) | chosen
     options = TrainOptions(**{one.name: given[one.name] for one in fields(TrainOptions)})
     training = Training(stage, options, task.folder, flags.device == "cpu", flags.trackers())
     out = Output(flags.json and training.rank == 0, flags.quiet or training.rank > 0)
@@ -112,14 +113,16 @@ def encoder(
     Example: pdae train encoder photos/ --dpm runs/dpm -o runs/begun
     """
     from ..checkpoints import load_dpm
+    from ..checkpoints.find import terms
     from ..training.autoencoder import with_autoencoder
-    from ..training.encoder import check_teacher, encoder_stage, terms_of_both
+    from ..training.encoder import check_teacher, encoder_stage
 
     other = None if teacher is None else load_model(teacher)
     model = with_autoencoder(load_dpm(dpm, Output().say), z_dim, options.seed)
     if other is not None:
         check_teacher(model, other, z_dim)
-        model.config = replace(model.config, licence=terms_of_both(model, other))
+        both = terms(model.config.licence, other.config.licence)
+        model.config = replace(model.config, licence=both)
     task = options.task(data, output, options.placed(model).config, by_z=False)
     run(encoder_stage(model, task, other), options, task)
 
@@ -185,10 +188,13 @@ def load_model(name: str) -> Model:
 
 
 @app.command()
-@takes(TrainFlags, without=("flip", "channels_last", "checkpoint_activations"))
+@takes(TrainFlags, without=("flip", "channels_last", "checkpoint_activations", "licence"))
 def latent(
     data: Data,
-    model_name: Annotated[str, common("--model", "-m", help="The model that gets a latent DPM.")],
+    model_name: Annotated[
+        str,
+        common("--model", "-m", envvar="PDAE_MODEL", help="The model that gets a latent DPM."),
+    ],
     options: TrainFlags,
     width: Annotated[int, shape(min=1, help="Of the hidden layers.")] = 512,
     layers: Annotated[int, shape(min=2, help="Of the MLP.")] = 10,
@@ -227,7 +233,7 @@ def diffae(data: Data, output: Folder, options: ShapeFlags, z_dim: Dimensions = 
 
 
 @app.command()
-@takes(TrainFlags)
+@takes(TrainFlags, without=("licence",))
 def classifier(
     data: Data,
     output: Folder,

@@ -56,13 +56,13 @@ class TrainFlags:
     checkpoint_activations: bool = option(
         False, COMPUTING, "Compute them twice: less memory, slower.", "--checkpoint-activations"
     )
-    device: Literal["auto", "cpu"] = option(
-        "auto", COMPUTING, "cpu leaves GPUs.", envvar="PDAE_DEVICE"
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = option(
+        "auto", COMPUTING, "Kind; the launcher says which.", envvar="PDAE_DEVICE"
     )
     log_every: int = option(50, TELLING, "Steps between log lines.", min=1)
     save_every: int = option(2000, TELLING, "Steps between checkpoints.", min=1)
     weights_dtype: Literal["float32", "float16"] = option("float32", TELLING, "Of stored weights.")
-    licence: str | None = option(None, TELLING, "What the data's terms are, for the model.")
+    licence: str | None = option(None, TELLING, "The data's terms, for the model's.")
     tracker: str = option("", TELLING, "Log there too: tensorboard,wandb,mlflow,….")
     tensorboard: bool = option(False, TELLING, "Gone.", "--tensorboard", rare=True)
     json: bool = option(False, TELLING, "JSON lines, of the log or --dry-run.", "--json")
@@ -93,9 +93,14 @@ class TrainFlags:
 
     @property
     def accelerated(self) -> bool:
+        """Whether it trains on a GPU. Raises UsageError where there is none of a kind that was
+        asked for."""
         import torch
 
-        return self.device != "cpu" and torch.accelerator.is_available()
+        found = torch.accelerator.current_accelerator(check_available=True)
+        if self.device not in ("auto", "cpu") and (found is None or found.type != self.device):
+            raise UsageError(f"there is no {self.device} here; --device auto takes what there is")
+        return self.device != "cpu" and found is not None
 
     def task(self, data: Path, folder: Path, config: ModelConfig, by_z: bool = True) -> Task:
         """Open the pictures in the model's frame; hold some out, to be measured `by_z` or not."""
@@ -172,7 +177,8 @@ class ShapeFlags(TrainFlags):
         for name in chosen.keys() & {"multipliers", "attention"}:
             chosen[name] = tuple(numbers(chosen[name]))
         if self.first_stage is not None:
-            chosen["first_stage"] = load_first_stage(self.first_stage, Output().say)
+            chosen["first_stage"], whose = load_first_stage(self.first_stage, Output().say)
+            chosen |= whose
         return chosen | {"seed": self.seed, "accelerated": self.accelerated}
 
     def network_of(self, model: Model) -> str:

@@ -45,8 +45,8 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
     unknown = set(columns) - set(table.attributes) - set(table.texts)
     if unknown or not columns:
         if numbers := sorted(unknown & table.numbers.keys()):
-            needed = "needed are words in one column, or 1 / 0"
-            raise UsageError(f"{', '.join(numbers)}: holds numbers; {needed}")
+            how = "write words, such as class_3, or columns of 1 / 0"
+            raise UsageError(f"{', '.join(numbers)}: holds numbers, which are no classes; {how}")
         known = ", ".join([*table.attributes, *table.texts]) or "none"
         raise UsageError(f"the labels have no column {', '.join(sorted(unknown))}; known: {known}")
     if set(columns) <= set(table.attributes):

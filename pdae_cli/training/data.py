@@ -166,6 +166,13 @@ class Task:
     dtype: torch.dtype = torch.float32
     name: str = ""  # of the data, as the model's record says it
 
+    @property
+    def names_sha(self) -> str:
+        """The first 12 digits of a SHA-256 of the pictures' names, by which a run that goes on
+        knows that their numbers, and which are held out, are what they were."""
+        parts = ["\n".join(one.names) for one in (self.train, self.held_out)]
+        return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:12]
+
 
 def open_source(
     data: Path, warn: Say = nothing, say: Say = nothing, without: Collection[str] = ()

@@ -128,9 +128,12 @@ def new_dpm(
     prediction: str,
     first_stage: FirstStage | None = None,
     accelerated: bool = False,
+    licence: str = "unknown",
+    source: str = "",
     **shape: Any,
 ) -> Model:
-    """Make a model with an untrained ADM-style eps_theta, of pictures or a first stage's latents;
+    """Make a model with an untrained ADM-style eps_theta, of pictures or a first stage's latents,
+    whose `licence` and `source` its config has;
     `shape`: fields of UNetConfig, its size and channels those of the pictures; what it leaves out
     is `usual_shape`'s. Raises UsageError for a shape that can't be."""
     rest: dict[str, Any] = {
@@ -149,7 +152,8 @@ def new_dpm(
         cfg = UNetConfig(**rest, groups=1, **shape)
         cfg = replace(cfg, groups=groups_of(cfg.widths))
         torch.manual_seed(seed)
-        config = ModelConfig(ScheduleConfig(betas=betas), cfg, prediction, first_stage=stage)
+        whose: dict[str, Any] = {"licence": licence, "source": source, "first_stage": stage}
+        config = ModelConfig(ScheduleConfig(betas=betas), cfg, prediction, **whose)
         return Model(config, UNet(cfg), first_stage=first_stage)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -134,12 +134,6 @@ def check_teacher(model: Model, other: Model, z_dim: int) -> Normalisation:
     return config.normalisation
 
 
-def terms_of_both(model: Model, other: Model) -> str:
-    """Name the licence of what learns from both models: theirs, as far as they are known."""
-    terms = dict.fromkeys(one.config.licence for one in (model, other))
-    return "; ".join(one for one in terms if one != "unknown") or "unknown"
-
-
 class EncoderLoss(nn.Module):
     """E |teacher(x_0) - E_phi(x_0)|^2, the mean over numbers of z. t and eps don't matter."""
 

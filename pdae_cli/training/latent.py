@@ -100,6 +100,6 @@ def latent_stage(
         lambda: (model.sample(16, inference_steps=20)[0], 8),
         save,
         z.shape[1:],
-        settings={"frozen_sha": fingerprint(model.encoder)},
+        settings={"frozen_sha": fingerprint(model.encoder), "dropout": dropout},
         guard=lambda: check_latent(model, task.folder),
     )

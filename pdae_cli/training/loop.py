@@ -54,7 +54,7 @@ FREE_TO_CHANGE = {
     "teacher",  # its name; teacher_sha tells which it is
 }  # fmt: skip
 UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
-UNKNOWN = ("frozen_sha", "classes", "components_of")
+UNKNOWN = ("frozen_sha", "classes", "components_of", "fit", "names_sha", "labels_sha", "dropout")
 
 Report = Callable[[dict[str, object]], None]
 
@@ -191,7 +191,7 @@ class Training:
 
     def _settings(self) -> dict[str, object]:
         """Everything that the numbers depend on, for records and to compare with them."""
-        return asdict(self.options) | dict(self.stage.settings)
+        return asdict(self.options) | self.stage.recorded()
 
     def _resume(self) -> int:
         """Continue from the folder's state, if there is one; return the step to start at."""

@@ -39,8 +39,8 @@ def matched(
     rows: Sequence[str], names: Sequence[str], source: str, numbered: bool = False
 ) -> tuple[dict[str, str], str]:
     """Find the rows of pictures, by names: picture → row, and a sentence where some have none, or
-    nothing. One row and one picture go together where neither could go with another. Pictures that
-    are `numbered` have no name: 12 isn't 12.jpg.
+    nothing. One row and one picture go together where neither could go with another. Where names
+    are `numbered`, rows of a data set, they match as written alone: 12 isn't 12.jpg.
 
     Raises InputError where no picture has a row, or one could have two."""
     found: dict[str, str] = {}

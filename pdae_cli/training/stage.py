@@ -7,6 +7,7 @@ micro-batches of processes, together they are the same batch.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,8 @@ class TrainOptions:
     checkpoint_activations: bool = False  # compute them again for gradients: slower, less memory
     optimizer: str = "adam"  # or "muon"
     cooldown: float = 0.0  # share of the pictures, at the end, over which lr falls to zero
+    fit: str = "crop"  # of pictures that aren't square
+    names_sha: str = ""  # see `Task.names_sha`
 
 
 class Data(Protocol):
@@ -67,6 +70,13 @@ class Stage:
     labels: Tensor | None = None  # y (len(source), A), where the objective takes them
     settings: Mapping[str, object] = field(default_factory=dict)  # the objective's own, recorded
     guard: Callable[[], None] = lambda: None  # raises UsageError where a step would do harm
+
+    def recorded(self) -> dict[str, object]:
+        """The settings, and which labels the objective takes."""
+        if self.labels is None:
+            return dict(self.settings)
+        numbers = self.labels.contiguous().numpy().tobytes()
+        return {"labels_sha": hashlib.sha256(numbers).hexdigest()[:12], **self.settings}
 
 
 class Rows(NamedTuple):

@@ -84,7 +84,7 @@ class Table:
                 found[name] = ["" if n is None or n < 0 else feature.names[n] for n in numbers]
             elif kind == "bool" or kind.startswith(("int", "uint", "float")):
                 found[name] = ["" if one is None else str(one) for one in self.rows[name][:]]
-            elif name in ("split", "source") and kind == "string":
+            elif name in ("split", "source") and kind in ("string", "large_string"):
                 found[name] = [one or "" for one in self.rows[name][:]]
             elif name != self.column:
                 left.append(f"{name} ({kind or 'a structure'})")

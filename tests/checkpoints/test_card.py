@@ -190,6 +190,16 @@ def test_a_conversion_writes_its_card_once(
     assert len(contents) == 1 and b"From elsewhere." in contents[0]
 
 
+def test_the_current_folder_has_a_name(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    write_model(Path(), read_model(tiny_folder, "m"))
+    text = Path("README.md").read_text()
+    assert "# mine\n" in text and " -m mine\n" in text and "from_pretrained('mine')" in text
+
+
 def test_a_section_is_put_behind_a_text_that_has_none() -> None:
     assert with_section("", "a", " x ") == "<!-- a -->\nx\n<!-- /a -->\n"
     assert with_section("t\n", "a", "x") == "t\n\n<!-- a -->\nx\n<!-- /a -->\n"

@@ -122,6 +122,23 @@ class TestHub:
         with torch.no_grad():
             assert torch.allclose(model.dpm(x, t), converted(cached).dpm(x, t), atol=1e-5)
 
+    @pytest.mark.parametrize(
+        ("said", "licence"),
+        [
+            ("license:\ntags:\n- mit", "unknown"),
+            ("license: # none\ntags: []", "unknown"),
+            ("license: null", "unknown"),
+            ("license: 'mit'  # mine", "mit"),
+            ("license:\n- mit\n- apache-2.0\ntags: a", "mit, apache-2.0"),
+            ('license: [apache-2.0, "mit"]', "apache-2.0, mit"),
+        ],
+    )
+    def test_a_licence_is_what_the_card_says_it_is(
+        self, cached: Path, said: str, licence: str
+    ) -> None:
+        (cached / "README.md").write_text(f"---\nlanguage: en\n{said}\n---\n# A model\n")
+        assert fetch("someone/ddpm")[1] == licence
+
     def test_only_what_is_needed_is_asked_for_and_its_size_told(
         self, cached: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -32,7 +32,7 @@ class TestFirstStage:
     def test_latents_and_pictures_are_those_of_diffusers(self, name: str, tmp_path: Path) -> None:
         reference = theirs(name)
         reference.save_pretrained(str(tmp_path / "stage"))
-        ours = load_first_stage(str(tmp_path / "stage"))
+        ours, _ = load_first_stage(str(tmp_path / "stage"))
         shift, scale = reference.config.get("shift_factor") or 0, reference.config.scaling_factor
         with torch.no_grad():
             found = reference.encode(pixels())

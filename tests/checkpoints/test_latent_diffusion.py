@@ -134,7 +134,7 @@ class TestModel:
     def test_pictures_without_latents_are_refused(
         self, source: Path, size: int, channels: int
     ) -> None:
-        stage = load_first_stage(str(source))
+        stage, _ = load_first_stage(str(source))
         shape = {"base_channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": ()}
         more = {"patch": 1, "head_channels": 8, "dropout": 0.0}
         with pytest.raises(UsageError, match="first stage is of pictures of 3 channels"):
@@ -215,7 +215,7 @@ def test_eps_theta_is_trained_on_latents(
     assert done.code == 0, done.err
     model = read_model(tmp_path / "dpm", "dpm")
     assert model.config.state_shape == (3, LATENT, LATENT)
-    reference = load_first_stage(str(source))
+    reference, _ = load_first_stage(str(source))
     assert model.first_stage is not None
     for name, value in reference.state_dict().items():
         assert torch.equal(model.first_stage.state_dict()[name], value), name  # it stays frozen

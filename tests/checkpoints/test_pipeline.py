@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import foreign_models  # noqa: F401, imports diffusers without a sound
+import foreign_models  # imports diffusers without a sound
 import pytest
 import torch
 from conftest import Command, picture, tiny_model
-from diffusers import DiffusionPipeline
+from diffusers import DDPMPipeline, DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 from torch import Tensor
 
+from pdae_cli.checkpoints import export as export_module
 from pdae_cli.checkpoints import load, write_attributes, write_latent_dpm, write_model
 from pdae_cli.checkpoints.export import export
 from pdae_cli.engine.config import ModelConfig
@@ -172,3 +173,70 @@ def test_forms(pdae: Command, tiny_folder: Path, tmp_path: Path) -> None:
                       "--to", to, "-o", folder, "--overwrite")  # fmt: skip
         assert result.code == code, result.err
     assert load(str(mine), "cpu") and load(str(out), "cpu")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("to", ["diffusers", "diffusers-unet"])
+class TestOverwriting:
+    def write(self, pdae: Command, model: Path, to: str, out: Path) -> str:
+        """What an export into a folder says that it refuses; nothing where it is made."""
+        result = pdae("export", "-m", model, "--to", to, "-o", out, "--overwrite")
+        assert result.code == (2 if result.err else 0)
+        return result.err
+
+    def test_pipelines_of_others_stay(
+        self, pdae: Command, tiny_folder: Path, tmp_path: Path, to: str
+    ) -> None:
+        """Also one that diffusers made of an export of ours, and saved in its place."""
+        theirs, saved = tmp_path / "theirs", tmp_path / "saved"
+        foreign_models.pipeline(theirs, foreign_models.DDPM_STYLE)
+        assert not self.write(pdae, tiny_folder, "diffusers-unet", saved)
+        DDPMPipeline.from_pretrained(saved).save_pretrained(saved)
+        for folder in (theirs, saved):
+            for name in ("README.md", "LICENSE.md"):
+                (folder / name).write_text("Mine.")
+            before = files_of(folder)
+            refused = self.write(pdae, tiny_folder, to, folder)
+            assert f"{folder} holds model_index.json, which isn't of an export" in refused
+            assert files_of(folder) == before
+
+    def test_what_an_export_doesnt_say_it_wrote_stays(
+        self, pdae: Command, tiny_folder: Path, tmp_path: Path, to: str
+    ) -> None:
+        """A licence beside it, attributes that were learnt since, and whatever lies elsewhere."""
+        out, other = tmp_path / "out", tmp_path / "README.md"
+        assert not self.write(pdae, tiny_folder, to, out)
+        (out / "LICENSE.md").write_text("Mine.")
+        other.write_text("Mine.")
+        index = out / "model_index.json"
+        index.write_text(index.read_text().replace('"_pdae": "', '"_pdae": "../README.md '))
+        assert not self.write(pdae, tiny_folder, to, out)
+        assert (out / "LICENSE.md").read_text() == other.read_text() == "Mine."
+        index.write_text(index.read_text().replace("attributes.safetensors ", ""))
+        (out / "attributes.safetensors").write_bytes(b"learnt since")
+        assert "holds attributes.safetensors" in self.write(pdae, tiny_folder, to, out)
+        assert (out / "attributes.safetensors").read_bytes() == b"learnt since"
+
+    def test_one_that_was_killed_is_made_by_the_same_command(
+        self, pdae: Command, tiny_folder: Path, tmp_path: Path, to: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        whole, killed = (tmp_path / one / "m" for one in "ab")
+        assert not self.write(pdae, tiny_folder, to, whole)
+        write, done = export_module.write_bytes, list[Path]()
+
+        def some(path: Path, data: bytes) -> None:
+            if len(done) > 1:
+                raise KeyboardInterrupt
+            done.append(path)
+            write(path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(export_module, "write_bytes", some)
+            assert pdae("export", "-m", tiny_folder, "--to", to, "-o", killed).code == 130
+        assert done and not self.write(pdae, tiny_folder, to, killed)
+        assert files_of(killed) == files_of(whole)

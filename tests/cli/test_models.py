@@ -55,6 +55,22 @@ def test_all_that_are_here(pdae: Command, here: Path) -> None:
     assert "3 attributes, unknown" in pdae("models").text
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("unet", '{"image_size": 1e999}'), ("unet", '{"image_size": 0}'),
+     ("first_stage", f'{{"widths": [{",".join("1" * 20_000)}]}}')],
+)  # fmt: skip
+def test_one_whose_size_cant_be_hides_no_other(
+    pdae: Command, here: Path, part: str, value: str
+) -> None:
+    odd = Path(shutil.copytree("mine", "damaged")) / "config.json"
+    odd.write_text(
+        json.dumps(json.loads(odd.read_text()) | {part: "here"}).replace('"here"', value)
+    )
+    names = [one["name"] for one in listed(pdae)]
+    assert "mine" in names and "damaged" not in names and pdae("models").code == 0
+
+
 def test_those_of_folders(pdae: Command, here: Path) -> None:
     names = [one["name"] for one in listed(pdae, "runs", here / "mine") if one["place"] == "folder"]
     assert names == ["runs/other", str(here / "mine")]

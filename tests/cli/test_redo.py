@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,30 @@ class TestRedo:
         assert pdae(*command, *FAST).code == 0
         made = sorted(path for path in Path("out").glob("[!.]*")) or [*Path().glob("out.*")]
         for path in made:
-            result = pdae("redo", path, "-o", f"again{path.suffix}", "--json")
+            again = ("-o", f"again{path.suffix}", "--overwrite")
+            result = pdae("redo", path, *again, "--json")
             assert result.code == 0, result.err
             assert json.loads(result.text)["same"] is True
             assert pixels_of(f"again{path.suffix}") == pixels_of(path)
+
+    def test_the_new_picture_replaces_nobodys(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It goes where one says, in the old one's format."""
+        monkeypatch.chdir(pictures[0].parent)
+        assert pdae("reconstruct", "a.png", "-o", "out.png", *FAST).code == 0
+        before = Path("a.png").read_bytes()
+        result = pdae("redo", "out.png", "-o", "a.png")
+        assert result.code == 3 and "a.png exists; pass --overwrite" in result.err
+        assert Path("a.png").read_bytes() == before
+        assert pdae("redo", "out.png", "-o", "x.jpg").code == 2
+        Path("folder").mkdir()
+        for _ in range(2):  # the same recipe is ours
+            assert pdae("redo", "out.png", "-o", "folder").code == 0
+        assert pixels_of("folder/out.png") == pixels_of("out.png")
+        result = pdae("redo", "out.png", "-o", "-")
+        assert result.code == 0 and pixels_of(BytesIO(result.out)) == pixels_of("out.png")
+        assert not Path("-").exists()
 
     def test_codes_too(
         self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch

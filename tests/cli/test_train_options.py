@@ -125,3 +125,17 @@ def test_a_tracker_that_fails_is_one_line(
     result = pdae("train", "dpm", photos, "-o", tmp_path, *TINY, "--tracker", "tensorboard", "-q")
     assert result.code == 2 and "can't begin: ConnectionError: no login" in result.err
     assert result.err.count("\n") == 1
+
+
+def test_what_the_environment_says_of_model_and_device(
+    pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As for other commands; a device that isn't there is no reason to take another."""
+    command = ("train", "dpm", photos, "-o", tmp_path / "run", *TINY[:-2], "--dry-run")
+    monkeypatch.setenv("PDAE_DEVICE", "xpu")
+    result = pdae(*command)
+    assert result.code == 2 and "there is no xpu here; --device auto" in result.err
+    monkeypatch.setenv("PDAE_DEVICE", "cpu")
+    assert pdae(*command).code == 0
+    result = pdae("train", "latent", photos, "--images", 8, "--batch-size", 8)  # of the whole one
+    assert result.code == 2 and "has a latent DPM, which this run would replace" in result.err

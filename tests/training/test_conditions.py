@@ -55,6 +55,21 @@ class TestCondition:
         with pytest.raises(UsageError, match=said):
             condition(table(kind={"1": "dog", "2": "cat"}), columns)
 
+    def test_numbers_are_no_classes(self) -> None:
+        """And where there is nothing else, nothing is known."""
+        labels = Labels([], {"1": [], "2": []}, set(), {}, {}, {"digit": {"1": 3.0, "2": 7.0}})
+        with pytest.raises(UsageError, match="digit: holds numbers, which are no classes"):
+            condition(labels, ["digit"])
+        with pytest.raises(UsageError, match="no column kind; known: none"):
+            condition(labels, ["kind"])
+
+    def test_words_of_other_pictures_say_nothing(self, tmp_path: Path) -> None:
+        path = tmp_path / "labels.csv"
+        path.write_text("file,kind\na.png,\nb.png,cat\nc.png,dog\n")
+        labels = read_labels(path, tmp_path).of(["a.png"])
+        with pytest.raises(UsageError, match="kind: says nothing of these pictures"):
+            condition(labels, ["kind"])
+
     def test_one_word_tells_nothing(self) -> None:
         with pytest.raises(UsageError, match="tells none apart"):
             condition(table(kind={"1": "dog"}), ["kind"])

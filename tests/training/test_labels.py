@@ -99,6 +99,20 @@ def test_numbers_have_units_and_commas_where_these_dont_cut(tmp_path: Path) -> N
     assert not labels.attributes and not labels.remarks
 
 
+def test_numbers_that_differ_in_their_unit_alone_are_refused(tmp_path: Path) -> None:
+    text = "file,height (cm),height [in]\n" + "".join(
+        f"{n},{150 + k},{60 + k / 2}\n" for k, n in enumerate(NAMES)
+    )
+    with pytest.raises(InputError, match=r"labels\.csv: two columns are 'height' but for the unit"):
+        read(tmp_path, text)
+
+
+def test_words_for_nothing_are_no_class(tmp_path: Path) -> None:
+    said = ("dog", "NA", "nan", "Null", "N/A", "cat")
+    text = "file,kind\n" + "".join(f"{n},{s}\n" for n, s in zip(NAMES, said, strict=True))
+    assert read(tmp_path, text).texts["kind"] == {NAMES[0]: "dog", NAMES[5]: "cat"}
+
+
 def test_what_isnt_taken_is_named_with_the_reason(tmp_path: Path) -> None:
     kinds = ("cat", "dog", "", "cat", "", "dog")
     text = "file,Hat,kind,none,two,row,typo\n" + "".join(
@@ -223,6 +237,12 @@ class TestSplits:
         alone = read_labels(tmp_path / f"list_eval_partition.{suffix}", tmp_path)
         assert alone.held_out == labels.held_out and not alone.attributes
 
+    def test_a_table_without_header_is_celebas_by_its_own_name(self, tmp_path: Path) -> None:
+        """Not by that of a folder above it."""
+        (tmp_path / "partition1").mkdir()
+        with pytest.raises(InputError, match="its first line names a picture"):
+            read(tmp_path / "partition1", "".join(f"{n},1\n" for n in NAMES))
+
     def test_a_count_that_is_wrong_is_said(self, tmp_path: Path) -> None:
         labels = read(tmp_path, CELEBA.replace("6\n", "202599\n", 1), "list_attr_celeba.txt")
         assert "says 202599 rows, and 6 follow" in labels.remarks[0]
@@ -250,6 +270,29 @@ class TestOthers:
         labels = find_labels(self.data(tmp_path, vectors, zipped), None, names)
         assert labels is not None and labels.attributes == ["label_0"]
         assert labels.values(names)[:, 0].tolist() == [0, 0.5, 1, 1.5]
+
+    def test_a_zips_own_goes_before_a_file_of_that_name_here(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And so does what lies beside it; of what --labels names the file does."""
+        monkeypatch.chdir(tmp_path)
+        data, celeba = Path("d.zip"), Path("list_attr_celeba.txt")
+        parts = "".join(f"{n} {k % 2}\n" for k, n in enumerate(NAMES))
+        with zipfile.ZipFile(data, "w") as archive:
+            archive.writestr(celeba.name, CELEBA)
+            archive.writestr("list_eval_partition.txt", parts)
+            archive.writestr("faces/labels.csv", table(","))
+        for name in ("list_eval_partition.txt", "faces/labels.csv"):
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_text(f"file,split\n{NAMES[0]},test\n")
+        own, named = find_labels(data, None, NAMES), find_labels(data, celeba, NAMES)
+        assert own is not None and own.source == "d.zip/faces/labels.csv"
+        assert own.attributes == ["Hat", "Old"] and not own.held_out
+        assert named is not None and named.held_out == set(NAMES[1::2])
+        celeba.write_text(CELEBA.replace("Old", "New"))
+        here = find_labels(data, celeba, NAMES)
+        assert here is not None and here.attributes == ["Hat", "New"]
+        assert here.held_out == {NAMES[0]}
 
     def test_without_labels_there_are_none(self, tmp_path: Path) -> None:
         data = self.data(tmp_path, None, False)

@@ -13,12 +13,13 @@ from conftest import Command, tiny_model
 from small_runs import OPTIONS, assert_equal, folder_of, quiet, state, task_of
 
 from pdae_cli.checkpoints import read_model
+from pdae_cli.checkpoints.find import going_on, terms
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import UsageError
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.autoencoder import with_autoencoder
 from pdae_cli.training.data import Task
-from pdae_cli.training.encoder import components, encoder_stage, features, teacher_of, terms_of_both
+from pdae_cli.training.encoder import components, encoder_stage, features, teacher_of
 from pdae_cli.training.loop import Training
 
 
@@ -133,10 +134,12 @@ def test_what_cant_be_taught_is_refused(
      ("unknown", "unknown", "unknown")],
 )  # fmt: skip
 def test_terms_are_those_of_both(ours: str, theirs: str, both: str) -> None:
-    models = tiny_model(), tiny_model()
-    for model, licence in zip(models, (ours, theirs), strict=True):
-        model.config = replace(model.config, licence=licence)
-    assert terms_of_both(*models) == both
+    """Of a teacher and of data, too; each once."""
+    assert terms(ours, theirs) == terms(both, ours) == both
+    model = tiny_model()
+    model.config = replace(model.config, licence=ours)
+    assert going_on(model, theirs).licence == both
+    assert going_on(model, None).licence == ours
 
 
 def test_a_head_start_by_commands(pdae: Command, tiny_folder: Path, tmp_path: Path) -> None:

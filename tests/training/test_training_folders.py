@@ -181,6 +181,31 @@ def test_classes_keep_their_places(
     assert pdae(*command, "--images", 16, "--condition", "smiling,hat").code == 0
 
 
+def test_a_run_goes_on_with_the_pictures_that_it_began_with(
+    pdae: Command, photos: Path, plain: Path, tmp_path: Path
+) -> None:
+    """Framed alike, with the same ones held out, and with the same labels."""
+    data = Path(shutil.copytree(photos, tmp_path / "data"))
+    lines = (data / "labels.csv").read_text().splitlines()
+    command = ("train", "autoencoder", data, "--dpm", plain, "-o", tmp_path / "run", *LOOP)
+    command = (*command, "--condition", "smiling")
+    assert pdae(*command, "--images", 8).code == 0
+    refused = pdae(*command, "--images", 16, "--fit", "pad")
+    assert refused.code == 2 and "other options (fit crop → pad)" in refused.err
+    column = lines[0].split(",").index("smiling")
+    rows = [line.split(",") for line in lines]
+    turned = [[*r[:column], str(1 - int(r[column])), *r[column + 1 :]] for r in rows[1:]]
+    (data / "labels.csv").write_text("\n".join(map(",".join, [rows[0], *turned])))
+    refused = pdae(*command, "--images", 16)
+    assert refused.code == 2 and "other options (labels_sha " in refused.err
+    (data / "labels.csv").write_text("\n".join(lines))
+    shutil.copy(next(data.glob("*.png")), data / "more.png")
+    refused = pdae(*command, "--images", 16)
+    assert refused.code == 2 and "names_sha " in refused.err
+    (data / "more.png").unlink()
+    assert pdae(*command, "--images", 16).code == 0
+
+
 def test_a_latent_dpm_isnt_trained_on_for_another_z(photos: Path, tmp_path: Path) -> None:
     def run_of(seed: int) -> Training:
         stage = stage_of("latent", tiny_model(seed), task_of(photos, tmp_path))

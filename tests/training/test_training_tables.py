@@ -142,6 +142,35 @@ class TestSources:
         train, held_out = split(open_pictures(path, 32), labels)
         assert (train.names, held_out.names) == (["0", "1", "3"], ["2"])
 
+    def test_a_table_of_labels_names_rows(self, tmp_path: Path) -> None:
+        """Files that are called as a row is are others."""
+        data, table = data_of("parquet", tmp_path / "t"), tmp_path / "labels.csv"
+        names = open_pictures(data, 32).names
+        table.write_text("row,hat\n" + "".join(f"{n},{int(n > 9)}\n" for n in range(24)))
+        labels = find_labels(data, table, names)
+        assert labels is not None
+        assert labels.matrix(names)[:, 0].tolist() == [int(n > 9) for n in range(24)]
+        table.write_text("file,hat\n12.jpg,1\n3.jpg,0\n./5,1\n")
+        with pytest.raises(InputError, match=r"0 of 24 pictures match.* by their row, from 0"):
+            find_labels(data, table, names)
+
+    def test_labels_beside_metadata_are_said_to_be_left(
+        self, pdae: Command, tiny_folder: Path, tmp_path: Path
+    ) -> None:
+        """And of metadata without labels, that it has none."""
+        data = data_of("imagefolder", tmp_path / "t")
+        (data / "labels.csv").write_text("file,hat\n0.png,1\n1.png,0\n")
+        held = ["train"] * 18 + ["test"] * 6
+        lines = ["file_name,text,split", *(f"{n}.png,hello,{one}" for n, one in enumerate(held))]
+        (data / "metadata.csv").write_text("\n".join(lines))
+        labels = find_labels(data, None, open_pictures(data, 32).names)
+        assert labels is not None and len(labels.held_out) == 6
+        result = pdae("attributes", "fit", data, model=tiny_folder)
+        assert result.code == 2 and "no label tells the pictures apart" in result.err
+        assert "columns that hold no labels: text (" in result.err
+        assert "labels.csv isn't read, as metadata say" in result.err
+        assert "has no labels.csv" not in result.err
+
     def test_a_hub_id_from_the_cache(self, tmp_path: Path, cache: Path) -> None:
         """As datasets lays it out; of another revision or split it says so."""
         commit, second = "f" * 40, [n % 2 for n in range(8)]
