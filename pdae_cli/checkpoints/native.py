@@ -93,8 +93,8 @@ def _check_z(of: str, config: ModelConfig, path: Path) -> None:
     """Raise ModelError for a file that was made for another z than the model's."""
     if of and config.z_digest and of != config.z_digest:
         raise ModelError(
-            f"{path} was made for another z than this model's, whose encoder was trained since; "
-            "move it away and make it again"
+            f"{path.name} was made for another z than that of {path.parent}, whose encoder was "
+            "trained since; move such a file away and make it again"
         )
 
 

@@ -107,8 +107,9 @@ def labels_of(
 
 def needed(labels: Labels | None, data: Path, instead: str = "") -> Labels:
     """The labels. Raises UsageError where there are none."""
-    if labels is None:
-        raise UsageError(f"{data} has no labels.csv; pass --labels CSV{instead}")
+    if labels is None or not (labels.attributes or labels.numbers or labels.texts):
+        lacking = "labels.csv" if labels is None else "labels"
+        raise UsageError(f"{data} has no {lacking}; pass --labels CSV{instead}")
     return labels
 
 

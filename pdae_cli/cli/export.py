@@ -37,7 +37,7 @@ def export(
 
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists; choose another -o, or --overwrite")
-    pipeline = write(options.load(), model_folder(options.model), output, to == "diffusers")
+    pipeline = write(options.load("cpu"), model_folder(options.model), output, to == "diffusers")
     code = ", trust_remote_code=True" if pipeline == "DiffusionPipeline" else ""
     text = f"{output}: diffusers.{pipeline}.from_pretrained({str(output)!r}{code}) runs it"
     record = {"output": str(output), "to": to, "status": "done"}

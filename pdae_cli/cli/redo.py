@@ -79,7 +79,7 @@ def redo(
     except (typer.BadParameter, UsageError) as error:  # a stranger may have written it
         message = getattr(error, "message", str(error)).rstrip(".")[:300]
         raise InputError(f"{file}: its recipe can't be followed: {message}") from error
-    if keep is not None:
+    if keep is not None and (same or overwrite or not os.path.lexists(keep.target)):
         keep.write(Path(), data)
     if not same:
         raise InputError(f"{file}: comes out different; another version or device may have made it")
@@ -92,7 +92,8 @@ def _kept(output: str, file: Path, recipe: Recipe, overwrite: bool) -> Destinati
     """Where the new picture goes: standard output, a file, or one of this name in a folder. Raises
     UsageError for another format, InputError for a file that is there and isn't this picture's."""
     suffix = file.suffix.lower()
-    to = Destination.parse(output, suffix, {suffix})
+    alike = {".jpg", ".jpeg"} if suffix in (".jpg", ".jpeg") else {suffix}
+    to = Destination.parse(output, suffix, alike)
     if to.folder:
         to = Destination(str(Path(to.target) / file.name), suffix)
     path = Path(to.target)

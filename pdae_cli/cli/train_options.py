@@ -89,7 +89,10 @@ class TrainFlags:
         from ..checkpoints.find import going_on
 
         model.config = going_on(model, self.licence)
-        return model.to(device_of(self.device, on_its_machine()) if self.accelerated else "cpu")
+        if not self.accelerated:
+            return model.to("cpu")
+        kind = "auto" if self.device == "cuda" else self.device  # which one: by its number
+        return model.to(device_of(kind, on_its_machine()))
 
     @property
     def accelerated(self) -> bool:

@@ -88,7 +88,7 @@ class Attributes:
         return unit[:MAX_NAME] if isinstance(unit, str) else None
 
     def logits(self) -> list[int]:
-        """The rows of those that pictures have or haven't: numbers' scores are in other units."""
+        """Number the rows of those that pictures have or haven't: numbers are in other units."""
         return [row for row, name in enumerate(self.names) if self.unit(name) is None]
 
     def direction(self, name: str, keep: Sequence[str] = ()) -> Tensor:
@@ -156,7 +156,7 @@ class Attributes:
         return {n: self.facts.get(n) or {} for n in self.names if simplified(n) in wanted}
 
     def digest(self, names: Sequence[str]) -> str:
-        """SHA-256 of all that edits along these depend on."""
+        """Compute a SHA-256 of all that edits along these depend on."""
         rows = [self.index(name) for name in names]
         facts = [[self.spread(name), self.unit(name)] for name in names]
         found = hashlib.sha256(json.dumps(facts).encode())

@@ -52,8 +52,8 @@ class Normalisation:
 
     @property
     def digest(self) -> str:
-        """The first 12 digits of a SHA-256 of it: every training of E_phi makes it another, so what
-        is learnt from z is known by it to be of this one."""
+        """Compute the first 12 digits of its SHA-256: every training of E_phi makes it another, so
+        what is learnt from z is known by it to be of this one."""
         numbers = json.dumps([list(map(float, part)) for part in (self.mean, self.std)])
         return hashlib.sha256(numbers.encode()).hexdigest()[:12]
 
@@ -108,7 +108,7 @@ class ModelConfig:
 
     @property
     def z_digest(self) -> str:
-        """Which z is E_phi's: see `Normalisation.digest`; "" where no training recorded it."""
+        """Say which z is E_phi's: `Normalisation.digest`, or "" where no training recorded it."""
         return "" if self.normalisation is None else self.normalisation.digest
 
     @property

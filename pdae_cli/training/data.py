@@ -168,8 +168,8 @@ class Task:
 
     @property
     def names_sha(self) -> str:
-        """The first 12 digits of a SHA-256 of the pictures' names, by which a run that goes on
-        knows that their numbers, and which are held out, are what they were."""
+        """Compute the first 12 digits of a SHA-256 of the pictures' names, by which a run that goes
+        on knows that their numbers, and which are held out, are what they were."""
         parts = ["\n".join(one.names) for one in (self.train, self.held_out)]
         return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:12]
 

@@ -72,7 +72,7 @@ class Stage:
     guard: Callable[[], None] = lambda: None  # raises UsageError where a step would do harm
 
     def recorded(self) -> dict[str, object]:
-        """The settings, and which labels the objective takes."""
+        """Return the settings, and which labels the objective takes."""
         if self.labels is None:
             return dict(self.settings)
         numbers = self.labels.contiguous().numpy().tobytes()

@@ -88,7 +88,7 @@ def test_what_was_made_for_another_z_is_refused(part: str, tmp_path: Path) -> No
         write_latent_dpm(tmp_path, model.latent_dpm, {"z": model.config.z_digest})
     read_model(tmp_path, "same")
     write_model(tmp_path, of_z(model, 0.1 + 1e-9))
-    with pytest.raises(ModelError, match=rf"{part}\.safetensors was made for another z than this"):
+    with pytest.raises(ModelError, match=rf"{part}\.safetensors was made for another z than that"):
         read_model(tmp_path, "other")
 
 

@@ -50,6 +50,9 @@ def test_attributes_that_were_learnt_anew(pdae: Command, mine: Path, output: str
     assert result.code == 4 and "was made with other attributes than" in result.err
     assert "made again: the model has other attributes now" in edit()
     assert pixels_of(made) != before
+    other = ("manipulate", "0.png", "--attr", "blond hair=1", *FAST, "-o", output)
+    assert "--attr was smiling=1, is blond hair=1" in pdae(*other, model=mine).err
+    edit()
     assert pdae("redo", made, "-i", "0.png", "--model", mine).code == 0
 
 

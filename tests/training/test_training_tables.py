@@ -166,7 +166,7 @@ class TestSources:
         labels = find_labels(data, None, open_pictures(data, 32).names)
         assert labels is not None and len(labels.held_out) == 6
         result = pdae("attributes", "fit", data, model=tiny_folder)
-        assert result.code == 2 and "no label tells the pictures apart" in result.err
+        assert result.code == 2 and "has no labels; pass --labels CSV" in result.err
         assert "columns that hold no labels: text (" in result.err
         assert "labels.csv isn't read, as metadata say" in result.err
         assert "has no labels.csv" not in result.err

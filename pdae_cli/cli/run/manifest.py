@@ -52,15 +52,17 @@ class Job:
         theirs = other.get("options", {})
         if other.get("model") != self.model:
             return "another model"
-        other_parts = [PARTS[one] for one in PARTS if theirs.get(one) != self.options.get(one)]
-        if other_parts:
-            return f"the model has other {' and '.join(other_parts)} now"
         ours = json.loads(json.dumps(self.options, default=str))
         changed = [
             f"--{name.replace('_', '-')} was {_shown(theirs.get(name))}, is {_shown(value)}"
             for name, value in ours.items()
-            if theirs.get(name) != value
+            if theirs.get(name) != value and name not in PARTS
         ]
+        parts = [PARTS[one] for one in PARTS if theirs.get(one) != self.options.get(one)]
+        if parts and not changed:
+            unsaid = any(one in self.options and one not in theirs for one in PARTS)
+            said = "it doesn't say of which" if unsaid else "the model has other"
+            return f"{said} {' and '.join(parts)}" + ("" if unsaid else " now")
         return "; ".join(changed) or "other options"
 
 
