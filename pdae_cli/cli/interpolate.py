@@ -71,7 +71,7 @@ def interpolate(
     model, mode, steps = options.load(), options.mode, options.steps
     nfe = model.trajectory(options.sampling()).evaluations()[1] * (1 if mode == "latent" else 2)
     record = {"input": [a, b], "steps": steps, "model": model.name, "seed": options.seed}
-    way = shares(steps, options.ease)
+    way, how = shares(steps, options.ease), {"seed": options.seed} | options.changes()
     frames: list[Tensor] = []
     with Run(model, options, "interpolate", destination, nfe) as run:
         found = _ends(run, f"{a} → {b}", ends)
@@ -86,7 +86,6 @@ def interpolate(
         for batch in run.batches(items, load, whole=one_file, made_of=ends):
             with batch:
                 wanted = [way[int(one.place.name)] for one in batch]
-                how = {"seed": options.seed} | options.changes()
                 pictures = model.interpolate(codes, wanted, mode=mode, **how)
                 if one_file:
                     frames.extend(to_pixels(pictures))

@@ -17,7 +17,7 @@ from ..errors import InputError, ModelError, UsageError
 from ..files import bundled_models, sha256_limited
 from ..pictures.listing import is_folder, list_pictures
 from .output import Output
-from .run.destination import Destination
+from .run.destination import Destination, writable
 from .run.inputs import CODES, MAX_CODES, MAX_PICTURE
 from .run.manifest import FOLDER
 from .run.recipes import AROUND, OWN, PARTS, PATHS, Recipe, told
@@ -60,6 +60,8 @@ def redo(
 
     Example: pdae redo smile.png -o again.png
     """
+    if output not in (None, "-"):
+        writable(output)
     recipe, places = Recipe.of_file(file), sources or []
     keep = None if output is None else _kept(output, file, recipe, overwrite)
     if as_json and keep and keep.stdout:

@@ -198,7 +198,7 @@ def test_a_pipeline_is_trained_on_and_used(
     assert pdae("interpolate", face, photos / "04.png", "-o", tmp_path / "s.png", *common).code == 0
     refused = pdae("colourise", face, "-o", tmp_path / "c.png", *common)
     assert refused.code == 4 and "latents" in refused.err
-    exported = pdae("export", *common, "--to", "diffusers", "-o", tmp_path / "exported")
+    exported = pdae("export", "-m", run, "--to", "diffusers", "-o", tmp_path / "exported")
     assert exported.code == 0, exported.err
     tensors = load_dpm(str(tmp_path / "exported")).dpm.state_dict()
     for name, value in load_dpm(str(source)).dpm.state_dict().items():
