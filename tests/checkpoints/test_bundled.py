@@ -85,7 +85,7 @@ def test_an_edit_raises_the_score_and_moves_the_picture(faces64: pdae_cli.Model)
 def test_edits_of_exact_codes_are_those_of_a_fine_solution(
     faces64: pdae_cli.Model, x_0: torch.Tensor
 ) -> None:
-    """Nearer to them than the default's, and nearer than without residual_T."""
+    """Nearer to them than the default's, and much nearer than without residual_T."""
 
     def edited(**changes: Any) -> torch.Tensor:
         return faces64.manipulate(faces64.encode(x_0[:1], **changes), [("Smiling", 0.3)])
@@ -94,7 +94,7 @@ def test_edits_of_exact_codes_are_those_of_a_fine_solution(
     exact = edited(**PRESETS["exact"])
     error = metrics.mse(faces64.decode(exact), fine)
     assert error < metrics.mse(faces64.decode(edited()), fine)
-    assert error < metrics.mse(faces64.decode(replace(exact, residual_T=None)), fine)
+    assert error < metrics.mse(faces64.decode(replace(exact, residual_T=None)), fine) / 2
 
 
 def test_z_is_used(faces64: pdae_cli.Model, x_0: torch.Tensor) -> None:
