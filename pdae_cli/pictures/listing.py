@@ -33,8 +33,9 @@ OTHERS = {  # suffixes of what isn't opened to see what it is; raw photos begin 
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".tmp", ".part", ".lock",
 }  # fmt: skip
 TABLES = {  # of labels: not pictures, and no more left out than read
-    "labels.csv", "metadata.csv", "metadata.jsonl", "metadata.parquet", "dataset.json",
-    "list_attr_celeba.txt", "list_eval_partition.txt",
+    "labels.csv", "labels.tsv", "metadata.csv", "metadata.jsonl", "metadata.parquet",
+    "dataset.json", "list_attr_celeba.txt", "list_attr_celeba.csv", "list_eval_partition.txt",
+    "list_eval_partition.csv",
 }  # fmt: skip
 SYSTEM = {"__MACOSX", "@eaDir"}
 MANIFEST = ".pdae"  # what knows an output folder's files; no more than its owner's business

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pdae_cli.errors import InputError
+from pdae_cli.pictures.listing import list_pictures
 from pdae_cli.training import delimited
-from pdae_cli.training.labels import Labels, find_labels, read_labels
+from pdae_cli.training.labels import OWN, Labels, find_labels, read_labels
 
 NAMES = [f"{n:03d}.png" for n in range(6)]
 HAT, OLD = [1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 1, 0]
@@ -320,6 +321,11 @@ class TestOthers:
     )  # fmt: skip
     def test_or_none(self, tmp_path: Path, names: list[str]) -> None:
         assert find_labels(tmp_path, None, names) is None
+
+    @pytest.mark.parametrize("name", OWN)
+    def test_a_table_of_labels_isnt_counted_as_no_picture(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_text("")
+        assert list_pictures(tmp_path).told() == ""
 
     def test_the_first_of_several_files_is_read_and_the_others_named(self, tmp_path: Path) -> None:
         (tmp_path / "labels.csv").write_text(table(","))
