@@ -80,7 +80,7 @@ def probes(model: Model, held_out: Pictures, labels: Labels) -> Figures:
     assert model.attributes is not None
     z = model.normalise(encode_all(model, held_out))
     scores, truth = model.attributes.scores(z), labels.matrix(held_out.names)
-    sources = sorted({labels.groups.get(name, "all") for name in held_out.names})
+    sources = sorted({labels.groups[name] for name in held_out.names if name in labels.groups})
     groups = {"all": torch.ones(len(z), dtype=torch.bool)} | {
         source: torch.tensor([labels.groups.get(n) == source for n in held_out.names])
         for source in sources

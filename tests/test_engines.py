@@ -102,6 +102,7 @@ class TestTables:
             ("model", ["a", "b", "b"], "one model"),
             ("weights_sha", ["no"] * 3, "no SHA-256"),
             ("sampling", ['{"inference_steps": -1}'] * 3, "inference steps"),
+            ("sampling", [{"inference_steps": 2}] * 3, "struct"),
         ],
     )
     def test_what_is_none_is_told(self, column: str, values: object, words: str) -> None:

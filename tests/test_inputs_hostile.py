@@ -74,6 +74,17 @@ def test_contents_that_are_no_picture(
         refused(reconstruct(pdae, "-", stdin=content), "-: ", message)
 
 
+@pytest.mark.parametrize("height", [123, 379])
+def test_a_gif_whose_height_looks_like_a_header_is_a_picture(
+    pdae: Command, tmp_path: Path, height: int
+) -> None:
+    """The byte where the header of safetensors begins is the low one of a GIF's height."""
+    path = tmp_path / "x.gif"
+    picture(0, (100, height)).save(path)
+    assert path.read_bytes()[8:9] == b"{"
+    assert reconstruct(pdae, path).out.startswith(b"\x89PNG")
+
+
 def test_a_folder_named_like_a_picture_is_a_folder(pdae: Command, tmp_path: Path) -> None:
     folder = tmp_path / "x.png"
     folder.mkdir()

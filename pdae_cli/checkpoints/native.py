@@ -244,6 +244,9 @@ def change_attributes(
     try:
         with FileLock(folder / LOCK, timeout=PATIENCE):
             after = change(read_attributes(path) if path.exists() else None)
+            if not (after.weight.isfinite().all() and after.bias.isfinite().all()):
+                less = "use --dtype float32, and a smaller --decay"
+                raise InputError(f"what was learnt isn't finite, so {path} stays as it is; {less}")
             _check_z(after.of, read_config(folder), path)
             renew_card(folder, attributes=after)  # first: what is killed behind it can be repeated
             write_attributes(folder, after)

@@ -19,7 +19,7 @@ from ..pictures.listing import is_folder, list_pictures
 from .output import Output
 from .run.destination import Destination, writable
 from .run.inputs import CODES, MAX_CODES, MAX_PICTURE
-from .run.manifest import FOLDER
+from .run.manifest import FOLDER, given
 from .run.recipes import AROUND, OWN, PARTS, PATHS, Recipe, told
 
 # That can be done again, and of how many files each makes a picture.
@@ -116,8 +116,8 @@ def _followed(recipe: Recipe) -> str:
     if len(recipe.sources) != COMMANDS[name]:
         raise UsageError(f"{name} makes a picture of {COMMANDS[name]} files")
     usual = {"inference_steps": 20, "corrections": 0, "steps": 1, "count": 1}
-    given = {"count": recipe.count} | {key: options[key] for key in usual if key in options}
-    numbers = usual | {key: number for key, number in given.items() if number is not None}
+    recorded = {"count": recipe.count} | {key: options[key] for key in usual if key in options}
+    numbers = usual | {key: number for key, number in recorded.items() if number is not None}
     if wrong := [key for key, number in numbers.items() if not isinstance(number, int)]:
         raise UsageError(f"its {wrong[0]} is no whole number")
     steps = math.prod(numbers[key] for key in ("inference_steps", "steps", "count"))
@@ -158,31 +158,31 @@ def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -
     """The recipe's options as arguments of the command; each value stays within its own. Raises
     UsageError for what can't be typed so."""
     options = {name: one for name, one in recipe.options.items() if name not in PARTS}
-    given = {name: one for name, one in options.items() if one not in (None, False, [])}
+    left = {name: one for name, one in options.items() if given(one)}
     for name in ("first", "count"):
-        given.setdefault(name, vars(recipe)[name])
-    for name in [name for name in PATHS if isinstance(given.get(name), str)]:
-        sha = given.pop(f"{name}_sha256", None)  # of a file
+        left.setdefault(name, vars(recipe)[name])
+    for name in [name for name in PATHS if isinstance(left.get(name), str)]:
+        sha = left.pop(f"{name}_sha256", None)  # of a file
         if isinstance(sha, str):
-            given[name] = str(_found(given[name], sha, file, places))
+            left[name] = str(_found(left[name], sha, file, places))
         else:  # a folder
-            given[name] = _folder(told(given[name]), file, places)
+            left[name] = _folder(told(left[name]), file, places)
     arguments = []
     for parameter in command.params:
         if parameter.name == "format":  # where a folder is written
-            given["format"] = file.suffix.lower()[1:]
+            left["format"] = file.suffix.lower()[1:]
         flag = next((one for one in parameter.opts if one.startswith("--")), "")
         own = parameter.name in OWN + AROUND and parameter.name not in ("first", "count")
-        value = given.pop(parameter.name, None) if flag and not own else None
+        value = left.pop(parameter.name, None) if flag and not own else None
         if value is None:
             continue
         values = value if parameter.multiple and isinstance(value, list) else [value]
         if any(isinstance(one, list) or (one is True) != parameter.is_flag for one in values):
             raise UsageError(f"{flag} can't be {str(value)[:80]!r}")
         arguments += [flag if one is True else f"{flag}={one}" for one in values]
-    unknown = {name: value for name, value in given.items() if value is not None}
-    if left := sorted(name for name, value in unknown.items() if value != ONCE.get(name)):
-        raise UsageError(f"pdae {recipe.command} records no {', '.join(left)[:80]}")
+    unknown = {name: value for name, value in left.items() if value is not None}
+    if odd := sorted(name for name, value in unknown.items() if value != ONCE.get(name)):
+        raise UsageError(f"pdae {recipe.command} records no {', '.join(odd)[:80]}")
     return arguments
 
 

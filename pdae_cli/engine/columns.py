@@ -71,7 +71,14 @@ def from_table(table: Table, name: str = "table") -> Codes:
         converged = tuple(found["converged"].to_pylist()) if "converged" in found else ()
         facts: Any = *tensors, *rows, model, sha, json.loads(sampling), converged
         return from_bytes(to_bytes(Codes(*facts)), name)  # which checks all of it
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        RecursionError,
+    ) as error:
         raise InputError(f"{name}: not a table of codes of pdae: {error}; encode again") from error
 
 

@@ -72,8 +72,9 @@ def computed(model: Model, pictures: Tensor) -> dict[str, Tensor]:
     if model.encoder is not None:
         codes = model.encode(pictures)
         found = codes.tensors() | {"decoded": model.decode(codes)}
-        if model.attributes is not None and model.config.normalisation is not None:
-            edit = [(model.attributes.names[0], 0.3)]
+        attributes = model.attributes
+        if attributes is not None and attributes.names and model.config.normalisation is not None:
+            edit = [(attributes.names[0], 0.3)]
             found["edited"] = model.decode(model.manipulate(codes, edit))
     if latent or not model.takes_z:
         rows = range(len(pictures))

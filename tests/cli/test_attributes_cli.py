@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_runs import own_model, records
 from conftest import Command, picture
 from filelock import FileLock
@@ -18,7 +19,7 @@ from pdae_cli.checkpoints.native import LOCK
 from pdae_cli.cli.manipulate import edits, scales
 from pdae_cli.engine.attributes import Attributes, Scale
 from pdae_cli.engine.codes import from_bytes
-from pdae_cli.errors import UsageError
+from pdae_cli.errors import InputError, UsageError
 
 FAST = ("--inference-steps", "2", "--solver", "ddim")
 
@@ -231,6 +232,14 @@ class TestKept:
         came["as"] = "HAT"
         result = pdae("attributes", "fit", *args, model=mine)
         assert result.code == 3 and "has 1 of them already (HAT" in result.err
+
+    def test_what_isnt_finite_never_replaces_what_is(self, mine: Path) -> None:
+        path = mine / "attributes.safetensors"
+        before, known = path.read_bytes(), read_attributes(path)
+        known.weight[0, 0] = torch.nan
+        with pytest.raises(InputError, match="isn't finite, so .* stays as it is"):
+            change_attributes(mine, lambda _: known)
+        assert path.read_bytes() == before and "finite" not in (mine / "README.md").read_text()
 
     def test_changes_at_once_wait_for_each_other(
         self, pdae: Command, mine: Path, monkeypatch: pytest.MonkeyPatch

@@ -78,6 +78,15 @@ class TestSelftest:
         assert told["stored values"]["verdict"] == "there are none for these weights"
         assert told["stored values"]["passed"] is told["round trip"]["passed"] is None
 
+    def test_a_model_whose_attributes_were_all_removed_is_tested_without_an_edit(
+        self, tiny_folder: Path
+    ) -> None:
+        model = pdae_cli.load(str(tiny_folder), "cpu")
+        assert model.attributes is not None
+        model.attributes = model.attributes.without(model.attributes.names)
+        computed = selftest.computed(model, selftest.drawn(32, 3)[:1])
+        assert "edited" not in computed and "decoded" in computed
+
     def test_values_tell_other_computations_and_other_weights(
         self, pdae: Command, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

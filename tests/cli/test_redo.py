@@ -41,6 +41,8 @@ class TestRedo:
             ("manipulate", "a.png", "--attr", "smiling=0.3", "--attr=blond hair=-1", "-o", "out/"),
             ("interpolate", "a.png", "b.jpg", "--steps", 4, "-o", "out.gif"),
             ("interpolate", "a.png", "b.jpg", "--steps", 3, "--mode", "trajectory", "-o", "out/"),
+            ("reconstruct", "a.png", "--random-noise", "--guidance", 0, "-o", "out.png"),
+            ("sample", "-n", 3, "--seed", 7, "--guide-from", 0, "-o", "out.png"),
             ("sample", "-n", 3, "--seed", 7, "-o", "out.webp"),
             ("sample", "-n", 3, "--seed", 7, "-o", "out/", "--format", "jpg"),
         ],

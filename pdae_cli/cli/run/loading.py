@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ...pictures.photos.frames import Frame
 
 READERS = 2  # threads that read and decode pictures
+SEALED = b"\0\0\0\0{"  # bytes 4 to 9 of a safetensors file: of its header's size, and its beginning
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
         data = item.read()
         input_sha = hashlib.sha256(data).hexdigest()
         whole = Loaded(item, item.label, item.place, input_sha)
-        if data[8:9] == b"{" or item.is_codes:
+        if data[4:9] == SEALED or item.is_codes:
             codes = from_bytes(data, item.label)
             try:
                 model.check(codes)
