@@ -235,6 +235,19 @@ class TestEncoding:
         assert result.code == code and words in result.err and result.err.count("\n") == 1
         assert files_in(tmp_path)[-1] == "theirs.parquet" and "Traceback" not in result.err
 
+    def test_codes_without_rows_are_refused_as_an_empty_folder_is(self, pdae: Command) -> None:
+        """Alone or beside others, by name or in their folder."""
+        for folder in ("empty", "around"):
+            Path(folder).mkdir()
+        for place in ("none.parquet", "around/none.parquet"):
+            pq.write_table(to_table(codes_of(1)).slice(0, 0), place)
+        picture().save("a.png")
+        for inputs in (("empty",), ("around",), ("none.parquet",), ("a.png", "none.parquet")):
+            result = pdae("reconstruct", *inputs, "-o", "out/", *FAST)
+            assert result.code == 2 and result.err.count("\n") == 1
+            assert f"{inputs[-1]} holds no pictures or codes" in result.err
+        assert not Path("out").exists()
+
     def test_without_pyarrow(self, pdae: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         picture().save("a.png")

@@ -62,13 +62,17 @@ def fit(
 
     Example: pdae attributes fit -m my-model --with hats/ --without bare/ --name hat
     """
+    if (data is None) == (with_ is None) or (with_ is None) != (without is None):
+        raise UsageError("give either DATA with labels, or --with and --without")
+    if data is None and labels is not None:
+        raise UsageError("--labels is for DATA; --with and --without are labels, leave it out")
+    if data is not None and name is not None:
+        raise UsageError("--name is for --with; DATA's labels name their attributes, leave it out")
     import torch
 
     from ..checkpoints import change_attributes, writable_folder
     from ..training.lesson import of_labels, of_two
 
-    if (data is None) == (with_ is None) or (with_ is None) != (without is None):
-        raise UsageError("give either DATA with labels, or --with and --without")
     out, folder = Output(options.json, options.quiet), writable_folder(options.model)
     model = options.load()
     if with_ is not None and without is not None:
@@ -234,6 +238,8 @@ def discover(
     from ..checkpoints import change_attributes, writable_folder
     from ..engine.attributes import principal
 
+    if output is None and picture is not None:
+        raise UsageError("--picture is what a sheet shows directions on; give one as -o")
     if output is not None and output.suffix.lower() != ".png":
         raise UsageError(f"-o {output}: the sheet is a .png")
     if output is not None and output.exists() and not overwrite:

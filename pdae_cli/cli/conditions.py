@@ -63,6 +63,34 @@ class SampleOptions(
         "crop", PICTURES, "Of the pictures of --like.", rare=True
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.like is None and self.unlike is not None:
+            raise UsageError("--unlike says what --like isn't; give that too")
+        asked = {
+            "--unconditional": self.unconditional, "--label": self.label, "--like": self.like
+        }  # fmt: skip
+        if len(names := [name for name, value in asked.items() if value]) > 1:
+            raise UsageError(f"{' and '.join(names)} exclude each other")
+        if self.unconditional:
+            self.unguided("--unconditional is of eps_theta alone")
+        if self.classifier is None and self.classifier_scale is not None:
+            how = "--classifier-scale is how strongly a --classifier guides"
+            raise UsageError(f"{how}; give that too")
+        if self.classifier is not None:
+            if not self.label:
+                raise UsageError("--classifier guides to a --label; give that too")
+            self.unguided("--classifier guides instead of G_psi, all along, by --classifier-scale")
+
+    def unguided(self, why: str) -> None:
+        """Raise UsageError for what is said of G_psi's guidance, where there is none, and `why`."""
+        said = {
+            "--guidance": self.guidance, "--guide-from": self.guide_from,
+            "--guide-until": self.guide_until,
+        }  # fmt: skip
+        if names := [name for name, value in said.items() if value is not None]:
+            raise UsageError(f"{why}; leave {' and '.join(names)} out")
+
     def changes(self) -> dict[str, Any]:
         """As of one strength, the first."""
         return super().changes() | ({} if self.guidance is None else {"guidance": self.wanted()[0]})
@@ -90,24 +118,9 @@ def strengths(option: str, text: str) -> list[float]:
 
 def painting(run: Run, options: SampleOptions) -> tuple[list[Paint], str]:
     """What the options of `pdae sample` ask for: one for each strength, and what names that which
-    the pictures are made of, where that isn't the options alone.
-
-    Raises UsageError where they don't go together."""
-    if options.like is None and options.unlike is not None:
-        raise UsageError("--unlike says what --like isn't; give that too")
-    asked = {
-        "--unconditional": options.unconditional, "--label": options.label, "--like": options.like
-    }  # fmt: skip
-    if len(names := [name for name, value in asked.items() if value]) > 1:
-        raise UsageError(f"{' and '.join(names)} exclude each other")
-    if options.classifier is not None:
-        if not options.label:
-            raise UsageError("--classifier guides to a --label; give that too")
-        if options.guidance is not None:
-            raise UsageError("--classifier guides instead of G_psi; give --classifier-scale")
+    the pictures are made of, where that isn't the options alone."""
+    if options.label and options.classifier is not None:
         return by_gradient(run, options, options.label, Path(options.classifier))
-    if options.classifier_scale is not None:
-        raise UsageError("--classifier-scale is how strongly a --classifier guides; give that too")
     if options.label:
         return of_label(run, options, options.label), ""
     if options.like is not None:
@@ -116,11 +129,13 @@ def painting(run: Run, options: SampleOptions) -> tuple[list[Paint], str]:
 
 
 def plain(run: Run, options: SampleOptions) -> list[Paint]:
-    """Of z from the latent DPM, or of none."""
+    """Of z from the latent DPM, or of none. Raises UsageError for guidance of a model without."""
     model = run.model
     alone = model.latent_dpm is None and model.gradient_estimator is None and not model.takes_z
     if alone and not options.unconditional:
-        run.out.say(f"{model.name} is a diffusion model alone: plain samples of eps_theta")
+        what = f"{model.name} is a diffusion model alone"
+        options.unguided(f"{what}, without a G_psi to guide with")
+        run.out.say(f"{what}: plain samples of eps_theta")
 
     unconditional = options.unconditional or alone
     if not unconditional:

@@ -252,10 +252,12 @@ def deliver(finding: Finding, m: Material) -> None:
 
     tell(finding, m)
     if (folder := m.options.output) is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         recipe = {"command": f"evaluate {finding.experiment}", **facts_of(finding, m)}
-        for name, content in files_of(finding, recipe | {"digest": m.model.weights_sha}).items():
+        made = files_of(finding, recipe | {"digest": m.model.weights_sha})
+        for name, content in made.items():
             write_bytes(folder / name, content)
+        for name in set(OUTPUTS) - set(made) if m.options.overwrite else ():  # another experiment's
+            (folder / name).unlink(missing_ok=True)
         m.out.say(f"{folder} has the table, the plot and, if there is one, the sheet")
 
 
@@ -338,8 +340,7 @@ def judge(
     digest = sha256(output)
     record: dict[str, Any] = {"status": "done", "input": str(data), "output": str(output)}
     record |= {"digest": digest, "auroc": made.auroc, "image_size": size}
-    record |= {"epochs": epochs, "seed": seed}
-    record |= {"pictures": len(train), "held_out": len(held_out)}
+    record |= {"epochs": epochs, "seed": seed, "pictures": len(train), "held_out": len(held_out)}
     out.result(record, f"{output}: judge {digest[:12]}, mean AUROC {made.auroc:.3f}")
 
 

@@ -37,7 +37,8 @@ TRIES = 5000  # draws of z a sample
 
 def chosen(classes: Classes, labels: Sequence[str]) -> Tensor:
     """Read what `labels` say as y (1, A): NAME or NAME=1 with, NAME=0 without; the rest is unknown.
-    Raises UsageError for a class that isn't there, and for two that exclude each other."""
+    Raises UsageError for a class that isn't there or is named twice, and for two that exclude each
+    other."""
     plain = [simplified(name) for name in classes.names]
     y = torch.full((1, len(plain)), -1, dtype=torch.int8)
     for label in labels:
@@ -48,7 +49,10 @@ def chosen(classes: Classes, labels: Sequence[str]) -> Tensor:
         if value not in ("", "0", "1") or (classes.exclusive and value == "0"):
             wanted = "NAME" if classes.exclusive else "NAME, NAME=1 or NAME=0"
             raise UsageError(f"--label {label!r} isn't {wanted}")
-        y[0, plain.index(simplified(name))] = 0 if value == "0" else 1
+        number = plain.index(simplified(name))
+        if y[0, number] >= 0:
+            raise UsageError(f"--label {label!r} names a class again; give each once")
+        y[0, number] = 0 if value == "0" else 1
     if classes.exclusive and (y == 1).any():
         if (y == 1).sum() > 1:
             raise UsageError(f"{' and '.join(labels)} exclude each other; give one --label")

@@ -68,7 +68,8 @@ def gap(
     middle = [row for row in rows if 0.2 <= row["t"] / model.schedule.timesteps <= 0.8] or rows
     title = f"Posterior mean gap, {len(x_0)} pictures, 95 % intervals"
     plot = Plot(title, "timestep t", "mean squared gap of a value", lines, log_y=True)
-    return Finding("gap", _words(middle), rows, plot, one_step_sheet(model, x_0[:FACES], seed))
+    sheet = one_step_sheet(model, clean[:FACES], z[:FACES], seed)
+    return Finding("gap", _words(middle), rows, plot, sheet)
 
 
 def _words(rows: Sequence[Row]) -> str:
@@ -119,26 +120,34 @@ def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
 
 def one_step(model: Model, x_t: Tensor, t: int, z: Tensor | None) -> Tensor:
     """Predict x_0 (N, C, H, W) from x_t by one evaluation, with the shift (PDAE eq. 9) if z."""
-    steps = torch.full((len(x_t),), t)
-    eps, gradient = model.predict(x_t, steps, z)
-    if gradient is not None:
-        eps = model.schedule.level(t).guided(eps, gradient)
-    return model.schedule.predict_x_0(x_t.to(eps), steps, eps).cpu()
+    made = []
+    for part in model.parts(len(x_t)):
+        with part as rows:
+            x, steps = x_t[rows], torch.full((len(x_t[rows]),), t)
+            eps, gradient = model.predict(x, steps, None if z is None else z[rows])
+            if gradient is not None:
+                eps = model.schedule.level(t).guided(eps, gradient)
+            made.append(model.schedule.predict_x_0(x.to(eps), steps, eps))
+    return joined(made)
 
 
-def one_step_sheet(model: Model, x_0: Tensor, seed: int = 0) -> Tensor:
-    """Lay out three rows over timesteps for each picture: x_t, x^_0 without and with the shift."""
-    z, clean = model.encode_z(x_0), model.latents(x_0.to(model.device)).cpu()
+def one_step_sheet(model: Model, clean: Tensor, z: Tensor, seed: int = 0) -> Tensor:
+    """Lay out three rows over timesteps for each picture (its latents `clean`): x_t, x^_0 without
+    and with the shift."""
     eps = torch.randn(clean.shape, generator=generator(seed, "one step"))
     timesteps = on_schedule(model, SHOWN)
     columns = [torch.stack([clean] * 3)]
     for t in timesteps:
-        x_t = model.schedule.add_noise(clean, torch.full((len(x_0),), t), eps)
+        x_t = model.schedule.add_noise(clean, torch.full((len(clean),), t), eps)
         columns.append(torch.stack([x_t, *(one_step(model, x_t, t, one) for one in (None, z))]))
     cells = torch.stack(columns, dim=2).transpose(0, 1).flatten(0, 2)  # by picture, kind, column
+    pictures = []
+    for part in model.parts(len(cells)):
+        with part as some:
+            pictures.append(model.from_latents(cells[some].to(model.device)))
     return laid_out(
-        model.from_latents(cells.to(model.device)),
+        joined(pictures),
         columns=len(columns),
         titles=["picture", *(f"t = {t}" for t in timesteps)],
-        row_titles=["x_t", "eps_theta", "PDAE"] * len(x_0),
+        row_titles=["x_t", "eps_theta", "PDAE"] * len(clean),
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..checkpoints import read_card, write_latent_dpm
 from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule
-from ..diffusion.trajectory import LATENT_SCHEDULE
+from ..diffusion.trajectory import LATENT_SCHEDULE, check_finite
 from ..engine.model import Model
 from ..engine.tensors import fingerprint
 from ..evaluation.likeness import Likeness
@@ -30,12 +30,16 @@ def encode_all(
     progress: Callable[[int], None] = lambda done: None,
     mirrored: bool = False,
 ) -> Tensor:
-    """Encode all pictures: z (N, D) on the CPU."""
+    """Encode all pictures: z (N, D) on the CPU. Raises InputError where numbers aren't finite."""
     parts = []
     for first in range(0, len(pictures), CHUNK):
         rows = range(first, min(first + CHUNK, len(pictures)))
         x_0 = to_float(pictures.stack(rows))
-        parts.append(model.encode_z(x_0.flip(3) if mirrored else x_0).cpu())
+        for part in model.parts(len(rows)):
+            with part as some:
+                z = model.encode_z(x_0[some].flip(3) if mirrored else x_0[some])
+                check_finite(z=z)
+                parts.append(z.cpu())
         progress(rows.stop)
     return torch.cat(parts)
 

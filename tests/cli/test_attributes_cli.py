@@ -19,6 +19,7 @@ from pdae_cli.checkpoints.native import LOCK
 from pdae_cli.cli.manipulate import edits, scales
 from pdae_cli.engine.attributes import Attributes, Scale
 from pdae_cli.engine.codes import from_bytes
+from pdae_cli.engine.model import Model
 from pdae_cli.errors import InputError, UsageError
 
 FAST = ("--inference-steps", "2", "--solver", "ddim")
@@ -187,6 +188,23 @@ class TestNumbers:
             assert report["after"] - report["before"] == pytest.approx(moved, abs=1e-2)
 
 
+@pytest.mark.parametrize("command", ["fit", "discover"])
+def test_no_more_pictures_are_encoded_at_once_than_told(
+    pdae: Command, mine: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    asked, encode_z = [], Model.encode_z
+
+    def watched(self: Model, x_0: Any) -> Any:
+        asked.append(len(x_0))
+        return encode_z(self, x_0)
+
+    monkeypatch.setattr(Model, "encode_z", watched)
+    folders = ("--with", photos / "with", "--without", photos / "without")
+    data = folders if command == "fit" else (photos, "-k", 2)
+    assert pdae("attributes", command, *data, "--batch-size", 3, model=mine).code == 0
+    assert max(asked) == 3 and sum(asked) == 20
+
+
 class TestKept:
     """What a model has is never lost in silence."""
 
@@ -237,7 +255,7 @@ class TestKept:
         path = mine / "attributes.safetensors"
         before, known = path.read_bytes(), read_attributes(path)
         known.weight[0, 0] = torch.nan
-        with pytest.raises(InputError, match="isn't finite, so .* stays as it is"):
+        with pytest.raises(InputError, match=r"isn't finite, so .* stays as it is"):
             change_attributes(mine, lambda _: known)
         assert path.read_bytes() == before and "finite" not in (mine / "README.md").read_text()
 
@@ -325,6 +343,7 @@ class TestDiscover:
             ((photos, "-k", 7), "vary in 6 directions"),
             ((photos, "-o", tmp_path / "s.jpg"), "is a .png"),
             ((photos, "-k", 0), "-k"),
+            ((photos, "--picture", photos), "give one as -o"),
         ):
             result = pdae("attributes", "discover", *args, *FAST, model=mine)
             assert result.code == 2 and words in result.err

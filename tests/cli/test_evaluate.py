@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from cli_runs import records
+from cli_runs import files_in, records
 from conftest import Command
 from html_pages import assert_harmless
 from labelled import labelled
@@ -64,6 +64,19 @@ def test_records_table_plot_and_sheet_say_the_same(
     assert again.code == 3 and "--overwrite" in again.err
     if name == "gap":
         assert pdae(*args, "--overwrite").code == 0
+
+
+def test_another_experiment_leaves_nothing_of_the_one_before(
+    pdae: Command, photos: Path, tmp_path: Path
+) -> None:
+    """Where it may replace that; probes have no sheet."""
+    out = tmp_path / "out"
+    assert pdae("evaluate", "gap", photos, "--pictures", 4, "-o", out).code == 0
+    (out / "notes.txt").write_text("mine")
+    args = ("evaluate", "attributes", photos, "--pictures", 4, "--train", 10, "-o", out)
+    assert pdae(*args).code == 3 and (out / "sheet.png").exists()
+    assert pdae(*args, "--overwrite").code == 0
+    assert files_in(out) == ["notes.txt", "plot.svg", "table.csv"]
 
 
 def test_without_json_a_table_and_a_line_of_words(pdae: Command, photos: Path) -> None:

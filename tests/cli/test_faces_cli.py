@@ -12,6 +12,8 @@ from conftest import Command, picture
 from drawn import pixels
 from PIL import Image
 
+from pdae_cli.cli.run import inputs
+from pdae_cli.cli.run.batches import Run
 from pdae_cli.engine.codes import from_bytes
 from pdae_cli.errors import InputError, UsageError
 from pdae_cli.pictures.photos.faces import Found
@@ -90,6 +92,47 @@ def test_codes_of_all_faces_are_rows_or_files(pdae: Command, work: Path) -> None
     names = ["z/one-face1.safetensors", "z/two-face1.safetensors", "z/two-face2.safetensors"]
     assert [record["output"] for record in done(pdae(*line))] == names
     assert {record["status"] for record in done(pdae(*line))} == {"unchanged"}
+
+
+def test_one_file_of_many_photos_holds_none_of_them(
+    pdae: Command, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept until all are encoded, beside their codes, is names and frames."""
+    read, finish, held = inputs.read_limited, Run.write, []
+
+    class Photo(bytes):
+        alive = read = 0
+
+        def __init__(self, data: bytes) -> None:
+            Photo.alive += 1
+            Photo.read += 1
+
+        def __del__(self) -> None:
+            Photo.alive -= 1
+
+    def seen(run: Run, *args: Any) -> None:
+        held.append((Photo.alive, [one.picture for one, _ in run.kept]))
+        finish(run, *args)
+
+    monkeypatch.setattr(inputs, "read_limited", lambda *args: Photo(read(*args)))
+    monkeypatch.setattr(Run, "write", seen)
+    for number in range(6):
+        picture(number, (240, 160)).save(f"in/{number}.png")
+    write({f"{name}.png": [LEFT, RIGHT] for name in ("one", "two", *range(6))})
+    line = ("encode", "in/*.png", *ALL, "--no-noise", "--batch-size", 1, "--json")
+    first = done(pdae(*line, "-o", "z.safetensors"))
+    shown = done(pdae(*line, "-o", "shown.safetensors", "--report", "r.html"))
+    assert [one["frame"] for one in first] == [one["frame"] for one in shown]
+    (alive, pictures), (alive_when_shown, pictures_shown) = held
+    assert Photo.read == 16 and alive <= 1 and alive_when_shown <= 1  # of the last batch
+    assert pictures == [None] * 16 and None not in pictures_shown
+
+
+def test_of_a_face_and_codes_of_its_name_the_second_fails(pdae: Command, work: Path) -> None:
+    assert pdae("encode", "in/one.png", "--no-noise", "-o", "in/two-face1.safetensors").code == 0
+    run = pdae("encode", "in", *ALL, "--no-noise", "-o", "z")
+    assert run.code == 3 and "3 done, 1 failed" in run.err
+    assert "its output two-face1.safetensors is that of in/two" in run.err
 
 
 def test_faces_are_counted_from_the_left_and_the_largest_is_the_default(

@@ -92,6 +92,11 @@ class TestNamesAtATerminal:
         assert typed("encode", "a.png", "--no-noise")[:2] == (0, ["a-2.safetensors"])
         assert Path("a.safetensors").read_bytes() == b"mine"
 
+    def test_a_name_that_the_sheet_has_is_none_of_ours(self, typed: Typed, here: Path) -> None:
+        line = ("colourise", "a.png", "--sheet", "a-coloured.png", *FAST)
+        for _ in range(2):  # made, and unchanged
+            assert typed(*line)[:2] == (0, ["a-coloured-2.png"])
+
     def test_no_name_steers_it(self, typed: Typed, here: Path) -> None:
         Path("a.png").rename("a\x1b]0;owned\x07.png")
         for _ in range(2):  # made, and unchanged
@@ -161,3 +166,6 @@ def test_samples_of_eps_theta_alone_say_so(pdae: Command, here: Path) -> None:
     assert plain.code == 0 and plain.err == ""
     with Image.open("s.png") as one, Image.open("p.png") as other:
         assert one.tobytes() == other.tobytes()
+    guided = pdae("sample", "-n", 1, "-o", "g.png", "--guidance", "0,1", *FAST, model="alone")
+    assert guided.code == 2 and "without a G_psi to guide with; leave --guidance" in guided.err
+    assert guided.err.count("\n") == 1 and not Path("g.png").exists()

@@ -111,6 +111,16 @@ class TestReport:
             pages.append((tmp_path / name).read_text("utf-8").replace("unchanged", "done"))
         assert pages[0] == pages[1] and "1970-01-02T00:00:00+00:00" in pages[0]
 
+    @pytest.mark.parametrize("epoch", ["", "now", "9" * 30])
+    def test_a_time_that_is_none_is_told_before_any_work(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: str
+    ) -> None:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+        line = ("sample", "-n", "1", "-o", tmp_path / "out", *FAST)
+        result = pdae(*line, "--report", tmp_path / "r.html")
+        assert result.code == 2 and "SOURCE_DATE_EPOCH" in result.err
+        assert not [*tmp_path.iterdir()] and pdae(*line).code == 0
+
 
 class TestRefusals:
     @pytest.mark.parametrize(("option", "name"), [("--report", "r.html"), ("--sheet", "s.png")])
@@ -132,6 +142,35 @@ class TestRefusals:
         args = ("sample", "-n", "1", *FAST, "-o", tmp_path / "out")
         assert pdae(*args).code == 0
         assert pdae(*args, "--sheet", tmp_path / "out" / "00000.png").code == 2
+
+    @pytest.mark.parametrize(
+        ("output", "option", "name"),
+        [("out.png", "--sheet", "out.png"), ("out.png", "--sheet", "link/out.png"),
+         ("out/", "--sheet", "out/a.png"), ("link/out/", "--sheet", "out/a.png"),
+         ("out.html/", "--report", "link/out.html")],
+    )  # fmt: skip
+    def test_neither_is_a_result_of_its_own_run(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, output: str, option: str, name: str,
+    ) -> None:  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        Path("link").symlink_to(".")
+        line = ("reconstruct", pictures[0], *FAST, "-o", output, "--overwrite")
+        done = pdae(*line, option, name)
+        assert done.code == 2 and option in done.err and "rename one" in done.err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link"]
+        assert pdae(*line, "--sheet", "sheet.png", "--report", "report.html").code == 0
+
+    def test_a_frame_isnt_written_where_the_sheet_goes(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        frames = [picture(seed) for seed in range(2)]
+        film, out = tmp_path / "x.gif", tmp_path / "out"
+        frames[0].save(film, save_all=True, append_images=frames[1:])
+        args = ("reconstruct", film, "--frames", "all", *FAST, "-o", out)
+        done = pdae(*args, "--sheet", out / "x-0001.png")
+        assert done.code == 3 and "x-0001.png is that of --sheet too; rename one" in done.err
+        assert "sheet of 1" in done.err and (out / "x-0000.png").exists()
 
 
 class TestSheet:

@@ -84,6 +84,8 @@ REFUSED = [
         ("2", "--align"),
         ("all --landmarks faces.json", "need a folder"),
     )],
+    (2, "attributes fit -m nowhere --with in --without in --labels t.csv", "--labels is for DATA"),
+    (2, "attributes fit -m nowhere in --name hat", "--name is for --with"),
     (2, "attributes rename smilling x", "did you mean Smiling"),
     (2, "attributes rename smiling 'BLOND HAIR'", "two attributes"),
     (2, "attributes rename smiling a=b", "can't be an attribute's name"),
@@ -102,6 +104,14 @@ REFUSED = [
         (2, "--like x --unconditional", "exclude"),
         (2, "--like in/0.png", "several"),
         (3, "--like in/sub/none", "no such folder"),
+        # What the options alone rule out, before a model is looked for
+        (2, "-m nowhere --unconditional --guidance 0,1,2", "alone; leave --guidance out"),
+        (2, "-m nowhere --unconditional --guidance 1", "alone; leave --guidance out"),
+        (2, "-m nowhere --unconditional --guide-from 500 --guide-until 9",
+         "leave --guide-from and --guide-until out"),
+        (2, "-m nowhere --classifier x --label a --guide-from 500", "leave --guide-from out"),
+        (2, "-m nowhere --classifier x --label a --guide-until 0", "leave --guide-until out"),
+        (2, "-m nowhere --like in --label a", "exclude each other"),
     )],
     # Training
     (2, "train dpm none -o run --tracker tensorbord", "no tracker 'tensorbord'; known: "),

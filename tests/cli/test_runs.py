@@ -6,11 +6,13 @@ import os
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runs import folder_of, outputs, pixels_of, records
 from conftest import Command, picture
 
+from pdae_cli.cli.run.batches import Run
 from pdae_cli.cli.run.inputs import split_pngs
 from pdae_cli.cli.run.manifest import Job, Manifest, State
 
@@ -226,6 +228,32 @@ class TestNames:
         assert pdae(*command).code == 0
         assert sorted(outputs(Path("o"))) == ["x/0.safetensors", "y/0.safetensors"]
 
+    @pytest.mark.parametrize("of", ["frames", "rows"])
+    def test_of_two_inputs_for_one_output_the_second_fails(
+        self, pdae: Command, tmp_path: Path, of: str
+    ) -> None:
+        """Also where an output gets its name once its input is read; and again in another run."""
+        source, out = folder_of(tmp_path / "in", 2), tmp_path / "o"
+        command: tuple[object, ...] = ("encode", source, "--frames", "all", "--no-noise", "-o", out)
+        if of == "frames":
+            films = [picture(seed) for seed in range(2)]
+            films[0].save(source / "x.gif", save_all=True, append_images=films[1:])
+            (source / "0.png").rename(source / "x-0000.png")
+        else:
+            for names, stem in (("01", "x"), ("0", "x-0000")):
+                pictures = [source / f"{name}.png" for name in names]
+                codes = tmp_path / "codes" / f"{stem}.safetensors"
+                assert pdae("encode", *pictures, "-o", codes, *FAST).code == 0
+            command = ("decode", tmp_path / "codes", "-o", out, *FAST)
+        for status in ("done", "unchanged"):
+            result = pdae(*command, "--json")
+            told = records(result.text)
+            (failed,) = [one for one in told if one["status"] == "failed"]
+            assert result.code == 3 and {one["status"] for one in told} == {status, "failed"}
+            assert "its output x-0000." in str(failed["error"])
+            assert "rename one" in str(failed["error"])
+            assert len(outputs(out)) == len(told) - 1
+
     def test_patterns_that_the_shell_left_alone(self, pdae: Command, tmp_path: Path) -> None:
         source = folder_of(tmp_path / "in", 11)
         z = tmp_path / "z.safetensors"
@@ -258,6 +286,21 @@ class TestStreams:
         command = ("encode", "-", "--stream", "png", "-o", out, "--no-noise")
         assert pdae(*command, stdin=data).code == 0
         assert sorted(outputs(out)) == ["000000.safetensors", "000001.safetensors"]
+
+    def test_one_file_of_a_stream_holds_none_of_it(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data, write, kept = self.stream(tmp_path, 2), Run.write, []
+
+        def seen(run: Run, *args: Any) -> None:
+            kept.extend(one for one, _ in run.kept)
+            write(run, *args)
+
+        monkeypatch.setattr(Run, "write", seen)
+        command = ("encode", "-", "--stream", "png", "-o", tmp_path / "z.safetensors")
+        assert pdae(*command, "--no-noise", stdin=data).code == 0
+        assert [one.label for one in kept] == ["-:0", "-:1"]
+        assert all(one.picture is None and not one.item.read() for one in kept)
 
     @pytest.mark.parametrize("cut", [1, 7, 20, 60, -1])
     def test_a_stream_that_breaks_off(self, pdae: Command, tmp_path: Path, cut: int) -> None:

@@ -59,6 +59,25 @@ def test_decode_follows_the_codes_and_warns_when_told_otherwise(
     assert "inference_steps 3, not 4" in other.err and "solver dpmpp, not ddim" in other.err
 
 
+def test_encode_keeps_codes_as_they_are_and_warns_when_told_otherwise(
+    pdae: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    """Their pictures aren't there to be encoded anew; a picture beside them is."""
+    codes, out = tmp_path / "codes", tmp_path / "out"
+    pdae("encode", *pictures[:2], "-o", f"{codes}/", *FAST)
+    assert pdae("encode", codes, "-o", tmp_path / "same", *FAST).err == ""
+    told = ("--preset", "exact", "--batch-size", 1)
+    result = pdae("encode", codes, pictures[2], "-o", out, *told)
+    assert result.code == 0 and result.err.count("warning") == 1
+    assert "inference_steps 3, not 18; solver dpmpp, not leapfrog: they stay" in result.err
+    for name in ("a", "b"):
+        of_codes, kept = (folder / f"{name}.safetensors" for folder in (codes, out))
+        assert kept.read_bytes() == of_codes.read_bytes()
+    assert recorded(out / "c.safetensors")["solver"] == "leapfrog"
+    corrected = pdae("encode", codes, "-o", tmp_path / "more", "--corrections", 1)
+    assert "made with corrections 0, not 1: they stay" in corrected.err
+
+
 def test_codes_that_dont_converge_are_named(
     pdae: Command, pictures: list[Path], tmp_path: Path
 ) -> None:

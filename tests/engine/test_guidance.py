@@ -77,6 +77,9 @@ class TestLabels:
             (TRAITS, ["Smiling=2"], "NAME=0"),
             (COLOURS, ["red=0"], "isn't NAME"),
             (COLOURS, ["red", "blue"], "exclude each other"),
+            (COLOURS, ["red", "Red"], "'Red' names a class again"),
+            (TRAITS, ["Smiling", "smiling=0"], "'smiling=0' names a class again"),
+            (TRAITS, ["big hat=0", "Big_Hat=0"], "'Big_Hat=0' names a class again"),
         ],
     )
     def test_what_they_cannot_say(self, classes: Classes, labels: list[str], said: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -47,12 +49,31 @@ def test_pictures_that_are_alike_are_alike_with_each_others_z(model: Model) -> N
 
 
 def test_batches_change_nothing(model: Model) -> None:
-    whole = gap(model, faces(5), timesteps=(300,)).rows
+    whole = gap(model, faces(5), timesteps=(300,))
     model.batch_size = 2
     finding = gap(model, faces(5), timesteps=(300,))
-    assert finding.rows == whole
+    assert finding.rows == whole.rows
     assert finding.sheet is not None and finding.sheet.dtype == torch.uint8
+    assert whole.sheet is not None and torch.equal(finding.sheet, whole.sheet)
     assert finding.sheet.shape[1] > 9 * 128 and finding.sheet.shape[2] > 6 * 128
+
+
+def test_the_sheet_takes_no_more_at_once_than_a_batch(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all that any network is asked for, decoding of its 54 cells included."""
+    asked: dict[str, list[int]] = {"encode_z": [], "latents": [], "predict": [], "from_latents": []}
+
+    def watched(name: str, x: Any, *rest: Any) -> Any:
+        asked[name].append(len(x))
+        return vars(Model)[name](model, x, *rest)
+
+    for name in asked:
+        monkeypatch.setattr(model, name, partial(watched, name))
+    model.batch_size = 2
+    gap(model, faces(5), timesteps=(300,))
+    assert {name: max(counts) for name, counts in asked.items()} == dict.fromkeys(asked, 2)
+    assert sum(asked["from_latents"]) == 54
 
 
 def test_one_step_is_the_guided_noise(model: Model) -> None:

@@ -15,7 +15,7 @@ from pdae_cli.checkpoints import read_model
 from pdae_cli.diffusion.noise import generator
 from pdae_cli.diffusion.schedule import Schedule
 from pdae_cli.engine.model import Model
-from pdae_cli.errors import UsageError
+from pdae_cli.errors import InputError, UsageError
 from pdae_cli.training.autoencoder import (
     LAMBDA,
     AutoencoderLoss,
@@ -27,6 +27,7 @@ from pdae_cli.training.autoencoder import (
 )
 from pdae_cli.training.data import Task
 from pdae_cli.training.dpm import DPMLoss, held_out_rows, new_dpm, usual_batch
+from pdae_cli.training.latent import encode_all
 from pdae_cli.training.loop import Training
 
 
@@ -39,6 +40,36 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
 def loss_of(model: Model, weighting: Weighting = LAMBDA) -> AutoencoderLoss:
     assert model.encoder is not None
     return AutoencoderLoss(model.heads, model.encoder, model.schedule, weighting=weighting)
+
+
+class TestEncodingAll:
+    """Of a data set, to z."""
+
+    def test_batches_change_nothing_and_one_that_doesnt_fit_is_halved(self, task: Task) -> None:
+        """To the bit, mirrored or not."""
+        model, told = tiny_model(), list[str]()
+        whole = [encode_all(model, task.train, mirrored=flip) for flip in (False, True)]
+        assert not torch.equal(*whole)
+        encoder, asked = model.encoder, list[int]()
+        assert encoder is not None
+
+        def crowded(module: object, given: tuple[torch.Tensor, ...]) -> None:
+            asked.append(len(given[0]))
+            if len(given[0]) > 5:
+                raise torch.OutOfMemoryError("out of memory")
+
+        encoder.register_forward_pre_hook(crowded)
+        model.batch_size, model.notify = 12, told.append
+        found = [encode_all(model, task.train, mirrored=flip) for flip in (False, True)]
+        assert all(map(torch.equal, found, whole))
+        assert asked == [12, 6, 3, 3, 3, 3, 3, 1, 3, 3, 3, 3, 3, 1] and len(told) == 2
+
+    def test_z_that_isnt_finite_is_refused(self, task: Task) -> None:
+        model = tiny_model()
+        assert model.encoder is not None
+        next(model.encoder.parameters()).fill_(torch.nan)
+        with pytest.raises(InputError, match="z has numbers that aren't finite"):
+            encode_all(model, task.train)
 
 
 @pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 128, 256, 512])

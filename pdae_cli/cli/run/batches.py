@@ -15,7 +15,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -90,7 +92,8 @@ class Run:
         self.out = Output(options.json, options.quiet or destination.stdout)
         self.job = Job(command, model.weights_sha, options_that_matter(options.given))
         self.viewer = Viewer(options, command, self.out, destination)
-        if self.shares > 1 and (not (destination.folder or destination.nothing) or self.viewer.all):
+        one_file = not (destination.folder or destination.nothing)
+        if self.shares > 1 and (one_file or self.viewer.files):
             raise UsageError("a share of the inputs needs a folder as -o, no --sheet or --report")
         self.counts: Counter[str] = Counter()  # of inputs, by status
         self.causes: Counter[str] = Counter()  # of failures
@@ -99,7 +102,12 @@ class Run:
         self.resumable = False  # whether the same command goes on where this one stops
         self.whole = False  # whether one file is made of all inputs
         self.kept: list[tuple[Loaded, Made]] = []  # for that
-        self._seen: set[Path] = set()  # outputs that this run has decided on
+        self._real = cache(os.path.realpath)  # of folders: many outputs have the same
+        # Whose the files are that this run has decided on.
+        self._taken = {self._file(name): option for option, name in self.viewer.files.items()}
+        other = self._taken.get(self._file(destination.target))
+        if other and not destination.named:
+            raise UsageError(f"-o {destination.target} and {other} have one name; rename one")
         self._told: set[str] = set()
 
     def __enter__(self) -> Run:
@@ -181,6 +189,9 @@ class Run:
                 self._check_folder(len(loaded), f"pictures of {item.label}")
                 for note in {one.note for one in loaded if one.note}:
                     self.out.say(note)
+                if self.whole:  # of what is kept none holds its bytes, and no two are the same
+                    named = replace(item, read=partial(bytes))
+                    loaded = [replace(one, item=named) for one in loaded]
                 wanted = [one for one in loaded if self._wanted(one)]
                 if not wanted:
                     self.bar.advance(1)
@@ -196,13 +207,22 @@ class Run:
 
     def _check_room(self, items: Sequence[Item]) -> None:
         self._check_folder(len(items), "inputs")
-        taken: dict[Path, str] = {}
+        taken = dict(self._taken)
         for item in items if self.destination.folder else ():
             path = self.destination.path(item.place)
-            if path in taken:
-                both = f"{taken[path]} and {item.label} would both become {path}"
+            other = taken.get(file := self._file(path))
+            if other is not None:
+                both = f"{other} and {item.label} would both become {path}"
                 raise UsageError(f"{both}; rename one, or write them into two folders")
-            taken[path] = item.label
+            taken[file] = item.label
+
+    def _file(self, name: str | Path) -> Path:
+        """The file that a name stands for, by whichever links to its folder: a link in the file's
+        own place is replaced, not followed."""
+        path = Path(name)
+        with suppress(ValueError):  # a NUL, which no file's name has: reading it says so
+            path = Path(self._real(path.parent), path.name)
+        return path
 
     def _check_folder(self, count: int, what: str) -> None:
         """Raise UsageError where so many results have one file."""
@@ -224,9 +244,12 @@ class Run:
         if not self.destination.folder:
             return True
         path = self.destination.path(one.place)
-        if path in self._seen:
+        other = self._taken.get(file := self._file(path))
+        if other is not None:  # a frame, row or face has its name only now
+            both = f"its output {path.name} is that of {told(other)} too"
+            self.fail(one.label, InputError(f"{both}; rename one"))
             return False
-        self._seen.add(path)
+        self._taken[file] = one.label
         return self._may_write(path, one.label, one.state, one)
 
     def file_wanted(self, items: Iterable[Item]) -> bool:
@@ -237,7 +260,8 @@ class Run:
         for path in self.destination.candidates():
             by_name = self.options.skip_existing and path.suffix == TABLE  # its inputs aren't read
             state = State() if by_name else state_of_file(path, self.job, items)
-            if self.destination.named and not state.done and path.exists():
+            theirs = not state.done and path.exists()
+            if self.destination.named and (theirs or self._file(path) in self._taken):
                 continue
             self.destination = self.destination.at(path)
             if state.done and not self.options.overwrite and self.destination.named:
@@ -276,7 +300,7 @@ class Run:
         """Write a batch's results and report them; the manifest learns of them first."""
         pairs = list(zip(batch, made, strict=True))
         if self.whole:
-            self.kept += pairs
+            self.kept += [(one.lean(self.viewer.looks), what) for one, what in pairs]
             return
         if self.manifest is not None:
             self.manifest.add(

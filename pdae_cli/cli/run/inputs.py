@@ -149,6 +149,8 @@ def _expanded(
         except InputError as error:
             return [_failed(name, place, str(error))]
         if table is not None:
+            if not len(table):
+                raise UsageError(f"{name} holds no pictures or codes: it has no rows")
             return [_of_table(table, name, place)]
         limit = MAX_CODES if suffix == CODES else MAX_PICTURE
         return [Item(name, place, partial(read_limited, path, limit), name)]

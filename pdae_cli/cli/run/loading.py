@@ -56,6 +56,17 @@ class Loaded:
     framed: Framed | None = None  # where in a photo the picture is
     faces: tuple[Loaded, ...] = ()  # where several pictures are of one photo: all of them
 
+    def lean(self, picture: bool) -> Loaded:
+        """Keep what is said of it in the end, and if wanted its picture: of thousands of photos
+        memory has no room for the rest."""
+        framed = self.framed and replace(self.framed, photo=_gone)
+        small = replace(self, codes=None, alpha=None, exif=None, framed=framed, faces=())
+        return small if picture else replace(small, picture=None)
+
+
+def _gone() -> Image.Image:
+    raise AssertionError("a photo is asked for that Loaded.lean let go")
+
 
 Find = Callable[[Path, str], State]  # of the output for a place, made of this input
 Load = Callable[[Item, Find], Iterator[Loaded]]

@@ -29,13 +29,16 @@ def codes_of(run: Run, batch: Sequence[Loaded], noise: bool = True) -> Codes:
     codes = stack([one.codes for one in batch if one.codes is not None])
     if not noise:
         codes = dataclasses.replace(codes, x_T=None, residual_T=None, converged=())
+    kept = run.command == "encode"  # as they are; others make a picture, which needs no corrections
     text = "; ".join(
         f"{name} {codes.sampling.get(name)}, not {value}"
         for name, value in run.options.changes().items()
-        if codes.sampling.get(name) != value and name != "corrections"
+        if codes.sampling.get(name) != value and (kept or name != "corrections")
     )
-    if text and run.command != "encode" and run.first_time(text):
-        run.out.warn(f"these codes were made with {text}: the picture won't be quite the same")
+    if text and run.first_time(text):
+        anew = "they stay as they are; name their pictures to encode them anew"
+        so = anew if kept else "the picture won't be quite the same"
+        run.out.warn(f"these codes were made with {text}: {so}")
     return codes
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import __version__
-from ...errors import InputError, UsageError
+from ...errors import InputError, UsageError, printable
 from ...files import read_limited, write_bytes
 from ..options import SharedOptions, ViewOptions
 from ..output import Output
@@ -43,6 +43,17 @@ class Seen:
     pictures: dict[str, Tensor]
 
 
+def time_said() -> datetime | None:
+    """Read when a page is to say that it was made (https://reproducible-builds.org), if anything
+    says so. Raises UsageError for what is no time."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        return None if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        what = f"SOURCE_DATE_EPOCH={printable(epoch or '')[:40]} is no number of seconds since 1970"
+        raise UsageError(f"{what}; set it to one, or unset it") from error
+
+
 class Viewer:
     """Sees each record of a run once, with its pictures; `finish` writes the sheet and the page."""
 
@@ -64,14 +75,21 @@ class Viewer:
         self._way = way_to_show(out.console) if self.options.show else None
         if self.options.show and self._way is None:
             out.say("--show needs a terminal with colours as standard error: nothing is shown")
+        self._said = time_said() if self.options.report else None
         self._report = Report(f"pdae {command}")
         self._sheet: list[Seen] = []
         self._bytes = self._left_out = 0
 
     @property
-    def all(self) -> bool:
-        """Whether something is made of all results together."""
-        return bool(self.options.report or self.options.sheet)
+    def files(self) -> dict[str, str]:
+        """What is made of all results together: names by option."""
+        both = {"--report": self.options.report, "--sheet": self.options.sheet}
+        return {option: name for option, name in both.items() if name}
+
+    @property
+    def looks(self) -> bool:
+        """Whether it does anything with what it sees."""
+        return bool(self.files or self._way)
 
     def _check(self, name: str | None, option: str, suffixes: tuple[str, ...]) -> None:
         """A name's suffix, and that nothing is lost that isn't ours."""
@@ -93,7 +111,7 @@ class Viewer:
     ) -> None:
         """One input's record, and what it says for people; its result is a uint8 picture (C, H, W),
         or the file that was written."""
-        if not (self.all or self._way):
+        if not self.looks:
             return
         if isinstance(result, bytes | Path) and not self._writes_pictures:
             result = None
@@ -137,10 +155,8 @@ class Viewer:
                 "model digest": model.weights_sha,
                 **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()},
             }
-            # When the page is made, or when https://reproducible-builds.org's variable says.
-            epoch = os.environ.get("SOURCE_DATE_EPOCH")
-            time = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
-            write_bytes(Path(self.options.report), self._report.page(time).encode())
+            page = self._report.page(self._said or datetime.now(UTC))
+            write_bytes(Path(self.options.report), page.encode())
             self.out.say(f"report → {self.options.report}")
         if self.options.sheet and self._sheet:
             self._write_sheet(Path(self.options.sheet))
