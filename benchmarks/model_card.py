@@ -29,7 +29,7 @@ from pdae_cli.engine.attributes import auroc
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.gap import gap as measure_gap
-from pdae_cli.evaluation.judge import read_judge
+from pdae_cli.evaluation.judge import Judge, read_judge
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import Pictures, open_pictures, split
 from pdae_cli.training.labels import Labels, find_labels
@@ -39,6 +39,8 @@ EDITED = ("Smiling", "Eyeglasses", "Male", "Young", "Blond_Hair")
 EDIT_SAMPLING = {"inference_steps": 12}
 RESAMPLED = 200
 SAMPLED = 48
+JUDGED = 128  # samples, for their distance to real ones
+KEPT = 5  # attributes that move most beside an edit's own, as --keep takes them
 Figures = dict[str, Any]
 
 
@@ -121,7 +123,8 @@ def edits(
     model: Model, held_out: Pictures, labels: Labels, judge_path: Path, count: int, scale: float
 ) -> Figures:
     """Share that the judge calls positive before and after, on faces without the attribute; how
-    much the judge's other opinions and the picture move."""
+    much the judge's other opinions and the picture move; both again where the KEPT that move most
+    keep their scores."""
     judge, quality = read_judge(judge_path)
     pool = torch.randperm(len(held_out), generator=generator(0, "edits"))[: 3 * count]
     truth = labels.matrix(held_out.names)[pool]
@@ -138,12 +141,13 @@ def edits(
             x_T=codes.x_T[rows],
             picture_shas=tuple(codes.picture_shas[int(row)] for row in rows),
         )
-        after = model.decode(model.manipulate(chosen, [(name, scale)]))
-        with torch.no_grad():
-            chance = [judge(x.clamp(-1, 1)).sigmoid() for x in (before[rows], after)]
         others = [k for k in range(len(judge.names)) if k != own]
+        after = model.decode(model.manipulate(chosen, [(name, scale)]))
+        chance = [judged(judge, x) for x in (before[rows], after)]
         moved = (chance[1] - chance[0])[:, others].abs().mean(0)
-        largest = moved.topk(3).indices.tolist()
+        largest = [others[k] for k in moved.topk(KEPT).indices.tolist()]
+        keep = [judge.names[k] for k in largest]
+        kept = judged(judge, model.decode(model.manipulate(chosen, [(name, scale)], keep)))
         table[name] = {
             "pictures": len(rows),
             "scale": scale,
@@ -151,10 +155,30 @@ def edits(
             "positive_before": (chance[0][:, own] > 0.5).float().mean().item(),
             "positive_after": (chance[1][:, own] > 0.5).float().mean().item(),
             "others_moved": moved.mean().item(),
-            "most_moved": {judge.names[others[k]]: moved[k].item() for k in largest},
+            "most_moved": {judge.names[k]: moved[others.index(k)].item() for k in largest},
+            "kept_positive_after": (kept[:, own] > 0.5).float().mean().item(),
+            "kept_others_moved": (kept - chance[0])[:, others].abs().mean().item(),
             "picture": compared(after, before[rows]),
         }
     return table
+
+
+@torch.no_grad()
+def judged(judge: Judge, pictures: Tensor) -> Tensor:
+    """The judge's opinions (N, A) in 0 … 1."""
+    return judge(pictures.clamp(-1, 1)).sigmoid()
+
+
+def samples(model: Model, held_out: Pictures, judge_path: Path) -> Figures:
+    """Fréchet distance of samples to held-out pictures in the judge's features, beside that of one
+    half of these to the other."""
+    judge, _ = read_judge(judge_path)
+    real = judge.features(to_float(held_out.stack(range(len(held_out)))))
+    found: Figures = {"halves": metrics.frechet(*real.tensor_split(2)), "pictures": JUDGED}
+    for steps in (20, 50):
+        made, _ = model.sample(JUDGED, inference_steps=steps)
+        found[str(steps)] = metrics.frechet(judge.features(made), real)
+    return found
 
 
 def memorised(model: Model, train: Pictures, held_out: Pictures, count: int) -> Figures:
@@ -208,12 +232,18 @@ def markdown(figures: Figures) -> str:
     if "edits" in figures:
         rows = [
             [name, v["positive_before"], v["positive_after"], v["others_moved"],
-             ", ".join(f"{k} {m:.2f}" for k, m in v["most_moved"].items()),
-             v["picture"]["ssim"], v["judge_auroc"]]
+             ", ".join(f"{k} {m:.2f}" for k, m in [*v["most_moved"].items()][:3]),
+             v["picture"]["ssim"], v["judge_auroc"], v["kept_positive_after"],
+             v["kept_others_moved"]]
             for name, v in figures["edits"].items()
         ]  # fmt: skip
         header = "edit|before|after|others moved|most moved|SSIM to unedited|judge's AUROC"
-        parts.append(table(header, rows))
+        parts.append(table(f"{header}|after, {KEPT} kept|others moved, {KEPT} kept", rows))
+    if "samples" in figures:
+        v = figures["samples"]
+        rows = [["real faces, one half to the other", v["halves"]]]
+        rows += [[f"samples of {steps} steps", v[str(steps)]] for steps in (20, 50)]
+        parts.append(table(f"{v['pictures']} samples|Fréchet distance (judge's features)", rows))
     if "memorised" in figures:
         rows = [[name, v["median"], v["smallest"]] for name, v in figures["memorised"].items()]
         parts.append(table("nearest training picture of|median MSE|smallest", rows))
@@ -242,7 +272,9 @@ def main() -> None:
     parser.add_argument("--edited", type=int, default=200, help="faces for each edit")
     parser.add_argument("--scale", type=float, default=0.3)
     parser.add_argument("--against", help="another model, whose attributes are compared")
-    parser.add_argument("--only", default="gap,reconstruction,probes,edits,memorised,artefacts")
+    parser.add_argument(
+        "--only", default="gap,reconstruction,probes,edits,samples,memorised,artefacts"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/figures.json"))
     parser.add_argument("--card", type=Path, help="put the figures into this model card")
     args = parser.parse_args()
@@ -259,6 +291,7 @@ def main() -> None:
         "reconstruction": lambda: reconstruction(model, x_0, train),
         "probes": lambda: probes(model, held_out, labels),
         "edits": lambda: edits(model, held_out, labels, args.judge, args.edited, args.scale),
+        "samples": lambda: samples(model, held_out, args.judge),
         "memorised": lambda: memorised(model, train, held_out, args.pictures),
         "artefacts": lambda: artefacts(model, held_out),
     }
