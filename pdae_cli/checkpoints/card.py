@@ -16,7 +16,7 @@ from ..errors import ModelError
 from ..files import write_bytes
 from .reading import BY_DAMAGE, read_text
 
-CARD, TERMS = "README.md", "LICENSE.md"
+CARD, TERMS, FIGURES = "README.md", "LICENSE.md", "figures.json"
 OURS = "pdae"  # the name of our section's marks
 MAX_CARD = 1 << 20  # bytes
 HUB = "hf.co/"  # in our records, before the id of a model, or behind it datasets/ of a data set
@@ -26,6 +26,7 @@ LICENCES = re.compile(
     r"apache-2\.0|mit|(creativeml-|bigscience-)?openrail(-m|\+\+)?|cc0-1\.0|bsd-[23]-clause|isc"
     r"|cc-by(-nc)?(-nd|-sa)?-[234]\.[05]|a?gpl-3\.0|gpl-2\.0|lgpl-(2\.1|3\.0)|mpl-2\.0|unlicense"
 )
+TERMS_ARE = "Licence of the weights: "
 LIMITS = """## Limits
 
 - It makes what its pictures showed, with what went together there: an edit of one attribute moves
@@ -57,7 +58,7 @@ def write_card(
     `latent`: the summary of its latent DPM's training; `name`: what commands call it; `conversion`:
     how it was converted. Raises ModelError for a card that can't be renewed."""
     stages = [*config.training, *([latent] if latent else [])]
-    terms = f"Licence of the weights: {_plain(config.licence)}"
+    terms = TERMS_ARE + _plain(config.licence)
     known_as = name or folder.resolve().name  # of `.`, too
     parts = [_about(config, len(learnt), latent), terms, _use(config, known_as)]
     sections = {OURS: "\n\n".join([*parts, *_lists(stages, learnt)])}
@@ -65,14 +66,13 @@ def write_card(
         folder, sections | ({"conversion": conversion} if conversion else {})
     )
     data, before = card.data, card.data.to_dict()
+    if _said(old) not in (None, _said(text)):  # the metadata are of other weights
+        data.license = data.license_name = data.license_link = data.base_model = None
     if data.pipeline_tag in (None, *TASKS):
         data.pipeline_tag = TASKS[config.encoder is None]
-    changed = f"<!-- {OURS} -->" in old and terms not in old  # since we wrote the metadata
-    if config.licence != "unknown" and (data.license is None or changed):
-        known = LICENCES.fullmatch(config.licence.lower())
-        slug = re.sub(r"[^a-z0-9.]+", "-", config.licence.lower())[:60].strip("-.")
-        data.license, data.license_link = known[0] if known else "other", None
-        data.license_name = None if known else slug or "see-the-card"
+    if config.licence != "unknown" and data.license is None:
+        data.license, data.license_name = hub_licence(config.licence)
+        data.license_link = None
     if data.license == "other" and data.license_link is None and (folder / TERMS).is_file():
         data.license_link = TERMS
     data.base_model = data.base_model or next(_ids(HUB, config.source), None)
@@ -83,6 +83,14 @@ def write_card(
     measured = any(_object(facts).get("auroc") is not None for facts in learnt.values())
     data.metrics = _joined(data.metrics, metrics + ["auroc"] * measured)
     write_bytes(folder / CARD, (text if data.to_dict() == before else card.content).encode())
+
+
+def hub_licence(licence: str) -> tuple[str, str | None]:
+    """The `license` and `license_name` that the Hub takes for a licence."""
+    if known := LICENCES.fullmatch(licence.lower()):
+        return known[0], None
+    slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower())[:60].strip("-.")
+    return "other", slug or "see-the-card"
 
 
 def read_card(folder: Path, sections: Mapping[str, str] | None = None) -> tuple[str, str, Any]:
@@ -102,6 +110,14 @@ def read_card(folder: Path, sections: Mapping[str, str] | None = None) -> tuple[
     except BY_DAMAGE as e:
         reason = shown(" ".join(str(e).split()) or type(e).__name__)[1:-1]
         raise ModelError(f"{path} can't be renewed: {reason}; mend it, or move it away") from e
+
+
+def _said(card: str) -> tuple[str, str] | None:
+    """The licence and the source that our section states; None where it is none, or empty."""
+    ours = card.partition(f"<!-- {OURS} -->")[2].partition(f"<!-- /{OURS} -->")[0]
+    terms = re.search(rf"^{TERMS_ARE}(.*)", ours, re.MULTILINE)
+    source = re.search(r" from (.*)\. `pdae` keeps", ours)
+    return (terms[1].strip(), source[1] if source else "") if terms else None
 
 
 def _ids(before: str, text: str) -> Iterator[str]:

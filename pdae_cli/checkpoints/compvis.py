@@ -112,6 +112,8 @@ CODER = Fields(
         "resamp_with_conv": (True,),
         "attn_type": ("vanilla",),
         "use_linear_attn": (False,),
+        "tanh_out": (False,),
+        "give_pre_end": (False,),
     },
     idle={"of speed and memory": "use_checkpoint"},
 )

@@ -69,6 +69,8 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
         found: Foreign = FAMILIES[family].read(source)
         if source.hub:
             found.config = replace(found.config, source=f"{family}: {HUB}{source.hub}")
+        if source.licence != "unknown":  # what is stated of these weights, not of their family
+            found.config = replace(found.config, licence=source.licence)
         with init_empty_weights(include_buffers=True):
             networks = native.build_networks(found.config)
             if found.latent is not None:

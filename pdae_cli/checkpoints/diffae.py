@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.config import ModelConfig, Normalisation
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from ..networks.half_unet import HalfUNetConfig
 from ..networks.unet import UNetConfig
 from . import names
@@ -147,8 +147,11 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source) -> Foreign:
-    """An autoencoder (with latent DPM and classifier, where there are), or a DDPM."""
+    """An autoencoder (with latent DPM and classifier, where there are), or a DDPM. Raises
+    UsageError for a config beside the one in the checkpoint."""
     path = source.path / CHECKPOINT if source.path.is_dir() else source.path
+    if source.config is not None:
+        raise UsageError(f"{path} has its settings in it, so --config can't be followed; omit it")
     source = replace(source, path=path)
     state = source.part(path, "state_dict")
     if not any(name.startswith("ema_model.") for name in state):

@@ -81,6 +81,7 @@ SCHEDULER = Fields(
         "beta_start": "betas",
         "beta_end": "betas",
         "prediction_type": "what the network predicts: epsilon, v_prediction or sample",
+        "predict_epsilon": "of before prediction_type: False means sample",
         "variance_type": "of ancestral sampling: fixed_small, fixed_large, learned_range",
         "clip_sample": "whether --parity diffusers clamps x_0",
         "clip_sample_range": "to what --parity diffusers clamps it",
@@ -135,7 +136,6 @@ def read(source: Source) -> Foreign:
     config = ModelConfig(
         unet=unet,
         **_scheduler(source, folder, notes),
-        licence=source.licence,
         source=f"{NAME}: {source.path.name}",
         first_stage=first_stage,
     )
@@ -174,9 +174,12 @@ def _scheduler(source: Source, folder: Path, notes: list[str]) -> dict[str, Any]
     betas = settings.word("beta_schedule", BETAS, "linear")
     ends = settings.get("beta_start", float, 1e-4), settings.get("beta_end", float, 0.02)
     timesteps = settings.get("num_train_timesteps", int, 1000)
+    predicted = "epsilon" if settings.flag("predict_epsilon", True) else "sample"
+    if predicted == "sample":
+        settings.refuse("prediction_type", predicted)
     return {
         "schedule": settings.build(ScheduleConfig, betas, timesteps, *ends),
-        "prediction": settings.word("prediction_type", PREDICTIONS, "epsilon"),
+        "prediction": settings.word("prediction_type", PREDICTIONS, predicted),
         "variance": settings.word("variance_type", VARIANCES, "fixed_small"),
         "clip_sample": settings.flag("clip_sample", True),
         "scheduler": settings.build(

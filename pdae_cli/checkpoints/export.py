@@ -21,10 +21,10 @@ from ..files import check_writable, replacing, write_bytes
 from ..networks.layers import Attention
 from ..networks.unet import UNetConfig
 from . import names, native
-from .card import CARD, TERMS
+from .card import CARD, TERMS, hub_licence
 from .diffusers import ALIKE, BETAS, PREDICTIONS, VARIANCES
 from .first_stage import STEM
-from .reading import SAFETENSORS, read_config
+from .reading import SAFETENSORS, read_bytes, read_config
 from .transfer import separated
 
 INDEX, CODE, THEIRS = "model_index.json", "pipeline.py", STEM + SAFETENSORS
@@ -63,7 +63,7 @@ def export(model: Model, source: Path, folder: Path, whole: bool = True) -> str:
         raise UsageError(f"{folder} is the model's own folder; choose another one")
     if not whole or model.gradient_estimator is model.encoder is model.latent_dpm is None:
         with suppress(*([UsageError] if whole else [])):
-            return write_diffusers(model, folder)
+            return write_diffusers(model, folder, source)
     return write_pipeline(source, folder)
 
 
@@ -79,10 +79,16 @@ def write_pipeline(source: Path, folder: Path) -> str:
     for path in (source / name for name in own):
         with native.guarded(path), path.open("rb") as file, replacing(folder / path.name) as to:
             shutil.copyfileobj(file, to)
-    head = "---\nlibrary_name: diffusers\nlicense: other\nlicense_name: see-below\n---\n\n"
-    card = f"{head}# {folder.resolve().name}\n\n{NEEDED}\n{USAGE}\nLicence: {licence}\n"
-    write_bytes(folder / CARD, card.encode())
+    _write_card(folder, f"{NEEDED}\n{USAGE}", licence)
     return "DiffusionPipeline"
+
+
+def _write_card(folder: Path, use: str, licence: str) -> None:
+    fields = zip(("license", "license_name"), hub_licence(licence), strict=True)
+    stated = "".join(f"{name}: {value}\n" for name, value in fields if value)
+    head = f"---\nlibrary_name: diffusers\n{stated if licence != 'unknown' else ''}---\n\n"
+    card = f"{head}# {folder.resolve().name}\n\n{use}\nLicence: {licence}\n"
+    write_bytes(folder / CARD, card.encode())
 
 
 def _begin(folder: Path, index: dict[str, Any], files: Sequence[str]) -> None:
@@ -114,9 +120,10 @@ def _written(folder: Path) -> set[str]:
     return set()
 
 
-def write_diffusers(model: Model, folder: Path) -> str:
+def write_diffusers(model: Model, folder: Path, source: Path | None = None) -> str:
     """Write eps_theta as a folder that diffusers' DDPMPipeline runs: model_index.json, unet/ and
-    scheduler/; with a first stage, as vqvae/, LDMPipeline. Returns the pipeline's class.
+    scheduler/, with a first stage, as vqvae/, LDMPipeline; and a card, with the licence's text that
+    lies in the model's folder, the `source`. Returns the pipeline's class.
 
     Raises UsageError for a network that diffusers' UNet2DModel can't be.
     """
@@ -135,7 +142,12 @@ def write_diffusers(model: Model, folder: Path) -> str:
     for name, (shape, _) in networks.items():
         index[name] = ["diffusers", shape["_class_name"]]
         texts[f"{name}/config.json"] = shape
-    _begin(folder, index, [*texts, *(f"{name}/{THEIRS}" for name in networks)])
+    papers = [CARD, *([TERMS] if source and (source / TERMS).exists() else [])]
+    _begin(folder, index, [*texts, *(f"{name}/{THEIRS}" for name in networks), *papers])
+    if source and TERMS in papers:  # first: weights don't lie anywhere without their terms
+        write_bytes(folder / TERMS, read_bytes(source / TERMS))
+    use = f"    pipe = diffusers.{pipeline}.from_pretrained(FOLDER)\n"
+    _write_card(folder, use, model.config.licence)
     for name, (_, tensors) in networks.items():
         kept = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
         write_bytes(folder / name / THEIRS, save(kept, metadata={"format": "pt"}))
@@ -203,13 +215,17 @@ def _scheduler_json(config: ModelConfig) -> dict[str, Any]:
         {ours: theirs for theirs, ours in table.items()}
         for table in (BETAS, PREDICTIONS, VARIANCES)
     )
+    # By what the network puts out: a DDPMScheduler takes twice the channels with "learned_range"
+    # alone, and must have them then.
+    variances["learned"] = "fixed_small"
+    variance = "learned_range" if config.unet.learn_sigma else variances[config.variance]
     schedule, pictures = config.schedule, config.first_stage is None
     of_scheduler = asdict(config.scheduler)
     if pictures:
         del of_scheduler["set_alpha_to_one"]  # which a DDPMScheduler doesn't have
     _need(schedule.betas in betas, f"{schedule.betas} betas")
     return (
-        ({"variance_type": variances[config.variance]} if pictures else {})
+        ({"variance_type": variance} if pictures else {})
         | {
             "_class_name": "DDPMScheduler" if pictures else "DDIMScheduler",
             "num_train_timesteps": schedule.timesteps,

@@ -162,4 +162,4 @@ def load_first_stage(name: str, announce: Announce = ignore) -> tuple[FirstStage
     whose it is. Raises ModelError."""
     source = open_source(name, announce=announce)
     known = f"first stage: {HUB}{source.hub}" if source.hub else ""
-    return read_first_stage(source), {"licence": source.licence, "source": known}
+    return read_first_stage(source, announce), {"licence": source.licence, "source": known}

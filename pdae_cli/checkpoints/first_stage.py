@@ -6,8 +6,10 @@ from pathlib import Path
 
 from accelerate import init_empty_weights
 
+from ..engine.model import ignore
 from ..errors import ModelError
 from ..networks.first_stage import KINDS, FirstStage, FirstStageConfig
+from .hub import Announce
 from .native import build_first_stage
 from .reading import weights_beside
 from .source import Fields, Settings, Source
@@ -33,7 +35,8 @@ FIELDS = Fields(
         "use_post_quant_conv": "refused unless use_quant_conv",
         "num_vq_embeddings": "a VQModel's codes",
         "vq_embed_dim": "their channels; null: latent_channels",
-        "scaling_factor": "latents are (encoded - shift_factor) times this",
+        "scaling_factor": "latents are (encoded - shift_factor) times this; left out: 0.18215, of "
+        "a VQModel 1",
         "shift_factor": "null: 0",
     },
     fixed={
@@ -51,19 +54,22 @@ FIELDS = Fields(
 )
 
 
-def load_first_stage(source: Source) -> FirstStage:
-    """Load the first stage of a pipeline, or one alone. Raises ModelError."""
+def load_first_stage(source: Source, announce: Announce = ignore) -> FirstStage:
+    """Load the first stage of a pipeline, or one alone; `announce` is told what the user should
+    know. Raises ModelError."""
     folder = first_stage_folder(source)
     if folder is None:
         raise ModelError(f"{source.path} holds no {' or '.join(KINDS)} of diffusers")
     try:
-        config, part = read_first_stage(source, folder, [])
+        config, part = read_first_stage(source, folder, notes := list[str]())
     except (ValueError, ArithmeticError) as error:
         raise ModelError(f"{folder}: its config describes no network: {error}") from error
     with init_empty_weights(include_buffers=True):
         network = build_first_stage(config)
     transfer(network, part)
     part.source.check_all_used()
+    for note in notes:
+        announce(source.told(note))
     return network
 
 
@@ -91,9 +97,13 @@ def read_first_stage(
     settings.refuse("out_channels", channels)
     if before != after:
         raise ModelError(f"{settings.where}: use_quant_conv and use_post_quant_conv differ")
+    kind = settings.get("_class_name", str)
+    if unscaled := kind == "VQModel" and "scaling_factor" not in settings.values:
+        # Older than the field: diffusers' default would now be another scale than its latents have.
+        notes.append(f"{settings.where} says no scaling_factor, so latents are taken unscaled")
     config = settings.build(
         FirstStageConfig,
-        kind=settings.get("_class_name", str),
+        kind=kind,
         channels=channels,
         latent_channels=latent,
         down_blocks=tuple(map(str, settings.get("down_block_types", list | tuple))),
@@ -105,7 +115,7 @@ def read_first_stage(
         bottleneck=before,
         codes=settings.get("num_vq_embeddings", int, 256),
         code_channels=settings.get("vq_embed_dim", int, latent),
-        scale=settings.get("scaling_factor", float, 0.18215),
+        scale=settings.get("scaling_factor", float, 1.0 if unscaled else 0.18215),
         shift=settings.get("shift_factor", float, 0.0),
     )
     tensors = tensors_in(source, folder, "encoder.conv_in.weight")

@@ -118,7 +118,7 @@ def recognises(source: Source) -> bool:
 
 def read(source: Source) -> Foreign:
     """eps_theta, with its learned variance if it has one."""
-    weights = _weights(source.path)[0] if source.path.is_dir() else source.path
+    weights = _only_weights(source.path) if source.path.is_dir() else source.path
     notes = ["the weights are taken as they are; of several files, the ema_* one is the better"]
     flags = _flags(source).follow(FIELDS, notes)
     flags = Settings(flags.where, {**DEFAULTS, **flags.values})
@@ -149,6 +149,18 @@ def read(source: Source) -> Foreign:
 def _weights(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     return [path for path in found if path.suffix != ".safetensors"] or found
+
+
+def _only_weights(folder: Path) -> Path:
+    """The one checkpoint in a folder. Raises ModelError where there is another number of them."""
+    found = _weights(folder)
+    if not found:
+        looked = ", ".join(f"*{suffix}" for suffix in sorted(WEIGHT_SUFFIXES))
+        raise ModelError(f"{folder} holds no weights; looked for {looked}")
+    if len(found) > 1:
+        names = ", ".join(shown(path.name)[1:-1] for path in found[:6]) + ", …" * (len(found) > 6)
+        raise ModelError(f"{folder} holds {len(found)} files of weights, {names}; name one of them")
+    return found[0]
 
 
 def _flags(source: Source) -> Settings:

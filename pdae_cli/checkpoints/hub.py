@@ -16,9 +16,10 @@ from ..engine.model import ignore
 from ..engine.tensors import shown
 from ..errors import ModelError, StorageError, UsageError
 from ..pictures.listing import HEIC_SUFFIXES, SUFFIXES
+from .card import CARD, FIGURES, TERMS
 
 # Those of ours, and so those that are pushed.
-PAPERS = ("README.md", "LICENSE.md", "figures.json")
+PAPERS = (CARD, TERMS, FIGURES)
 SAFE = ".safetensors"
 NATIVE = (*PAPERS, "config.json", f"model{SAFE}", f"attributes{SAFE}", f"latent_dpm{SAFE}")
 # Everything that one of our models or of diffusers' pipelines is made of.
@@ -34,6 +35,12 @@ FILES = {
     ".onnx", ".parquet", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".svg", ".tar", ".txt",
     ".yaml", ".yml", ".zip",
 }  # fmt: skip
+# Why a model isn't given, by the status of the answer, and what to do.
+NO_ACCESS = {
+    401: "it knows no such model, or not who asks; check the name, and for a private or gated one "
+    "run `hf auth login`, or set HF_TOKEN",
+    403: "the token may not read it; ask for access on the model's page, or take another token",
+}
 LARGE = 100 << 20  # bytes of a download that is announced
 Announce = Callable[[str], None]
 
@@ -63,6 +70,8 @@ def fetch(name: str, announce: Announce = ignore, **how: Any) -> tuple[Path, str
         if not how.get("local_files_only"):
             info = HfApi().model_info(repository, files_metadata=True, **asked)
             sizes = {one.rfilename: one.size or 0 for one in info.siblings or []}
+    if not sizes:
+        sizes = dict.fromkeys(_cached(repository, revision or None, how.get("cache_dir")), 0)
     try:
         weights = [one for stem in STEMS for one in _weights(stem, sizes)]
         patterns = [one for one in WANTED if one in sizes or not sizes] + weights
@@ -72,23 +81,46 @@ def fetch(name: str, announce: Announce = ignore, **how: Any) -> tuple[Path, str
         how |= {"revision": revision or None, "allow_patterns": patterns}
         folder = snapshot_download(repository, **how)
     except Exception as error:  # the Hub's HTTP client has another name, and errors, each version
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{name}: the Hub didn't give it: {reason}; check the name and the network"
-        ) from error
-    card, text = Path(folder, "README.md"), ""
-    if card.is_file():
-        with card.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(65536)
-    return Path(folder), _licence(text)
+        response = vars(_cause(error)).get("response")
+        reason = NO_ACCESS.get(response.status_code) if response is not None else None
+        if reason is None:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = f"{first}; check the name and the network"
+        raise ModelError(f"{name}: the Hub didn't give it: {reason}") from error
+    return Path(folder), licence_in(Path(folder))
 
 
-def _licence(card: str) -> str:
-    """The licence that a card's metadata state, or several, else "unknown"."""
-    found = re.search(r"^license:(.*(?:\n[ \t]*-[ \t].*)*)", card, re.MULTILINE)
+def _cached(repository: str, revision: str | None, cache: str | Path | None) -> list[str]:
+    """The files of a repository as they were listed when it was downloaded; none where the list
+    isn't kept. Those that weren't wanted then must not be asked for without the network."""
+    with suppress(Exception):  # an older huggingface_hub keeps no list, and misses no file
+        from huggingface_hub import get_cached_repo_tree
+
+        found = get_cached_repo_tree(repository, revision=revision, cache_dir=cache)
+        return [one.path for one in found]
+    return []
+
+
+def licence_in(folder: Path) -> str:
+    """The licence that the metadata of a folder's card state, or several, else "unknown"; of an
+    `other` its name."""
+    card, text = folder / CARD, ""
+    with suppress(OSError):
+        if card.is_file():
+            with card.open(encoding="utf-8-sig", errors="replace") as file:
+                text = file.read(65536)
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    stated = _stated("license", head[1]) if head else ""
+    named = _stated("license_name", head[1]) if head and stated == "other" else ""
+    return named or stated or "unknown"
+
+
+def _stated(field: str, metadata: str) -> str:
+    """What a field of a card's metadata says, a text or several, without reading all as YAML."""
+    found = re.search(rf"^{field}:(.*(?:\n[ \t]*-[ \t].*)*)", metadata, re.MULTILINE)
     said = re.split(r"[\[\],]|\n[ \t]*-[ \t]", found[1]) if found else []
     names = [re.sub(r"(^|\s)#.*", "", one).strip(" \t\"'") for one in said]
-    return shown(", ".join(one for one in names if one not in ("", "null", "~")))[1:-1] or "unknown"
+    return shown(", ".join(one for one in names if one not in ("", "null", "~")))[1:-1]
 
 
 def _weights(stem: str, sizes: dict[str, int]) -> list[str]:
@@ -199,11 +231,16 @@ def _refusal(error: BaseException) -> str:
         403: "the token may not write there; take one with write access, or another user/name",
         404: "the Hub has no such user, repository or revision; check the name",
     }
-    while True:
-        if (response := vars(error).get("response")) is not None:
-            said = vars(error).get("server_message") or f"it answered {response.status_code}"
-            return known.get(response.status_code) or f"the Hub says: {' '.join(said.split())}"
-        if (cause := error.__cause__ or error.__context__) is None:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return f"the Hub isn't reached, or was cut off: {reason}; check network and HF_ENDPOINT"
+    error = _cause(error)
+    if (response := vars(error).get("response")) is not None:
+        said = vars(error).get("server_message") or f"it answered {response.status_code}"
+        return known.get(response.status_code) or f"the Hub says: {' '.join(said.split())}"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"the Hub isn't reached, or was cut off: {reason}; check network and HF_ENDPOINT"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The one of an error and its causes that has the Hub's answer, else the first cause."""
+    while vars(error).get("response") is None and (cause := error.__cause__ or error.__context__):
         error = cause
+    return error

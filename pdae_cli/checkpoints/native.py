@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..engine import tensors as safe
 from ..engine.attributes import MAX_NAME, Attributes, check_facts, simplified
-from ..engine.config import ModelConfig, build, from_json, to_json
+from ..engine.config import FORMAT, ModelConfig, build, from_json, to_json
 from ..engine.guidance import Classifier, ClassifierConfig
 from ..engine.model import Model
 from ..errors import InputError, ModelError
@@ -37,7 +37,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.half_unet import HalfUNet, HalfUNetConfig
 from ..networks.latent import LatentConfig, LatentDPM
 from ..networks.unet import UNet
-from .card import read_card, write_card
+from .card import FIGURES, TERMS, read_card, write_card
 from .reading import MAX_CONFIG_BYTES, read_text
 
 CONFIG = "config.json"
@@ -47,16 +47,24 @@ LOCK = ".attributes.lock"
 PATIENCE = 60  # seconds, with another process that changes attributes
 LATENT_DPM = "latent_dpm.safetensors"
 CLASSIFIER = "classifier.safetensors"
+FORMATS = FORMAT.rstrip("0123456789")  # how those of all versions begin
 WEIGHTS_SHAS = "weights_sha256"  # in the config: of the weights, and of those before them
 FIELDS = {"gradient": "gradient_estimator"}  # of a Model; others are called as in the weights
 
 
 def is_native(folder: Path) -> bool:
-    """Whether a folder is a model of ours; it may still be a damaged one."""
+    """Whether a folder is a model of ours; it may still be a damaged one. Raises ModelError where
+    its config isn't for us to read."""
     config = folder / CONFIG
-    if not config.is_file() or config.stat().st_size > MAX_CONFIG_BYTES:
-        return False
-    return b'"_class_name"' not in config.read_bytes()  # as diffusers' have
+    with guarded(config):
+        if not config.is_file() or config.stat().st_size > MAX_CONFIG_BYTES:
+            return False
+        data = config.read_bytes()
+    try:
+        facts = json.loads(data)
+    except (ValueError, RecursionError):  # whoever reads it says what is wrong
+        return b'"_class_name"' not in data  # as diffusers' have
+    return not isinstance(facts, dict) or str(facts.get("format")).startswith(FORMATS)
 
 
 def read_model(folder: Path, name: str) -> Model:
@@ -138,7 +146,11 @@ def write_model(folder: Path, model: Model, dtype: torch.dtype = torch.float32) 
     renew_card(folder)
 
 
-def _write_networks(folder: Path, model: Model, dtype: torch.dtype) -> None:
+def _write_networks(
+    folder: Path, model: Model, dtype: torch.dtype, others: Mapping[str, bytes | None] | None = None
+) -> None:
+    """Write config and weights, and just before these take their place the `others` of the folder
+    that belong to them: content, or None for one that goes."""
     tensors: dict[str, Tensor] = {}
     for prefix in ("dpm", "gradient", "encoder", "labels", "first_stage"):
         if (part := vars(model)[FIELDS.get(prefix, prefix)]) is not None:
@@ -149,6 +161,12 @@ def _write_networks(folder: Path, model: Model, dtype: torch.dtype) -> None:
         for part in safe.parts(tensors, {"format": "pt"}):
             sha.update(part)
             weights.write(part)
+        weights.flush()  # the last that can find the disk full
+        for name, content in (others or {}).items():
+            if content is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
+                write_bytes(folder / name, content)
         # Good for the weights that are there and those that come, until these are there: a process
         # that is killed in between leaves a model that can be read.
         new = [sha.hexdigest()]
@@ -169,17 +187,25 @@ def write_whole(
     there, none of its parts stays. Without a dtype each file has the smallest in which its numbers
     are what they are."""
     read_card(folder)  # or the error, before anything is written
-    for optional in (ATTRIBUTES, LATENT_DPM):
-        (folder / optional).unlink(missing_ok=True)
-    for name, content in (papers or {}).items():
-        write_bytes(folder / name, content)
+    another = is_native(folder) and _is_another(folder, model.config)
+    gone = (ATTRIBUTES, LATENT_DPM, *([TERMS, FIGURES] if another else []))
+    others = dict.fromkeys(gone) | dict(papers or {})
     networks = [one for one in model.networks() if one is not model.latent_dpm]
-    _write_networks(folder, model, dtype or _exact(*networks))
+    _write_networks(folder, model, dtype or _exact(*networks), others)
     if (latent := model.latent_dpm) is not None:
         _write_latent_dpm(folder, latent, training, dtype or _exact(latent))
     if model.attributes is not None:
         write_attributes(folder, model.attributes)
     renew_card(folder, conversion=conversion)
+
+
+def _is_another(folder: Path, config: ModelConfig) -> bool:
+    """Whether what lies in a folder may have other terms than a model with this config: it is of
+    another source or licence, or damaged."""
+    with suppress(ModelError):
+        old = read_config(folder)
+        return (old.source, old.licence) != (config.source, config.licence)
+    return True
 
 
 def renew_card(

@@ -21,7 +21,7 @@ from ..engine.model import ignore
 from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.latent import LatentConfig
-from .hub import Announce, fetch, is_hub_id
+from .hub import Announce, fetch, is_hub_id, licence_in
 from .reading import read_config, read_weights
 from .transfer import Part, Tensors
 
@@ -95,7 +95,7 @@ class Source:
 def open_source(name: str, config: Path | None = None, announce: Announce = ignore) -> Source:
     """Open a file, a folder, or a Hub id with an optional `@revision`. Raises ModelError."""
     if os.path.exists(name):  # noqa: PTH110, Path.exists raises on names that are too long
-        return Source(Path(name), config)
+        return Source(Path(name), config, licence_in(Path(name)))
     if is_hub_id(name):
         folder, licence = fetch(name, announce)
         return Source(folder, config, licence, name)

@@ -94,6 +94,49 @@ def test_a_conversion_names_its_source_and_no_folder(pdae: Command, tmp_path: Pa
     assert again.code == 0 and (folder / "README.md").read_text() == card
 
 
+class TestAnotherModelInItsPlace:
+    """`convert --overwrite`: what was said of the model before isn't said of the new one."""
+
+    @pytest.fixture
+    def before(self, tiny_folder: Path, tmp_path: Path) -> Path:
+        """A model with terms, and papers beside it."""
+        folder = tmp_path / "m"
+        model = read_model(tiny_folder, "m")
+        terms = "non-commercial-research"
+        model.config = replace(model.config, licence=terms, source="pdae: hf.co/someone/faces")
+        (folder / "training").mkdir(parents=True)
+        for name in ("LICENSE.md", "figures.json", "notes.txt"):
+            (folder / name).write_text("Of the model before.")
+        write_model(folder, model)
+        data = card_of(folder).data
+        assert (data.license_name, data.license_link) == (terms, "LICENSE.md")
+        assert data.base_model == "someone/faces"
+        (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMine.\n")
+        return folder
+
+    @pytest.mark.parametrize("licence", ["unknown", "mit"])
+    def test_licence_origin_and_papers_go(
+        self, pdae: Command, before: Path, tmp_path: Path, licence: str
+    ) -> None:
+        pipeline(tmp_path / "pipe", DDPM_STYLE)
+        if licence != "unknown":
+            (tmp_path / "pipe" / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+        result = pdae("convert", tmp_path / "pipe", "-o", before, "--overwrite")
+        assert result.code == 0, result.err
+        card = card_of(before)
+        assert card.data.license == (None if licence == "unknown" else licence)
+        left = card.data.to_dict().keys() & {"license_name", "license_link", "base_model"}
+        assert left == set() and "Mine." in card.text
+        assert {path.name for path in before.iterdir()} == {
+            "README.md", "config.json", "model.safetensors", "notes.txt", "training"
+        }  # fmt: skip
+
+    def test_of_the_same_source_papers_stay(self, before: Path) -> None:
+        native.write_whole(before, read_model(before, "m"), None, {}, conversion="Again.")
+        assert (before / "LICENSE.md").exists() and (before / "figures.json").exists()
+        assert card_of(before).data.license_link == "LICENSE.md"
+
+
 class TestPeoplesText:
     def test_it_stays(self, tiny_folder: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(tiny_folder, tmp_path / "m"))

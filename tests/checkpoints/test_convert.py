@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -72,6 +73,28 @@ class TestCommand:
             assert message in result.err and len(result.err.splitlines()) == 1, result.err
             assert result.out == b"" and not (tmp_path / "out").exists()
 
+    def test_a_model_of_another_program_isnt_ours(self, pdae: Command, tmp_path: Path) -> None:
+        """Though it has a config.json and a model.safetensors, as transformers' have."""
+        (tmp_path / "vit").mkdir()
+        (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit"}')
+        (tmp_path / "vit" / "model.safetensors").write_bytes(b"")
+        result = pdae("convert", tmp_path / "vit", "-o", tmp_path / "out")
+        assert result.code == 4 and "of no known family" in result.err, result.err
+        result = pdae("info", tmp_path / "vit")
+        assert result.code == 4 and "is not a model of pdae" in result.err, result.err
+
+    def test_a_config_that_isnt_ours_to_read(
+        self, pdae: Command, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is the model that fails, not what is to be written."""
+
+        def denied(path: Path) -> bytes:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "read_bytes", denied)
+        result = pdae("convert", tiny_folder, "-o", tmp_path / "out")
+        assert result.code == 4 and "config.json can't be read: " in result.err, result.err
+
     def test_other_commands_point_to_convert(self, pdae: Command, tmp_path: Path) -> None:
         pipeline(tmp_path, DDPM_STYLE)
         result = pdae("sample", "-m", tmp_path, "-o", tmp_path / "s.png", "--unconditional")
@@ -131,6 +154,10 @@ class TestHub:
             ("license: 'mit'  # mine", "mit"),
             ("license:\n- mit\n- apache-2.0\ntags: a", "mit, apache-2.0"),
             ('license: [apache-2.0, "mit"]', "apache-2.0, mit"),
+            ("license: other\nlicense_name: openrail++-x", "openrail++-x"),
+            ("license: other\nlicense_link: LICENSE.md", "other"),
+            ("license: mit\nlicense_name: my-own", "mit"),
+            ("tags: []\n---\nlicense: mit", "unknown"),  # in the text
         ],
     )
     def test_a_licence_is_what_the_card_says_it_is(
@@ -138,6 +165,17 @@ class TestHub:
     ) -> None:
         (cached / "README.md").write_text(f"---\nlanguage: en\n{said}\n---\n# A model\n")
         assert fetch("someone/ddpm")[1] == licence
+
+    def test_so_does_that_of_a_folder(self, pdae: Command, tmp_path: Path) -> None:
+        """Rather than what is known of its family."""
+        guided(tmp_path / "adm")
+        pipeline(tmp_path / "pipe", DDPM_STYLE)
+        for name in ("adm", "pipe"):
+            (tmp_path / name / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# It\n")
+            result = pdae("convert", tmp_path / name, "-o", tmp_path / "m" / name, "--json")
+            assert json.loads(result.text)["licence"] == "cc-by-nc-4.0", result.err
+            card = (tmp_path / "m" / name / "README.md").read_text()
+            assert "\nlicense: cc-by-nc-4.0\n" in card
 
     def test_only_what_is_needed_is_asked_for_and_its_size_told(
         self, cached: Path, monkeypatch: pytest.MonkeyPatch

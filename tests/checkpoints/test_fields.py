@@ -234,6 +234,18 @@ class TestDiffusers:
             assert torch.allclose(model.dpm(x, t), pipe(x, t).sample, atol=2e-5)
         assert model.config.schedule.betas == "linear" and model.config.clip_sample
 
+    def test_what_the_network_predicts_was_another_field_once(self, tmp_path: Path) -> None:
+        """And where both are there they must say the same."""
+        pipeline(tmp_path, DDPM_STYLE)
+        path = tmp_path / "scheduler" / "scheduler_config.json"
+        for said, meant in ((True, "eps"), (None, "eps"), (False, "x_0")):
+            changed(path, prediction_type=None, predict_epsilon=said)
+            made = read_foreign(Source(tmp_path))
+            assert made.model.config.prediction == meant and made.notes == []
+        changed(path, prediction_type="epsilon")
+        with pytest.raises(ModelError, match="prediction_type 'epsilon' isn't supported"):
+            converted(tmp_path)
+
     def test_unknown_fields_are_named(self, tmp_path: Path) -> None:
         pipeline(tmp_path, DDPM_STYLE)
         changed(tmp_path / "unet" / "config.json", decay=0.9, _diffusers_version="9")

@@ -123,6 +123,22 @@ def test_what_isnt_taken_is_named(tmp_path: Path, change: dict[str, Any], words:
         converted(tmp_path)
 
 
+@pytest.mark.parametrize("field", ["tanh_out", "give_pre_end"])
+def test_decoders_that_end_otherwise_are_refused(tmp_path: Path, field: str) -> None:
+    checkpoint(tmp_path)
+    path = tmp_path / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    coder = content["model"]["params"]["first_stage_config"]["params"]["ddconfig"]
+    for value in (False, True):
+        coder[field] = value
+        path.write_text(yaml.dump(content))
+        if value:
+            with pytest.raises(ModelError, match=f"{field} True isn't supported"):
+                converted(tmp_path)
+        else:
+            converted(tmp_path)
+
+
 def test_without_its_config(tmp_path: Path) -> None:
     """Their trainer keeps it in configs/ beside checkpoints/."""
     checkpoint(tmp_path / "logs")

@@ -17,7 +17,7 @@ from foreign_models import latent_state, made, save, under_their_names
 from pdae_cli.checkpoints import names, read_model
 from pdae_cli.checkpoints.convert import read_foreign
 from pdae_cli.checkpoints.source import Source
-from pdae_cli.errors import ModelError
+from pdae_cli.errors import ModelError, UsageError
 from pdae_cli.networks.half_unet import HalfUNet, HalfUNetConfig
 from pdae_cli.networks.latent import LatentConfig
 from pdae_cli.networks.unet import UNet
@@ -149,6 +149,14 @@ class TestDiffAE:
     ) -> None:
         with pytest.raises(ModelError, match=message):
             read_foreign(Source(diffae(tmp_path, monkeypatch, **changes)))
+
+    def test_settings_beside_those_in_the_checkpoint_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = tmp_path / "other.yml"
+        other.write_text("T: 500\n")
+        with pytest.raises(UsageError, match="--config can't be followed"):
+            read_foreign(Source(diffae(tmp_path, monkeypatch) / "last.ckpt", other))
 
     def test_a_classifier_alone_points_to_its_autoencoder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

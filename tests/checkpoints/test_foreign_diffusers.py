@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from conftest import Command, randomise, tiny_model, unet_config
 from foreign_models import ADM_STYLE, DDPM_STYLE, converted, pipeline, states
 from safetensors.torch import load_file, save_file
 
-from pdae_cli.checkpoints import read_model
+from pdae_cli.checkpoints import read_model, write_model
 from pdae_cli.checkpoints.export import write_diffusers
 from pdae_cli.engine.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine.model import Model
@@ -116,24 +117,27 @@ class TestDiffusers:
 
 class TestExport:
     @pytest.mark.parametrize(
-        "changes",
+        ("variance", "changes"),
         [
-            {},
-            {"time_conditioning": "additive", "resampling": "convolution"},
-            {"resampling": "convolution_right", "sine_first": True, "frequency_shift": 1},
-            {"learn_sigma": True, "multipliers": (1, 2, 2), "blocks": 2, "attention": (16, 8)},
-            {"head_channels": None, "heads": 1},
+            ("large", {}),
+            ("large", {"time_conditioning": "additive", "resampling": "convolution"}),
+            ("large", {"resampling": "convolution_right", "sine_first": True,
+                       "frequency_shift": 1}),
+            ("learned", {"learn_sigma": True, "multipliers": (1, 2, 2), "blocks": 2,
+                         "attention": (16, 8)}),
+            ("small", {"learn_sigma": True}),  # of a source that doesn't say it
+            ("learned", {}),  # likewise, the other way round
+            ("large", {"head_channels": None, "heads": 1}),
         ],
         ids=str,
-    )
+    )  # fmt: skip
     def test_diffusers_runs_it_with_the_same_output(
-        self, changes: dict[str, Any], tmp_path: Path
+        self, variance: str, changes: dict[str, Any], tmp_path: Path
     ) -> None:
         torch.manual_seed(1)
         cfg = unet_config(**changes)
         unet = UNet(cfg)
         randomise(unet)
-        variance = "learned" if cfg.learn_sigma else "large"
         config = ModelConfig(ScheduleConfig(betas="cosine"), cfg, "v", variance=variance)
         model = Model(config, unet)
         write_diffusers(model, tmp_path)
@@ -168,4 +172,23 @@ class TestExport:
         assert result.code == 0 and "DDPMPipeline" in result.text
         assert converted(out).config.unet == read_model(tiny_folder, "tiny").config.unet
         assert pdae("export", "--to", "diffusers", "-o", out).code == 2
+        assert not (out / "LICENSE.md").exists()
         assert pdae("export", "--to", "jax", "-o", tmp_path / "other").code == 2
+
+    def test_the_terms_go_along(self, pdae: Command, tiny_folder: Path, tmp_path: Path) -> None:
+        """And away again with the export that brought them."""
+        model, out = read_model(tiny_folder, "m"), tmp_path / "out"
+        model.config = replace(model.config, licence="non-commercial-research")
+        write_model(tmp_path / "m", model)
+        (tmp_path / "m" / "LICENSE.md").write_text("Not for sale.")
+        to = ("export", "--to", "diffusers-unet", "-o", out, "--overwrite")
+        assert pdae(*to, "-m", tmp_path / "m").code == 0
+        assert (out / "LICENSE.md").read_text() == "Not for sale."
+        card = (out / "README.md").read_text()
+        assert "\nLicence: non-commercial-research\n" in card and "DDPMPipeline.from_pre" in card
+        assert str(tmp_path) not in card
+        back = pdae("convert", out, "-o", tmp_path / "back", "--json")
+        assert '"licence": "non-commercial-research"' in back.text
+        assert pdae(*to).code == 0
+        assert "LICENSE.md" not in [path.name for path in out.iterdir()]
+        assert "Licence: unknown" in (out / "README.md").read_text()

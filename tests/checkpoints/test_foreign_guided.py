@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,20 @@ class TestGuided:
             model = read_foreign(source).model
             with torch.no_grad():
                 assert torch.allclose(model.dpm(x, t), original.dpm(x, t), atol=1e-5)
+
+    def test_which_of_several_files_is_said_by_the_user(self, tmp_path: Path) -> None:
+        guided(tmp_path)
+        weights, family = tmp_path / "ema.pt", "guided-diffusion"
+        weights.rename(tmp_path / "ema_0.9999_010000.pt")
+        shutil.copy(tmp_path / "ema_0.9999_010000.pt", tmp_path / "ema_0.9999_020000.pt")
+        with pytest.raises(ModelError, match=r"2 files .*, ema_.*_010000\.pt, ema_.*_020000\.pt"):
+            read_foreign(Source(tmp_path), family)
+        named = read_foreign(Source(tmp_path / "ema_0.9999_020000.pt"), family)
+        assert named.model.config.source.endswith("020000.pt")
+        for path in tmp_path.glob("*.pt"):
+            path.unlink()
+        with pytest.raises(ModelError, match=r"holds no weights; looked for .*\*\.pt"):
+            read_foreign(Source(tmp_path), family)
 
     def test_the_new_attention_order(self, tmp_path: Path) -> None:
         """All queries, then all keys, then all values, instead of head by head."""

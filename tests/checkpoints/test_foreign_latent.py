@@ -43,6 +43,24 @@ class TestFirstStage:
                 ours.decode(latents), reference.decode(plain).sample, atol=1e-5, rtol=1e-5
             )
 
+    @pytest.mark.parametrize(("name", "scale", "told"), [("vq", 1.0, True), ("kl", 0.18215, False)])
+    def test_without_a_scaling_factor_a_vq_model_is_older_than_the_field(
+        self, name: str, scale: float, told: bool, tmp_path: Path
+    ) -> None:
+        """CompVis/ldm-celebahq-256 is: its latents were never scaled."""
+        pipeline(tmp_path, name)
+        config = tmp_path / "vqvae" / "config.json"
+        facts = json.loads(config.read_text())
+        del facts["scaling_factor"]
+        config.write_text(json.dumps(facts))
+        made = read_foreign(Source(tmp_path))
+        assert made.model.first_stage is not None
+        assert made.model.first_stage.cfg.scale == scale
+        said = list[str]()
+        load_first_stage(str(tmp_path), said.append)
+        for notes in (made.notes, said):
+            assert any("latents are taken unscaled" in note for note in notes) is told
+
     @pytest.mark.parametrize(
         ("changes", "said"),
         [

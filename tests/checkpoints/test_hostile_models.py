@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pdae_cli.checkpoints import load, native, read_model, write_model
 from pdae_cli.engine import tensors as safe
-from pdae_cli.errors import InputError, ModelError
+from pdae_cli.errors import InputError, ModelError, StorageError
 from pdae_cli.files import write_bytes
 from pdae_cli.training.state import EMA, load_state, read_facts
 
@@ -261,6 +262,25 @@ class TestDigests:
         written = read_model(folder, "m").weights_sha
         recorded = json.loads((folder / "config.json").read_text())["weights_sha256"]
         assert recorded == [written] and written != old.weights_sha
+
+    def test_a_model_whose_place_another_cannot_take_is_left_whole(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The disk is full behind half of the new weights."""
+        (folder / "LICENSE.md").write_text("Of the model before.")
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        parts = safe.parts
+
+        def some(*of: Any) -> Iterator[bytes]:
+            yield next(iter(parts(*of)))
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(safe, "parts", some)
+        other = tiny_model(seed=1)
+        other.attributes = other.latent_dpm = None
+        with pytest.raises(StorageError, match="make room"):
+            native.write_whole(folder, other, torch.float32, {}, {"LICENSE.md": b"Of the other."})
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 class TestTrainingState:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import BUNDLED, Command, tiny_model
+from foreign_models import DDPM_STYLE, pipeline
 from hub_stand_in import Hub, serving
+from huggingface_hub import constants
 
 import pdae_cli as public
-from pdae_cli.checkpoints import read_model, write_model
+from pdae_cli.checkpoints import load_dpm, read_model, write_model
 from pdae_cli.checkpoints.hub import is_hub_id
 from pdae_cli.errors import ModelError, UsageError
 
@@ -101,6 +103,43 @@ class TestPython:
             public.Model.from_pretrained(mine, devise="cpu")  # type: ignore[call-arg]
         assert hub.asked == []
 
+    def test_what_was_downloaded_is_used_without_the_network(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though the repository has more: pickles of the same weights, which nobody wanted."""
+        pipeline(tmp_path / "pipe", DDPM_STYLE)
+        files = {path.relative_to(tmp_path / "pipe").as_posix(): path.read_bytes()
+                 for path in (tmp_path / "pipe").rglob("*.*")}  # fmt: skip
+        files |= {"unet/diffusion_pytorch_model.bin": b"a pickle", "optimizer.bin": b"another"}
+        hub.files["someone/ddpm"], hub.private["someone/ddpm"] = {"main": files}, False
+        before = load_dpm("someone/ddpm").dpm.state_dict()
+        snapshot = next((tmp_path / "cache").rglob("model_index.json")).parent
+        assert not [*snapshot.rglob("*.bin")]
+        hub.asked.clear()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        for name, value in load_dpm("someone/ddpm").dpm.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        assert hub.asked == []
+
+    @pytest.mark.parametrize(
+        ("part", "status", "words"),
+        [
+            ("/api/models/", 401, "hf auth login"), ("/api/models/", 403, "ask for access"),
+            ("/resolve/", 403, "ask for access"), ("/resolve/", 401, "hf auth login"),
+            ("/api/models/", 500, "check the name and the network"),
+        ],
+    )  # fmt: skip
+    def test_models_that_are_not_for_everyone(
+        self, hub: Hub, mine: Path, part: str, status: int, words: str
+    ) -> None:
+        """Private, or of which everyone may know the files' names alone."""
+        files = {"config.json": (mine / "config.json").read_bytes()}
+        hub.files["someone/faces"], hub.private["someone/faces"] = {"main": files}, True
+        hub.refuse = {part: status}
+        with pytest.raises(ModelError, match=words) as raised:
+            public.load("someone/faces", "cpu")
+        assert "\n" not in str(raised.value)
+
 
 class TestCommand:
     def test_it_is_pushed_with_its_licence(
@@ -153,8 +192,6 @@ class TestCommand:
         part: str, status: int | None, words: str,
     ) -> None:  # fmt: skip
         """In one line, and nothing is committed."""
-        from huggingface_hub import constants
-
         if status == 0:  # nobody listens
             monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         elif status is None:
@@ -171,8 +208,6 @@ class TestCommand:
     def test_without_a_token_or_offline_nothing_is_asked(
         self, hub: Hub, pdae: Command, mine: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from huggingface_hub import constants
-
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         offline = pdae("push", mine, "someone/faces")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -161,7 +161,9 @@ def test_forms(pdae: Command, tiny_folder: Path, tmp_path: Path) -> None:
         assert ("DDPMPipeline" in result.text) == (to == "diffusers-unet"), result.err
         files = (path for path in out.rglob("*") if path.is_file())
         made.append({path.relative_to(out).as_posix(): path.read_bytes() for path in files})
-    assert made[0] == made[2] and made[0].keys() & made[1].keys() == {"model_index.json"}
+    assert made[0] == made[2] and made[0].keys() & made[1].keys() == {
+        "model_index.json", "README.md",
+    }  # fmt: skip
     assert "E_phi" in pdae("info", out).text
     refused = pdae("convert", out, "-o", tmp_path / "x")
     assert refused.code == 4 and "model of pdae already" in refused.err
