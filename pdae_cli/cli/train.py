@@ -14,7 +14,7 @@ from .options import takes
 from .output import Output
 from .run.destination import writable
 from .run.launch import asked, set_aside
-from .train_options import LEARNING, NETWORK, ShapeFlags, TrainFlags, common
+from .train_options import LEARNING, NETWORK, ShapeFlags, TrainFlags, check_own, common
 
 if TYPE_CHECKING:
     from ..engine.model import Model
@@ -26,6 +26,7 @@ app = typer.Typer(
     help="Train a model on your own pictures: dpm, then autoencoder, then latent.",
 )
 
+Z_DIM = 512
 shape = partial(typer.Option, rich_help_panel=NETWORK)
 learning = partial(typer.Option, rich_help_panel=LEARNING)
 
@@ -33,7 +34,9 @@ Data = Annotated[Path, typer.Argument(help="Folder, zip, '*.parquet', '{00..99}.
 Folder = Annotated[
     Path, common("--output", "-o", help="Model folder; the same resumes.", callback=writable)
 ]
-Dimensions = Annotated[int, shape(min=1, help="Dimensions of z.")]
+Dimensions = Annotated[
+    int | None, shape(min=1, max=1 << 20, help=f"Dimensions of z; default: {Z_DIM}.")
+]
 
 
 def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
@@ -90,10 +93,14 @@ def dpm(data: Data, output: Folder, options: ShapeFlags) -> None:
 
     Example: pdae train dpm photos/ -o runs/dpm --image-size 64
     """
-    from ..training.dpm import dpm_stage, new_dpm
+    from ..training.dpm import check_plain, dpm_stage, new_dpm
 
-    name = options.init_from
-    model = options.placed(new_dpm(**options.network()) if name is None else load_model(name))
+    if options.init_from is None:
+        model = new_dpm(**options.network())
+    else:
+        model = options.going_on(load_model(options.init_from))
+        check_plain(model)
+    options.placed(model)
     task = options.task(data, output, model.config, by_z=False)
     run(dpm_stage(model, task), options, task, options.network_of(model))
 
@@ -106,7 +113,7 @@ def encoder(
     options: TrainFlags,
     dpm: Annotated[str, common(help="The pre-trained model, or a checkpoint.")],
     teacher: Annotated[str | None, common(help="Model whose z it is to learn too.")] = None,
-    z_dim: Dimensions = 512,
+    z_dim: Dimensions = None,
 ) -> None:
     """Teach E_phi what eps_theta knows of a picture: a head start for `autoencoder --init-from`.
 
@@ -117,6 +124,7 @@ def encoder(
     from ..training.autoencoder import with_autoencoder
     from ..training.encoder import check_teacher, encoder_stage
 
+    z_dim = z_dim or Z_DIM
     other = None if teacher is None else load_model(teacher)
     model = with_autoencoder(load_dpm(dpm, Output().say), z_dim, options.seed)
     if other is not None:
@@ -135,7 +143,7 @@ def autoencoder(
     options: TrainFlags,
     dpm: Annotated[str | None, common(help="The pre-trained model, or a checkpoint.")] = None,
     init_from: Annotated[str | None, common(help="Or: go on with all of this model.")] = None,
-    z_dim: Dimensions = 512,
+    z_dim: Dimensions = None,
     condition: Annotated[str | None, shape(help="Labels a,b,… for G_psi: no encoder.")] = None,
     freeze_encoder: Annotated[
         bool, learning("--freeze-encoder", help="Train G_psi alone, of --init-from.")
@@ -143,7 +151,9 @@ def autoencoder(
     weighting: Annotated[
         Literal["lambda", "v"], learning(help="Of timesteps: PDAE's, or v's error.")
     ] = "lambda",
-    gamma: Annotated[float, learning(help="Exponent of lambda: SNR^gamma / (1 + SNR).")] = 0.1,
+    gamma: Annotated[
+        float, learning(min=-10, max=10, help="Exponent of lambda: SNR^gamma / (1 + SNR).")
+    ] = 0.1,
 ) -> None:
     """Train the encoder E_phi and the gradient estimator G_psi against a frozen eps_theta.
 
@@ -160,6 +170,9 @@ def autoencoder(
             "--freeze-encoder leaves the E_phi of --init-from as it is; without that "
             "there is none to leave"
         )
+    how = Weighting(weighting, gamma)
+    if weighting == "v" and gamma != Weighting().gamma:
+        raise UsageError("--gamma is of --weighting lambda; leave it out")
     labels = None if condition is None else options.condition(data, condition)
     if init_from is not None:
         model = load_model(init_from)
@@ -168,12 +181,14 @@ def autoencoder(
         theirs = model.config.labels
         if labels is not None and (theirs is None or theirs.classes != labels.classes):
             raise UsageError(f"{init_from} has no G_psi that takes these labels; use --dpm")
-    elif labels is not None:
-        model = with_labels(load_dpm(str(dpm), Output().say), labels.classes, z_dim, options.seed)
+        check_own("z_dim", z_dim, model.config.z_dim)
     else:
-        model = with_autoencoder(load_dpm(str(dpm), Output().say), z_dim, options.seed)
+        plain, size = load_dpm(str(dpm), Output().say), z_dim or Z_DIM
+        if labels is not None:
+            model = with_labels(plain, labels.classes, size, options.seed)
+        else:
+            model = with_autoencoder(plain, size, options.seed)
     task = options.task(data, output, options.placed(model).config)
-    how = Weighting(weighting, gamma)
     if labels is not None:
         run(conditional_stage(model, task, labels, how), options, task)
     else:
@@ -196,9 +211,9 @@ def latent(
         common("--model", "-m", envvar="PDAE_MODEL", help="The model that gets a latent DPM."),
     ],
     options: TrainFlags,
-    width: Annotated[int, shape(min=1, help="Of the hidden layers.")] = 512,
-    layers: Annotated[int, shape(min=2, help="Of the MLP.")] = 10,
-    dropout: Annotated[float, shape(help="In every layer.")] = 0.0,
+    width: Annotated[int, shape(min=1, max=1 << 20, help="Of the hidden layers.")] = 512,
+    layers: Annotated[int, shape(min=2, max=256, help="Of the MLP.")] = 10,
+    dropout: Annotated[float, shape(min=0, max=1, help="In every layer.")] = 0.0,
 ) -> None:
     """Train the latent DPM, which `pdae sample` draws z from.
 
@@ -215,7 +230,7 @@ def latent(
 
 @app.command()
 @takes(ShapeFlags)
-def diffae(data: Data, output: Folder, options: ShapeFlags, z_dim: Dimensions = 512) -> None:
+def diffae(data: Data, output: Folder, options: ShapeFlags, z_dim: Dimensions = None) -> None:
     """Train a Diff-AE to compare with: E_phi and an eps_theta that takes z, both from scratch.
 
     Example: pdae train diffae photos/ -o runs/diffae --image-size 64
@@ -223,11 +238,12 @@ def diffae(data: Data, output: Folder, options: ShapeFlags, z_dim: Dimensions = 
     from ..training.diffae import diffae_stage, new_diffae
 
     if options.init_from is None:
-        model = new_diffae(z_dim=z_dim, **options.network())
+        model = new_diffae(z_dim=z_dim or Z_DIM, **options.network())
     else:
         model = load_model(options.init_from)
         if not model.takes_z or model.encoder is None:
             raise UsageError(f"{options.init_from} is no Diff-AE; leave --init-from out")
+        check_own("z_dim", z_dim, options.going_on(model).config.z_dim)
     task = options.task(data, output, options.placed(model).config)
     run(diffae_stage(model, task), options, task, options.network_of(model))
 

@@ -24,6 +24,9 @@ PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # accelerate's names
 NETWORK, LEARNING, COMPUTING = "Network", "Learning", "Computing"  # panels of --help
 TELLING = "Output and log"
 USUAL = "default: as suits device and size"
+LEAST = 1e-12  # of what must be above 0: an end of Typer's ranges belongs to them
+SEEDS = 2**63  # seeds have 63 bits and a sign, as whole numbers in a model's files
+NEW = {"image_size": 64, "channels": 3, "betas": "linear", "prediction": "v"}  # eps_theta's
 
 common = typer.Option
 
@@ -34,7 +37,7 @@ class TrainFlags:
 
     images: int = option(4_000_000, None, "Pictures to see in all.", min=1)
     batch_size: int | None = option(None, None, f"Pictures a step, all processes; {USUAL}.", min=1)
-    lr: float = option(2e-4, None, "Learning rate.")
+    lr: float = option(2e-4, None, "Learning rate.", min=LEAST, max=1e3)
     labels: Annotated[
         Path | None, common(help="Table of labels; its `split` holds pictures out.")
     ] = None
@@ -47,9 +50,13 @@ class TrainFlags:
     optimizer: Literal["adam", "muon"] = option("adam", LEARNING, "Muon: orthogonal steps.")
     warmup: int = option(500, LEARNING, "Steps to reach the learning rate.", min=0)
     cooldown: float = option(0.0, LEARNING, "Share of the run to end it in.", min=0, max=1)
-    grad_clip: float = option(1.0, LEARNING, "Largest gradient norm.", rare=True)
+    grad_clip: float = option(
+        1.0, LEARNING, "Largest gradient norm.", rare=True, min=LEAST, max=1e12
+    )
     ema_images: int = option(500_000, LEARNING, "Half-life of the average.", min=1)
-    seed: int = option(0, LEARNING, "Fixes order, timesteps, noise and initial weights.")
+    seed: int = option(
+        0, LEARNING, "Fixes order, timesteps, noise and initial weights.", min=-SEEDS, max=SEEDS - 1
+    )
     accumulate: int = option(1, COMPUTING, "Micro-batches a step.", min=1)
     channels_last: bool = option(False, COMPUTING, "GPUs like it.", "--channels-last", rare=True)
     compile: bool = option(False, COMPUTING, "torch.compile the step.", "--compile")
@@ -145,13 +152,21 @@ class TrainFlags:
         return names
 
 
+def check_own(name: str, said: object, own: object) -> None:
+    """Raise UsageError where an option of the network was given and isn't the model's own."""
+    if said is not None and said != own:
+        option = f"--{name.replace('_', '-')}"
+        told = ",".join(f"{one:g}" for one in own) if isinstance(own, tuple) else own
+        raise UsageError(f"{option} of the model of --init-from is {told}; leave {option} out")
+
+
 @dataclass(frozen=True)
 class ShapeFlags(TrainFlags):
     """What eps_theta is to be."""
 
     init_from: str | None = option(None, None, "Start from this model's weights.")
-    image_size: int = option(64, None, "Height and width in pixels.")
-    channels: int = option(3, NETWORK, "3 for colour, 1 for gray.")
+    image_size: int | None = option(None, None, "Height and width in pixels; default: 64.")
+    channels: int | None = option(None, NETWORK, "3 for colour, the default, 1 for gray.")
     first_stage: str | None = option(None, NETWORK, "Diffuse the latents of diffusers' model.")
     patch: int | None = option(None, NETWORK, "Space-to-depth at the input, 1 is none.", rare=True)
     base_channels: int | None = option(None, NETWORK, f"Width of the first level; {USUAL}.")
@@ -160,25 +175,43 @@ class ShapeFlags(TrainFlags):
     attention: str | None = option(None, NETWORK, "Attention at these map sizes; likewise.")
     head_channels: int | None = option(None, NETWORK, "Channels an attention head.", rare=True)
     dropout: float | None = option(None, NETWORK, "In every residual block; likewise.")
-    betas: Literal["linear", "scaled_linear", "cosine", "constant"] = option(
-        "linear", NETWORK, "Noise schedule."
+    betas: Literal["linear", "scaled_linear", "cosine", "constant"] | None = option(
+        None, NETWORK, "Noise schedule; default: linear."
     )
-    prediction: Literal["v", "eps"] = option("v", NETWORK, "What the network outputs.")
+    prediction: Literal["v", "eps"] | None = option(
+        None, NETWORK, "What the network outputs; default: v."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_from is not None and self.first_stage is not None:
             raise UsageError("--init-from goes on with a model's own latents; leave --first-stage")
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"--channels is 3 for colour or 1 for gray, not {self.channels}")
+
+    def said(self) -> dict[str, Any]:
+        """Tell what was said of the network."""
+        theirs = {one.name for one in fields(TrainFlags)} | {"init_from", "first_stage"}
+        known = {name: one for name, one in asdict(self).items() if one is not None}
+        chosen = {name: one for name, one in known.items() if name not in theirs}
+        for name in chosen.keys() & {"multipliers", "attention"}:
+            chosen[name] = tuple(numbers(chosen[name]))
+        return chosen
+
+    def going_on(self, model: Model) -> Model:
+        """Return the model of --init-from. Raises UsageError where its network isn't as said."""
+        config = model.config
+        own = asdict(config.unet) | {"image_size": config.image_size, "channels": config.channels}
+        own |= {"betas": config.schedule.betas, "prediction": config.prediction}
+        for name, value in self.said().items():
+            check_own(name, value, own[name])
+        return model
 
     def network(self) -> dict[str, Any]:
         """Choose the arguments of training.dpm.new_dpm."""
         from ..checkpoints import load_first_stage
 
-        theirs = {one.name for one in fields(TrainFlags)} | {"init_from", "first_stage"}
-        said = {name: one for name, one in asdict(self).items() if one is not None}
-        chosen = {name: one for name, one in said.items() if name not in theirs}
-        for name in chosen.keys() & {"multipliers", "attention"}:
-            chosen[name] = tuple(numbers(chosen[name]))
+        chosen = NEW | self.said()
         if self.first_stage is not None:
             chosen["first_stage"], whose = load_first_stage(self.first_stage, Output().say)
             chosen |= whose

@@ -78,9 +78,10 @@ def reads_heic() -> bool:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sort a2 before a10."""
+    """Sort a2 before a10: numbers by how many digits they have, however many, and then by those."""
     parts = re.split(r"([0-9]+)", Path(name).as_posix().casefold())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    numbers = {part: part.lstrip("0") for part in parts[1::2]}
+    return [(len(numbers[one]), numbers[one]) if one in numbers else (-1, one) for one in parts]
 
 
 @dataclass

@@ -15,13 +15,14 @@ from ..engine.config import ModelConfig, Normalisation
 from ..engine.model import Model
 from ..engine.tensors import fingerprint
 from ..errors import UsageError
+from ..evaluation.figures import on_schedule
 from ..evaluation.gap import gap_residuals
 from ..networks.encoder import Encoder, EncoderConfig
 from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import held_out_noise, held_out_rows, uniform
+from .dpm import check_plain, held_out_noise, held_out_rows, uniform
 from .folder import check_model, saving
 from .stage import Stage
 
@@ -91,10 +92,12 @@ class AutoencoderLoss(nn.Module):
 def gap_closed(
     model: Model, held_out: Pictures, first: int = 200, last: int = 800, zs: Tensor | None = None
 ) -> dict[str, float]:
-    """Measure which share of the posterior mean gap G_psi closes, over t in first … last: with the
-    right z, and with the z of other pictures, where there are any. If both are alike, z isn't used.
+    """Measure which share of the posterior mean gap G_psi closes, over t in first … last of 1000
+    timesteps, or where those are on the model's schedule: with the right z, and with the z of other
+    pictures, where there are any. If both are alike, z isn't used.
     `zs`: (N, D) of the pictures, where they aren't E_phi's."""
-    x_0, t, eps = held_out_noise(model, held_out, first, last)
+    here = on_schedule(model, (first, last))
+    x_0, t, eps = held_out_noise(model, held_out, here[0], here[-1])
     parts = [slice(n, n + model.batch_size) for n in range(0, len(x_0), model.batch_size)]
     if zs is None:
         z = torch.cat([model.encode_z(x_0[rows]) for rows in parts])
@@ -200,8 +203,7 @@ def dpm_config(model: Model) -> ModelConfig:
     """Return what the model's config says of its eps_theta alone: an E_phi and G_psi that it may
     have are left behind, and so is how they were trained. Raises UsageError where eps_theta takes z
     itself."""
-    if model.takes_z:
-        raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
+    check_plain(model)
     training = tuple(one for one in model.config.training if one.get("stage") == "dpm")
     alone = replace(model.config.unet, z_embedding_channels=0)
     return replace(

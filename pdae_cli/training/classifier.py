@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,14 @@ from ..errors import UsageError
 from ..networks.classifier import Classes, NoisyClassifier
 from .conditional import PREVIEWED, Condition, preview, recorded
 from .data import Task
-from .dpm import held_out_loss, held_out_noise, held_out_rows, uniform
+from .dpm import (
+    check_plain,
+    first_stage_sha,
+    held_out_loss,
+    held_out_noise,
+    held_out_rows,
+    uniform,
+)
 from .folder import check_classifier
 from .stage import Stage
 
@@ -38,7 +45,9 @@ class ClassifierLoss(nn.Module):
 
 def new_classifier(model: Model, classes: Classes, base_channels: int, seed: int) -> Classifier:
     """Make an untrained classifier of the model's noisy pictures, of the shape of its U-Net's input
-    half but for the width. Raises UsageError for a width that can't be."""
+    half but for the width. Raises UsageError for a width that can't be, and where eps_theta takes
+    z itself, which the sample sheets have none of."""
+    check_plain(model)
     theirs = model.config
     try:
         unet = replace(
@@ -77,6 +86,8 @@ def classifier_stage(model: Model, classifier: Classifier, task: Task, labels: C
         lambda summary: write_classifier(task.folder, classifier, summary, task.dtype),
         model.config.state_shape,
         labels.matrix(task.train.names),
-        recorded(labels.classes),
+        recorded(labels.classes)
+        | {"schedule": " ".join(map(str, astuple(model.config.schedule)))}
+        | first_stage_sha(model),
         lambda: check_classifier(task.folder),
     )

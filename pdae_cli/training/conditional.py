@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.trajectory import Sampling
+from ..engine.attributes import simplified
 from ..engine.guidance import chosen, labelled
 from ..engine.model import Model
 from ..engine.tensors import fingerprint
@@ -39,7 +40,8 @@ class Condition:
 
 def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
     """Tell the classes that columns of labels mean: several attributes of 1 / 0 / -1, or the
-    different words of one other column, which exclude each other. Raises UsageError."""
+    different words of one other column, which exclude each other. Raises UsageError, also for
+    names that `--label` can't tell apart."""
     if table is None:
         raise UsageError("there are no labels to condition on; pass --labels CSV")
     unknown = set(columns) - set(table.attributes) - set(table.texts)
@@ -52,6 +54,7 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
     if set(columns) <= set(table.attributes):
         places = [table.attributes.index(one) for one in columns]
         rows = {name: [row[place] for place in places] for name, row in table.rows.items()}
+        check_classes(columns)
         return Condition(Classes(tuple(columns), exclusive=False), rows)
     if len(columns) > 1:
         raise UsageError(f"{', '.join(columns)}: only columns of 1 / 0 labels go together")
@@ -61,8 +64,22 @@ def condition(table: Labels | None, columns: Sequence[str]) -> Condition:
         raise UsageError(f"{columns[0]}: says nothing of these pictures")
     if len(names) < 2:
         raise UsageError(f"{columns[0]}: all pictures are {names[0]}; it tells none apart")
+    check_classes(names)
     rows = {name: [int(text == one) for one in names] for name, text in texts.items()}
     return Condition(Classes(tuple(names), exclusive=True), rows)
+
+
+def check_classes(names: Sequence[str]) -> None:
+    """Raise UsageError for names that `--label` can't tell: alike, empty, or with =."""
+    known: dict[str, str] = {}
+    for name in names:
+        plain = simplified(name)
+        if not plain or "=" in name:
+            raise UsageError(f"{name!r} can't be a class's name: letters and digits, and no =")
+        if plain in known:
+            both = f"{known[plain]!r} and {name!r}"
+            raise UsageError(f"--label can't tell the classes {both} apart; rename one")
+        known[plain] = name
 
 
 def recorded(classes: Classes) -> dict[str, str]:

@@ -228,4 +228,5 @@ def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures
 
 
 def _hash_share(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") / 2**32
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:4], "little") / 2**32

@@ -13,7 +13,7 @@ from ..engine.model import Model
 from ..networks.encoder import Encoder
 from .autoencoder import encoder_for, preview, saving_statistics
 from .data import Pictures, Task
-from .dpm import DPMLoss, held_out_loss, held_out_noise, new_dpm, uniform
+from .dpm import DPMLoss, first_stage_sha, held_out_loss, held_out_noise, new_dpm, uniform
 from .folder import check_model
 from .stage import Stage
 
@@ -60,6 +60,7 @@ def diffae_stage(model: Model, task: Task) -> Stage:
         lambda: preview(model, task.held_out),
         saving_statistics(model, task, "diffae"),
         model.config.state_shape,
+        settings=first_stage_sha(model),
         guard=lambda: check_model(model, task.folder, "diffae"),
     )
 

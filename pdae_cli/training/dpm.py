@@ -14,6 +14,7 @@ from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
 from ..engine.config import ModelConfig, ScheduleConfig
 from ..engine.model import Model
+from ..engine.tensors import fingerprint
 from ..errors import UsageError
 from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.heads import Heads
@@ -48,6 +49,12 @@ class DPMLoss(nn.Module):
         return errors.mean()
 
 
+def first_stage_sha(model: Model) -> dict[str, str]:
+    """Return the setting by which a run that goes on knows its latents' first stage again."""
+    stage = model.first_stage
+    return {} if stage is None else {"first_stage_sha": fingerprint(stage)}
+
+
 def uniform(schedule: Schedule) -> Tensor:
     """Give every timestep the same chance: (T,) float64."""
     return torch.full((schedule.timesteps,), 1 / schedule.timesteps, dtype=torch.float64)
@@ -79,6 +86,12 @@ def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[st
     return {"held_out_loss": total / len(parts[0])}
 
 
+def check_plain(model: Model) -> None:
+    """Raise UsageError where eps_theta takes z itself."""
+    if model.takes_z:
+        raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
+
+
 def dpm_stage(model: Model, task: Task) -> Stage:
     """Train the model's eps_theta."""
     model.dpm.requires_grad_(True).train()
@@ -94,6 +107,7 @@ def dpm_stage(model: Model, task: Task) -> Stage:
         lambda: (model.sample(16, unconditional=True, inference_steps=20)[0], 8),
         saving(model, task, "dpm"),
         shape,
+        settings=first_stage_sha(model),
         guard=lambda: check_model(model, task.folder, "dpm", keeps_z=True),
     )
 

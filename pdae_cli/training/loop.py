@@ -18,43 +18,33 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..diffusion.noise import generator
 from ..engine.computing import check_compiler
-from ..errors import PdaeError, UsageError
+from ..errors import OutOfMemory, PdaeError, UsageError
 from ..files import check_writable
-from ..networks.layers import Attention
-from ..networks.unet import ResBlock
 from ..pictures.images import write_sheet
 from .muon import optimizer_of
-from .stage import Rows, Stage, TrainOptions, draw_batch, prefetched
+from .stage import Rows, Stage, TrainOptions, checkpoint_activations, draw_batch, prefetched
 from .state import (
     EMA,
     append_log,
     check_state,
     load_state,
     locked,
+    other_settings,
     read_facts,
     save_state,
     trim_log,
 )
 
 PATIENCE = timedelta(hours=6)  # with the process that measures and saves
-# What a resumed run may change; what a setting was that older states lack; which are then believed.
-FREE_TO_CHANGE = {
-    "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
-    "teacher",  # its name; teacher_sha tells which it is
-}  # fmt: skip
-UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
-UNKNOWN = ("frozen_sha", "classes", "components_of", "fit", "names_sha", "labels_sha", "dropout")
 
 Report = Callable[[dict[str, object]], None]
 
@@ -79,6 +69,21 @@ def reaching() -> Iterator[None]:
 
 
 @contextmanager
+def within_memory(device: torch.device) -> Iterator[None]:
+    """Raise OutOfMemory, which says what needs less, where memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:
+        # A CPU's allocator has no error class of its own.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+            raise
+        raise OutOfMemory(
+            f"{device} has no room for a step; choose a smaller --batch-size, more --accumulate, "
+            "or --checkpoint-activations"
+        ) from error
+
+
+@contextmanager
 def interrupted_between_steps() -> Iterator[Callable[[], bool]]:
     """Hold SIGINT and SIGTERM back, so that no step is cut in two; the yielded function says
     whether one came."""
@@ -91,26 +96,6 @@ def interrupted_between_steps() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def checkpoint_activations(objective: nn.Module) -> None:
-    """Have trained residual blocks and attention keep only their inputs and compute the rest again
-    when gradients need it (Chen et al. 2016): a forward pass more for a part of the memory. The
-    gradients are the same, dropout's masks included."""
-
-    def recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(*inputs: Any) -> Tensor:
-            if not torch.is_grad_enabled():
-                return forward(*inputs)
-            kept: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
-            return kept
-
-        return run
-
-    for block in objective.modules():
-        trained = any(parameter.requires_grad for parameter in block.parameters())
-        if isinstance(block, ResBlock | Attention) and trained:
-            block.forward = recomputed(block.forward)  # type: ignore[method-assign]
 
 
 def accelerator_of(logs: Path, cpu: bool, trackers: Sequence[str]) -> Accelerator:
@@ -169,7 +154,7 @@ class Training:
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self.ema = EMA(self.parameters, options.ema_images)
         self.optimizer = optimizer_of(options.optimizer, self.parameters.values(), options.lr)
-        self.step = self._resume()
+        self.step = self.saved = self._resume()
         if self.step < self.steps:
             stage.guard()
         if self._greatest(self.step) != -self._greatest(-self.step):
@@ -199,14 +184,10 @@ class Training:
         if not self.state_path.exists():
             return 0
         step, written = read_facts(self.state_path)
-        now = self._settings()
-        before = UNWRITTEN | {k: now.get(k) for k in UNKNOWN} | written
-        changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
-        if changed:
+        if changed := other_settings(written, self._settings()):
             check_state(self.state_path)  # damage may look like other options
-            said = ", ".join(f"{k} {before.get(k)} → {now[k]}" for k in changed)
             raise UsageError(
-                f"{self.folder.parent} was begun with other options ({said}); "
+                f"{self.folder.parent} was begun with other options ({', '.join(changed)}); "
                 "use those again, or begin anew: in another folder with --init-from, or here "
                 f"without {self.folder.name}/{self.state_path.name}"
             )
@@ -220,12 +201,14 @@ class Training:
         """
         with ExitStack() as stack:
             interrupted = stack.enter_context(interrupted_between_steps())
+            # Not within the `try`: the others wait for this one's gradients, and hear no `_fail`.
+            stack.enter_context(within_memory(self.accelerator.device))
             try:
                 if self.rank == 0:
                     self._begin(stack)
                 self._train(report, interrupted)
             except KeyboardInterrupt as stop:
-                if self.optimizer.state:  # else there is nothing yet
+                if self.step != self.saved:  # else it would only lose the metrics
                     self._save(report, full=False)
                 stop.args = ("the same command goes on where it stopped",)
                 raise
@@ -337,9 +320,20 @@ class Training:
 
     def _save(self, report: Report, full: bool = True) -> None:
         """Write metrics and a sample sheet, when `full`, and the model; the state last, so that a
-        killed run goes on from the state before, and makes all of them again."""
+        killed run goes on from the state before, and makes all of them again. Raises PdaeError for
+        weights that aren't finite, and writes nothing."""
         if self.rank:
             return
+        if not all(
+            one.isfinite().all()
+            for kept in (self.parameters, self.ema.shadow)
+            for one in kept.values()
+        ):
+            raise PdaeError(
+                f"the weights of step {self.step} aren't finite; what was saved in "
+                f"{self.folder.parent} stays; begin anew, in another folder, with a smaller --lr, "
+                "or --precision float32"
+            )
         name, settings = self.stage.name, self._settings()
         self.stage.objective.eval()
         metrics: dict[str, float] = {}
@@ -357,6 +351,7 @@ class Training:
             self._log(report, **metrics)
         facts = {"step": str(self.step), "options": json.dumps(settings)}
         save_state(self.state_path, self.parameters, self.ema, self.optimizer, facts)
+        self.saved = self.step
 
     def _log(self, report: Report, **values: float) -> None:
         if self.rank == 0:

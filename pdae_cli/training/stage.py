@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..diffusion.noise import generator, normal
+from ..networks.layers import Attention
+from ..networks.unet import ResBlock
 
 PREFETCH = 3  # micro-batches prepared ahead, in threads
 
@@ -86,6 +89,26 @@ class Rows(NamedTuple):
     t: Tensor  # (N,) int64
     eps: Tensor  # (N, *shape)
     y: Tensor | None = None
+
+
+def checkpoint_activations(objective: nn.Module) -> None:
+    """Have trained residual blocks and attention keep only their inputs and compute the rest again
+    when gradients need it (Chen et al. 2016): a forward pass more for a part of the memory. The
+    gradients are the same, dropout's masks included."""
+
+    def recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*inputs: Any) -> Tensor:
+            if not torch.is_grad_enabled():
+                return forward(*inputs)
+            kept: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
+            return kept
+
+        return run
+
+    for block in objective.modules():
+        trained = any(parameter.requires_grad for parameter in block.parameters())
+        if isinstance(block, ResBlock | Attention) and trained:
+            block.forward = recomputed(block.forward)  # type: ignore[method-assign]
 
 
 def draw_batch(stage: Stage, options: TrainOptions, step: int, first: int, count: int) -> Rows:

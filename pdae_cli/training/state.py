@@ -21,6 +21,16 @@ from ..files import append, replacing, unwritable, write_bytes
 from .muon import Muon, moments
 
 Named = dict[str, nn.Parameter]
+# What a resumed run may change; what a setting was that older states lack; which are then believed.
+FREE_TO_CHANGE = {
+    "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
+    "teacher",  # its name; teacher_sha tells which it is
+}  # fmt: skip
+UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
+UNKNOWN = (
+    "frozen_sha", "first_stage_sha", "schedule", "classes", "components_of", "fit", "names_sha",
+    "labels_sha", "dropout",
+)  # fmt: skip
 
 
 class EMA:
@@ -78,6 +88,13 @@ def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
         if not re.fullmatch("[0-9]{1,12}", header.metadata.get("step", "")):
             raise TensorsError("its metadata lack the step")
         return int(header.metadata["step"]), header.facts("options")
+
+
+def other_settings(written: dict[str, Any], now: dict[str, object]) -> list[str]:
+    """Say which settings a run that goes on has others of than its state was written with."""
+    before = UNWRITTEN | {k: now.get(k) for k in UNKNOWN} | written
+    changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
+    return [f"{k} {before.get(k)} → {now[k]}" for k in changed]
 
 
 def check_state(path: Path) -> None:

@@ -53,9 +53,11 @@ class Table:
     def read(self, row: int) -> bytes:
         """Return a picture's file. Raises InputError for a row without one."""
         cell = self._files[row][self.column]
-        if isinstance(cell, dict) and cell["bytes"] is None and cell["path"]:
-            return read_limited(Path(cell["path"]), MAX_FILE)  # of a folder
-        data = cell["bytes"] if isinstance(cell, dict) else cell
+        data, path = (
+            (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        )
+        if data is None and path:
+            return read_limited(Path(path), MAX_FILE)  # of a folder
         if not isinstance(data, bytes):
             raise InputError(f"row {row}: no picture")
         return data
@@ -80,8 +82,8 @@ class Table:
         for name, feature in self.rows.features.items():
             kind = str(getattr(feature, "dtype", ""))  # a struct has none
             if isinstance(feature, ClassLabel):
-                numbers = self.rows[name][:]
-                found[name] = ["" if n is None or n < 0 else feature.names[n] for n in numbers]
+                known = dict(enumerate(feature.names))  # a number may be of none
+                found[name] = [known.get(number, "") for number in self.rows[name][:]]
             elif kind == "bool" or kind.startswith(("int", "uint", "float")):
                 found[name] = ["" if one is None else str(one) for one in self.rows[name][:]]
             elif name in ("split", "source") and kind in ("string", "large_string"):

@@ -170,3 +170,12 @@ def test_a_broken_landmarks_file_stops_before_any_work(pdae: Command, photos: Pa
     run = pdae("align", photos / "photos", "-r", "-o", photos / "out",
                "--landmarks", photos / "faces.json")  # fmt: skip
     assert run.code == 3 and run.err.count("\n") == 1 and "faces.json: not JSON" in run.err
+
+
+def test_landmarks_far_outside_cost_their_photo_alone(pdae: Command, photos: Path) -> None:
+    far = {"left_eye": [-3e4, 0], "right_eye": [3e4, 0], "mouth": [0, 3e4]}
+    write(photos, {"a.png": far, "sub/b.png": FACE})
+    run = pdae("align", photos / "photos", "-r", "-o", photos / "out",
+               "--landmarks", photos / "faces.json")  # fmt: skip
+    assert run.code == 3 and "a.png: the photo, 240 x 160, is less than a pixel" in run.err
+    assert (photos / "out" / "sub" / "b.png").exists()

@@ -8,8 +8,9 @@ import pytest
 from accelerate.state import AcceleratorState
 from conftest import Command
 from safetensors import safe_open
-from small_runs import TINY, assert_equal, folder_of, state
+from small_runs import TINY, assert_equal, folder_of, state, untrained_diffae
 
+from pdae_cli.checkpoints import write_model
 from pdae_cli.cli.run.launch import on_its_machine
 
 
@@ -139,3 +140,102 @@ def test_what_the_environment_says_of_model_and_device(
     assert pdae(*command).code == 0
     result = pdae("train", "latent", photos, "--images", 8, "--batch-size", 8)  # of the whole one
     assert result.code == 2 and "has a latent DPM, which this run would replace" in result.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dpm --grad-clip 0",
+        "dpm --grad-clip -1",
+        "dpm --seed 9223372036854775808",
+        "dpm --seed -9223372036854775809",
+        *(f"dpm --lr {value}" for value in ("0", "-1", "inf", "nan")),
+        "latent --layers 300",
+        "latent --width 2000000",
+        *(f"latent --dropout {value}" for value in ("2", "-1", "nan")),
+        "autoencoder --z-dim 2000000 --condition hat",
+        "autoencoder --gamma nan",
+    ],
+)
+def test_numbers_have_ranges(line: str, pdae: Command, photos: Path, tmp_path: Path) -> None:
+    stage, option, *rest = line.split()
+    place = () if stage == "latent" else ("-o", tmp_path / "run")
+    result = pdae("train", stage, photos, *place, option, *rest)
+    assert result.code == 2 and f"Invalid value for '{option}'" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_are_of_colour_or_gray(pdae: Command, photos: Path, tmp_path: Path) -> None:
+    for count in (2, 4):
+        result = pdae("train", "dpm", photos, "-o", tmp_path / "run", "--channels", count)
+        assert result.code == 2 and "3 for colour or 1 for gray" in result.err
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "said"),
+    [
+        ("dpm", "--image-size 128", "--image-size of the model of --init-from is 32"),
+        ("dpm", "--image-size 64", "is 32"),
+        ("dpm", "--dropout 0.1", "is 0.0"),
+        ("dpm", "--betas cosine", "is linear"),
+        ("dpm", "--prediction v", "is eps"),
+        ("dpm", "--channels 1", "is 3"),
+        ("dpm", "--multipliers 1,3", "is 1,2"),
+        ("diffae", "--image-size 64", "is 32"),
+        ("diffae", "--z-dim 7", "is 6"),
+        ("autoencoder", "--z-dim 512", "--z-dim of the model of --init-from is 6"),
+    ],
+)
+def test_a_model_to_go_on_with_is_as_it_is(
+    stage: str, options: str, said: str, pdae: Command, photos: Path, begun: dict[str, Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    line = ("train", stage, photos, "-o", tmp_path / "run", "--init-from", begun[stage])
+    refused = pdae(*line, *options.split(), "--device", "cpu")
+    assert refused.code == 2 and said in refused.err and refused.err.count("\n") == 1
+    assert f"leave {options.split()[0]} out" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("stage", "same"),
+    [
+        ("dpm", (*TINY[:12], "--betas", "linear", "--prediction", "eps", "--dropout", 0)),
+        ("diffae", (*TINY[:12], "--z-dim", 6)),
+        ("autoencoder", ("--z-dim", 6)),
+    ],
+)
+def test_what_it_is_may_be_said(
+    stage: str, same: tuple[object, ...], pdae: Command, photos: Path, begun: dict[str, Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    line = ("train", stage, photos, "-o", tmp_path / "run", "--init-from", begun[stage])
+    small = ("--images", 8, "--batch-size", 4, "--device", "cpu", "--dry-run")
+    result = pdae(*line, *same, *small)
+    assert result.code == 0, result.err
+
+
+@pytest.fixture
+def begun(tiny_folder: Path, tmp_path: Path) -> dict[str, Path]:
+    """A model of each kind, by the stage that goes on with it."""
+    write_model(tmp_path / "diffae", untrained_diffae())
+    return {"dpm": tiny_folder, "autoencoder": tiny_folder, "diffae": tmp_path / "diffae"}
+
+
+@pytest.mark.parametrize("stage", ["dpm", "classifier"])
+def test_a_diffae_is_no_plain_diffusion_model(
+    stage: str, pdae: Command, begun: dict[str, Path], tmp_path: Path
+) -> None:
+    """Which is said before any picture is read."""
+    photos = folder_of(tmp_path / "photos", 4)
+    (photos / "labels.csv").write_text("file,hat\n0.png,1\n1.png,0\n")
+    (photos / "3.png").write_bytes(b"no picture")
+    how = {"dpm": ("--init-from",), "classifier": ("--condition", "hat", "--dpm")}[stage]
+    result = pdae("train", stage, photos, "-o", tmp_path / "run", *how, begun["diffae"])
+    assert result.code == 2 and "takes z itself; give a plain diffusion model" in result.err
+    assert "3.png" not in result.err and not (tmp_path / "run").exists()
+
+
+def test_gamma_is_of_one_weighting(pdae: Command, photos: Path, tmp_path: Path) -> None:
+    line = ("train", "autoencoder", photos, "--dpm", "none", "-o", tmp_path / "run")
+    result = pdae(*line, "--weighting", "v", "--gamma", "0.5")
+    assert result.code == 2 and "--gamma is of --weighting lambda; leave it out" in result.err

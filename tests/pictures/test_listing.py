@@ -16,7 +16,7 @@ from drawn import saved
 from pdae_cli.errors import InputError
 from pdae_cli.pictures import listing
 from pdae_cli.pictures.archives import Archive
-from pdae_cli.pictures.listing import Listing, kind_of, list_pictures
+from pdae_cli.pictures.listing import Listing, kind_of, list_pictures, natural
 
 PNG = saved(picture(0, (8, 8)))
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(80)
@@ -55,6 +55,15 @@ def zipped(path: Path, *names: str, method: int = zipfile.ZIP_DEFLATED) -> bytea
 
 def reasons(found: Listing) -> Counter[str]:
     return Counter(reason for _, reason in found.left_out)
+
+
+def test_names_sort_by_their_numbers() -> None:
+    """Of any length; zeros in front count for nothing."""
+    names = ["a", "a0", "a1.png", "a2", "a009", "a10", "a10b", "a10b2", "a" + "9" * 4299]
+    names += [f"a{9 * '0'}1{4300 * '0'}", f"a2{4300 * '0'}", "b1"]
+    mixed = [*names[1::2], *names[::2]]
+    assert sorted(mixed, key=natural) == names
+    assert natural("a007") == natural("A7")
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])

@@ -155,6 +155,29 @@ def test_beyond_the_border_is_black_or_the_nearest_pixel(scale: float) -> None:
         assert seen[:, 48, 44].tolist() == pytest.approx([200, 100, 50], abs=2)
 
 
+@pytest.mark.parametrize("size", [160, 161, 320])
+def test_a_large_square_is_sampled_as_finely_as_fits(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as finely up to half of the largest size, here 320."""
+    monkeypatch.setattr("pdae_cli.pictures.photos.frames.MAX_SIZE", 320)
+    photo = picture(3, (60, 40)).convert("L")
+    small = take(photo, turned(20, 0.5, (4, 2), 16, "repeat"))
+    large = take(photo, turned(20, 0.5, (4, 2), 16, "repeat").resized(size))
+    assert large.size == (size, size)
+    reduced = to_tensor(large.resize((16, 16), Image.Resampling.BOX)).int()
+    assert (reduced - to_tensor(small).int()).abs().max() < 30
+
+
+@pytest.mark.parametrize("far", [1e4, 1e6])
+def test_landmarks_of_another_photo_take_no_memory(far: float) -> None:
+    """The photo would be less than a pixel of the square, whose border it would fill."""
+    face = Landmarks((-far, 0.0), (far, 0.0), (0.0, far))
+    with pytest.raises(InputError, match="40 x 30, is less than a pixel of the square") as caught:
+        take(picture(1, (40, 30)), face.frame(64))
+    assert "\n" not in str(caught.value)
+
+
 # --- Putting back --------------------------------------------------------------------------------
 
 

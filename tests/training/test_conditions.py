@@ -70,6 +70,23 @@ class TestCondition:
         with pytest.raises(UsageError, match="kind: says nothing of these pictures"):
             condition(labels, ["kind"])
 
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("C", "C++", "D"), "can't tell the classes 'C' and 'C++' apart"),
+            (("plain", "a=1"), "'a=1' can't be a class's name"),
+            (("+", "plain"), "'+' can't be a class's name: letters"),
+        ],
+    )
+    def test_names_are_such_that_a_label_can_tell(self, words: tuple[str, ...], said: str) -> None:
+        """Words, as the names of folders, and columns alike."""
+        texts = {str(number): word for number, word in enumerate(words)}
+        columns = Labels(list(words), {"1": [1] * len(words)}, set(), {}, {})
+        for labels, wanted in ((table(kind=texts), ["kind"]), (columns, list(words))):
+            with pytest.raises(UsageError) as caught:
+                condition(labels, wanted)
+            assert said in str(caught.value)
+
     def test_one_word_tells_nothing(self) -> None:
         with pytest.raises(UsageError, match="tells none apart"):
             condition(table(kind={"1": "dog"}), ["kind"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from small_runs import OPTIONS, drawn, folder_of
 
 from pdae_cli.errors import InputError
 from pdae_cli.pictures.listing import Listing
-from pdae_cli.training.data import Pictures, PictureSource, open_pictures, split
+from pdae_cli.training.data import Pictures, PictureSource, Task, open_pictures, split
 from pdae_cli.training.stage import order
 
 
@@ -131,3 +132,12 @@ def test_split_follows_names_not_order(tmp_path: Path, count: int, held_out: int
     assert max(shares[n] for n in chosen.names) < min(shares[n] for n in train.names)
     if count == 5000:
         assert set(chosen.names) == {n for n in names if shares[n] < 0.02}
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    """A folder's may be any bytes, which Python keeps as surrogates."""
+    names = [os.fsdecode(b"\xe9%d.png" % number) for number in range(24)]
+    pictures = Pictures(PictureSource(tmp_path, names, str.encode), 1, 1, "crop")
+    train, held_out = split(pictures, None)
+    assert sorted(train.names + held_out.names) == sorted(names) and len(held_out) == 2
+    assert len(Task(train, held_out, tmp_path).names_sha) == 12

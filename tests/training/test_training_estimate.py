@@ -146,3 +146,22 @@ class TestDryRun:
         whole = activations()
         assert activations("--accumulate", 2) == pytest.approx(whole / 2, rel=1e-3)
         assert activations("--checkpoint-activations") < whole / 2
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate")]
+)
+def test_a_device_without_room_for_a_step_is_a_line(
+    error: RuntimeError, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names what needs less, and its exit code is its own."""
+
+    def full(*of: object) -> None:
+        raise error
+
+    monkeypatch.setattr(DPMLoss, "forward", full)
+    photos = folder_of(tmp_path / "photos", 12)
+    result = pdae("train", "dpm", photos, "-o", tmp_path / "run", *TINY, "--images", 16, "--quiet")
+    assert result.code == 5 and result.err.count("\n") == 1
+    for word in ("cpu has no room", "--batch-size", "--accumulate", "--checkpoint-activations"):
+        assert word in result.err

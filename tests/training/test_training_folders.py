@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from cli_runs import outputs
 from conftest import Command, tiny_model
-from small_runs import OPTIONS, TINY, folder_of, quiet, stage_of, task_of
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small_runs import OPTIONS, SHAPE, TINY, folder_of, quiet, stage_of, task_of
 
 from pdae_cli.checkpoints import read_model, write_model
-from pdae_cli.errors import UsageError
+from pdae_cli.engine.model import Model
+from pdae_cli.errors import PdaeError, UsageError
+from pdae_cli.networks.first_stage import FirstStage, FirstStageConfig
+from pdae_cli.training.dpm import new_dpm
 from pdae_cli.training.loop import Training
+from pdae_cli.training.stage import Rows
 
 LOOP = ("--batch-size", 8, "--log-every", 1)
 
@@ -204,6 +214,110 @@ def test_a_run_goes_on_with_the_pictures_that_it_began_with(
     assert refused.code == 2 and "names_sha " in refused.err
     (data / "more.png").unlink()
     assert pdae(*command, "--images", 16).code == 0
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+@pytest.mark.parametrize("part", ["weights", "average"])
+def test_a_run_that_diverged_leaves_what_was_saved(
+    part: str, interrupted: bool, photos: Path, tmp_path: Path
+) -> None:
+    """Whether it is stopped or saves at its end; one line says what to do."""
+
+    def run_of(images: int) -> Training:
+        stage = stage_of("dpm", tiny_model(), task_of(photos, tmp_path))
+        return Training(stage, replace(OPTIONS, images=images), tmp_path)
+
+    run_of(16).train(quiet)
+    before, run = outputs(tmp_path), run_of(32)
+
+    def diverge(record: dict[str, object]) -> None:
+        kept = run.parameters if part == "weights" else run.ema.shadow
+        with torch.no_grad():
+            kept[min(kept)].view(-1)[-1] = torch.nan
+        if interrupted:
+            raise KeyboardInterrupt
+
+    with pytest.raises(PdaeError, match=r"aren't finite; what was saved in .* stays") as caught:
+        run.train(diverge)
+    assert "--precision float32" in str(caught.value) and "\n" not in str(caught.value)
+    log = "training/dpm.jsonl"
+    assert {**outputs(tmp_path), log: b""} == {**before, log: b""}
+    assert run_of(32).step == 2
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_interruption_loses_no_metrics(again: bool, photos: Path, tmp_path: Path) -> None:
+    """During the last save, or when the same command begins again."""
+
+    def run_of(images: int) -> Training:
+        stage = stage_of("dpm", tiny_model(), task_of(photos, tmp_path))
+        return Training(stage, replace(OPTIONS, images=images), tmp_path)
+
+    run = run_of(16)
+    save = run.stage.save
+
+    def interrupt(summary: dict[str, object]) -> None:
+        save(summary)
+        signal.raise_signal(signal.SIGINT)
+
+    if again:
+        run.train(quiet)
+        run = run_of(32)
+        run.batches = stopped  # type: ignore[method-assign]
+    else:
+        run.stage.save = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run.train(quiet)
+    (summary,) = read_model(tmp_path, "m").config.training
+    assert summary["metrics"].keys() == {"held_out_loss"} and summary["images"] == 16
+
+
+def stopped() -> Iterator[list[Rows]]:
+    raise KeyboardInterrupt
+
+
+def latent_dpm(seed: int) -> Model:
+    """An eps_theta of a first stage's latents; another first stage for each seed."""
+    torch.manual_seed(seed)
+    blocks = ("DownEncoderBlock2D",), ("UpDecoderBlock2D",)
+    cfg = FirstStageConfig("VQModel", 3, 3, *blocks, (8,), 1, 4, True, True, 16, 3, 1.0, 0.0)
+    return new_dpm(0, "linear", "v", FirstStage(cfg), **SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["dpm", "classifier"])
+def test_the_first_stage_is_the_one_it_began_with(kind: str, photos: Path, tmp_path: Path) -> None:
+    """Another's weights have the same shapes, and make other latents."""
+    pytest.importorskip("diffusers")
+
+    def run_of(seed: int) -> Training:
+        stage = stage_of(kind, latent_dpm(seed), task_of(photos, tmp_path))
+        return Training(stage, replace(OPTIONS, images=8), tmp_path)
+
+    run_of(1).train(quiet)
+    assert run_of(1).step == 1
+    with pytest.raises(UsageError, match=r"first_stage_sha [0-9a-f]{12} → [0-9a-f]{12}"):
+        run_of(2)
+
+
+def test_a_classifiers_noise_is_the_one_it_began_with(photos: Path, tmp_path: Path) -> None:
+    """And a state of an older version, which doesn't say which that was, is believed."""
+
+    def run_of(betas: str) -> Training:
+        model = tiny_model()
+        schedule = replace(model.config.schedule, betas=betas)
+        model = Model(replace(model.config, schedule=schedule), model.dpm)
+        stage = stage_of("classifier", model, task_of(photos, tmp_path))
+        return Training(stage, replace(OPTIONS, images=8), tmp_path)
+
+    run_of("linear").train(quiet)
+    with pytest.raises(UsageError, match=r"schedule linear 1000 .* → cosine 1000"):
+        run_of("cosine")
+    path = tmp_path / "training" / "classifier.safetensors"
+    with safe_open(path, "pt") as file:
+        options = json.loads(file.metadata()["options"])
+    del options["schedule"]
+    save_file(load_file(path), path, {"step": "1", "options": json.dumps(options)})
+    assert run_of("cosine").step == 1
 
 
 def test_a_latent_dpm_isnt_trained_on_for_another_z(photos: Path, tmp_path: Path) -> None:

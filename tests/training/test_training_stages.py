@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from pdae_cli.training.autoencoder import (
     gap_residuals,
 )
 from pdae_cli.training.data import Task
-from pdae_cli.training.dpm import DPMLoss, held_out_rows, new_dpm, usual_batch
+from pdae_cli.training.dpm import DPMLoss, held_out_noise, held_out_rows, new_dpm, usual_batch
 from pdae_cli.training.latent import encode_all
 from pdae_cli.training.loop import Training
 
@@ -231,3 +232,18 @@ def test_with_one_picture_held_out_nothing_is_shuffled(model: Model, task: Task)
     """It would be its own shuffle."""
     one = task.held_out.subset(task.held_out.names[:1])
     assert set(gap_closed(model, one)) == {"gap_closed"}
+
+
+@pytest.mark.parametrize("timesteps", [2, 100, 1000])
+def test_the_gap_is_measured_in_the_middle_of_any_schedule(timesteps: int, task: Task) -> None:
+    """t = 200 … 800 of 1000, and as far along a shorter one."""
+    model = tiny_model()
+    schedule = replace(model.config.schedule, timesteps=timesteps)
+    parts = model.dpm, model.gradient_estimator, model.encoder
+    model = Model(replace(model.config, schedule=schedule), *parts)
+    stage = stage_of("autoencoder", model, task)
+    assert all(math.isfinite(value) for value in stage.measure().values())
+    first, last = {2: (0, 1), 100: (20, 79), 1000: (200, 800)}[timesteps]
+    x_0, t, eps = held_out_noise(model, task.held_out, first, last)
+    plain, shifted = gap_residuals(model, x_0, t, eps, model.encode_z(x_0))
+    assert stage.measure()["gap_closed"] == pytest.approx((1 - shifted / plain).mean().item())

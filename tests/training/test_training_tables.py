@@ -240,6 +240,29 @@ class TestFailures:
         with pytest.raises(UsageError, match="no column holds pictures; it has age, name"):
             open_pictures(path, 32)
 
+    def test_a_class_without_a_name_is_unknown(self, tmp_path: Path) -> None:
+        from pyarrow import parquet as files
+
+        path = tmp_path / "a.parquet"
+        kinds = {"png": datasets.Value("binary"), "kind": datasets.ClassLabel(names=["cat", "dog"])}
+        columns = {"png": [png(n) for n in range(3)], "kind": [0, 1, None]}
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        rows.to_parquet(path)
+        written = files.read_table(path)
+        facts = written.schema.metadata[b"huggingface"].replace(b', "dog"', b"")
+        files.write_table(written.replace_schema_metadata({b"huggingface": facts}), path)
+        table = open_table(path)
+        assert table is not None and table.columns()[0]["kind"] == ["cat", "", ""]
+
+    @pytest.mark.parametrize("cell", [{"path": None}, {"width": 3}, {"bytes": None}])
+    def test_a_structure_without_bytes_is_no_picture(
+        self, cell: dict[str, object], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "a.parquet"
+        datasets.Dataset.from_dict({"image": [cell]}).to_parquet(path)
+        with pytest.raises(InputError, match="row 0: no picture"):
+            open_pictures(path, 32).checked()
+
     def test_bad_pictures_are_counted_by_row(self, tmp_path: Path) -> None:
         """None takes another's place; most of them bad is too many."""
         files = [png(0), b"no", png(2), None, png(4)]

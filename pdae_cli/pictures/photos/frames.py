@@ -28,7 +28,7 @@ TURNED = Image.Transform.AFFINE
 MAX_SIZE = 8192
 OUTSIDE = ("black", "repeat")
 FADE = 1 / 8  # of the frame's side: how far an edit fades where the frame ends inside the photo
-OVERSAMPLED = 2  # a turned square is sampled this much finer, then reduced
+OVERSAMPLED = 2  # a turned square is sampled this much finer, if that fits, then reduced
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,24 @@ class Frame:
 
 
 def take(photo: Image.Image, frame: Frame) -> Image.Image:
-    """The frame's square of an L or RGB photo, with frequencies above its pixels' filtered out."""
+    """The frame's square of an L or RGB photo, with frequencies above its pixels' filtered out.
+
+    Raises InputError where the photo is less than a pixel of a square that repeats its border.
+    """
+    if frame.outside == "repeat" and min(photo.size) * frame.scale < 1:
+        raise InputError(
+            f"the photo, {photo.width} x {photo.height}, is less than a pixel of the square that "
+            "the landmarks ask for; give them in the photo's pixels"
+        )
     size, corners = (frame.size, frame.size), frame.corners()
     left, top, right, bottom = _bounds(corners)
     inside = left >= 0 and top >= 0 and right <= photo.width and bottom <= photo.height
     if inside and frame.matrix[1] == 0 == frame.matrix[3]:
         return photo.resize(size, Image.Resampling.LANCZOS, (*corners[0], *corners[2]))
-    photo, frame = _reduced(photo, frame)
+    finer = min(OVERSAMPLED * frame.size, MAX_SIZE)
+    photo, frame = _reduced(photo, frame, finer / frame.size)
     box = _bounds(frame.corners(), margin=2)
-    fine = frame.seen(1, 1, *box[:2]).resized(OVERSAMPLED * frame.size)
+    fine = frame.seen(1, 1, *box[:2]).resized(finer)
     shape, cubic = (fine.size, fine.size), Image.Resampling.BICUBIC
     part = _cut(photo, box, frame.outside)
     square = part.transform(shape, TURNED, fine.inverse(), cubic, fillcolor=0)
@@ -206,10 +215,10 @@ def _within(box: Box, photo: Image.Image) -> Box | None:
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _reduced(photo: Image.Image, frame: Frame) -> tuple[Image.Image, Frame]:
-    """The part of a photo that counts for a frame, about as fine as its square is sampled, so that
-    warping it needs no filter."""
-    share = min(1.0, OVERSAMPLED * frame.scale)
+def _reduced(photo: Image.Image, frame: Frame, finer: float) -> tuple[Image.Image, Frame]:
+    """The part of a photo that counts for a frame, about as fine as its square is sampled, `finer`
+    than its pixels, so that warping it needs no filter."""
+    share = min(1.0, finer * frame.scale)
     box = _within(_bounds(frame.corners(), math.ceil(4 / share)), photo)  # 4: of the reduction
     if box is not None:
         photo, frame = photo.crop(box), frame.seen(1, 1, *box[:2])
