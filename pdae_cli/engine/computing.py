@@ -28,6 +28,11 @@ class Attempt:
         return self.failed
 
 
+def ran_out(error: RuntimeError) -> bool:
+    """Whether memory ran out: a CPU's allocator has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)
+
+
 @contextmanager
 def computing(device: torch.device, dtype: str, differentiable: bool = False) -> Iterator[None]:
     """Run networks in the chosen precision, without gradients unless the caller has them enabled
@@ -39,8 +44,7 @@ def computing(device: torch.device, dtype: str, differentiable: bool = False) ->
         with torch.set_grad_enabled(gradients), low:
             yield
     except RuntimeError as error:
-        # A CPU's allocator has no error class of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+        if not ran_out(error):
             raise
         full = f"{device} has no room for this batch; choose a smaller --batch-size"
         raise OutOfMemory(full) from error

@@ -26,7 +26,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from ..diffusion.noise import generator
-from ..engine.computing import check_compiler
+from ..engine.computing import check_compiler, ran_out
 from ..errors import OutOfMemory, PdaeError, UsageError
 from ..files import check_writable
 from ..pictures.images import write_sheet
@@ -74,8 +74,7 @@ def within_memory(device: torch.device) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # A CPU's allocator has no error class of its own.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate" not in str(error):
+        if not ran_out(error):
             raise
         raise OutOfMemory(
             f"{device} has no room for a step; choose a smaller --batch-size, more --accumulate, "
