@@ -33,13 +33,13 @@ from pdae_cli.engine.model import Model
 from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.probes import attributes, encoded, standardised
 from pdae_cli.pictures.images import to_float
-from pdae_cli.training.autoencoder import autoencoder_stage, with_autoencoder
+from pdae_cli.training.autoencoder import Weighting, autoencoder_stage, with_autoencoder
 from pdae_cli.training.data import Pictures, Task, open_pictures, split
 from pdae_cli.training.diffae import diffae_stage, new_diffae
 from pdae_cli.training.dpm import held_out_noise
 from pdae_cli.training.labels import Labels, find_labels
 from pdae_cli.training.loop import Training
-from pdae_cli.training.stage import TrainOptions
+from pdae_cli.training.stage import Stage, TrainOptions
 
 COLUMNS = ("images", "MSE", "SSIM", "unexplained", "by another's z", "AUROC")
 Row = dict[str, Any]
@@ -58,10 +58,14 @@ def diffae(dpm: str, z_dim: int) -> Model:
     return new_diffae(0, config.schedule.betas, config.prediction, z_dim, **shape)
 
 
-METHODS: dict[str, tuple[Callable[[str, int], Model], Callable[..., Any]]] = {
-    "PDAE": (pdae, autoencoder_stage),
-    "Diff-AE": (diffae, diffae_stage),
-}
+METHODS: dict[str, Callable[[str, int], Model]] = {"PDAE": pdae, "Diff-AE": diffae}
+
+
+def stage_of(method: str, model: Model, task: Task, gamma: float) -> Stage:
+    """The method's objective: only PDAE's has a weighting of its own to choose."""
+    if method == "PDAE":
+        return autoencoder_stage(model, task, Weighting(gamma=gamma))
+    return diffae_stage(model, task)
 
 
 def measured(model: Model, train: Pictures, held_out: Pictures, labels: Labels | None) -> Row:
@@ -111,7 +115,7 @@ def compared(arguments: argparse.Namespace) -> list[Row]:
     """Train both to each number of images, and measure them there."""
     labels = find_labels(arguments.data, None, open_pictures(arguments.data, 1).names)
     rows: list[Row] = []
-    for method, (make, stage) in METHODS.items():
+    for method, make in METHODS.items():
         for images in sorted(arguments.images):
             model = make(arguments.dpm, arguments.z_dim)
             model.batch_size = 64
@@ -123,9 +127,10 @@ def compared(arguments: argparse.Namespace) -> list[Row]:
                 images=images, batch_size=arguments.batch_size, accumulate=1, lr=arguments.lr,
                 warmup=100, grad_clip=1.0, ema_images=500_000, precision=arguments.precision,
                 channels_last=False, compile=False, flip=True, seed=0, log_every=50,
-                save_every=10**9,
+                save_every=10**9, optimizer=arguments.optimizer,
             )  # fmt: skip
-            run = Training(stage(model, Task(train, held_out, folder)), options, folder)
+            stage = stage_of(method, model, Task(train, held_out, folder), arguments.gamma)
+            run = Training(stage, options, folder)
             run.train(lambda record: print(record, flush=True))
             with run.ema.applied(), torch.no_grad():
                 for network in model.networks():
@@ -160,6 +165,8 @@ def main() -> None:
     parser.add_argument("--z-dim", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--optimizer", choices=("adam", "muon"), default="adam")
+    parser.add_argument("--gamma", type=float, default=0.1, help="of PDAE's weights of the loss")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="of training")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
