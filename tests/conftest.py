@@ -168,7 +168,7 @@ def pdae(
 
     def run(*args: object, stdin: bytes = b"", model: Path | str | None = None) -> Result:
         monkeypatch.setattr(sys, "argv", ["pdae", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
         monkeypatch.setenv("PDAE_MODEL", str(model or tiny_folder))
         monkeypatch.setenv("COLUMNS", "200")
         capfdbinary.readouterr()

@@ -15,7 +15,7 @@ from .complete import attributes
 from .options import FILES, EditOptions, Inputs, OutputPath, option, takes
 from .run.batches import Batch, Made, Run
 from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, stem_of
-from .run.inputs import Item
+from .run.inputs import Item, pipes_codes
 from .run.loading import Loaded
 from .run.making import codes_of, generators, recipe
 from .run.masks import Masks
@@ -62,7 +62,7 @@ class ManipulateOptions(EditOptions):
     format: Literal["png", "jpg", "jpeg", "webp", "gif", "codes", "safetensors"] | None = option(
         None,
         FILES,
-        "Where -o has no suffix; default: png, and codes for codes.",
+        "Where -o has no suffix; default: png, and codes where all inputs are codes.",
         case_sensitive=False,
     )
 
@@ -71,7 +71,8 @@ class ManipulateOptions(EditOptions):
 def manipulate(
     options: ManipulateOptions, inputs: Inputs = None, output: OutputPath = None
 ) -> None:
-    """Edit pictures: more or less of an attribute. Codes in, codes out, unless -o names a picture.
+    """Edit pictures: more or less of an attribute. Codes alone in, codes out, unless -o names a
+    picture.
 
     Example: pdae manipulate face.png --attr smiling --scale 0.3 -o smile.png
 
@@ -96,10 +97,13 @@ def manipulate(
     )  # fmt: skip
     to_codes = destination.suffix == CODES_SUFFIX
     if to_codes and len(steps) > 1:
-        raise UsageError("a list of scales makes a row of pictures; codes take one scale")
+        pictures = "--format png makes pictures of codes"
+        raise UsageError(f"a list of scales makes a row of pictures; codes take one; {pictures}")
     if to_codes and (options.paste_back or options.mask):
         flag = "--paste-back" if options.paste_back else "--mask"
-        raise UsageError(f"{flag} makes pictures, not codes; give -o a picture's suffix")
+        raise UsageError(
+            f"{flag} makes pictures, not codes; give -o a picture's suffix or --format"
+        )
     model = options.load()
     to_noise, to_picture = model.trajectory(options.sampling()).evaluations()
     nfe = (0 if options.random_noise else to_noise) + (0 if to_codes else to_picture * len(steps))
@@ -163,9 +167,10 @@ def scales(text: str, option: str = "--scale") -> list[Scale]:
 
 
 def _suffix(format: str | None, items: Iterable[Item]) -> str:
-    """The files' suffix where -o doesn't say: pictures stay pictures, codes stay codes."""
+    """The files' suffix where -o doesn't say: codes stay codes; with pictures among them, all are
+    to be pictures."""
     if format is None and isinstance(items, Sequence):  # not a stream of pictures
-        codes = any(item.name == "-" or item.is_codes for item in items)
+        codes = all(pipes_codes() if item.name == "-" else item.is_codes for item in items)
         format = "codes" if codes else None
     return CODES_SUFFIX if format in ("codes", "safetensors") else f".{format or 'png'}"
 

@@ -194,7 +194,7 @@ class SolvingOptions:
             "guide_until": self.guide_until, "parity": self.parity,
         }  # fmt: skip
         given = {name: value for name, value in named.items() if value is not None}
-        return PRESETS[self.preset or "default"] | given
+        return (PRESETS[self.preset] if self.preset else {}) | given
 
     def sampling(self) -> Sampling:
         """The default with what was given."""

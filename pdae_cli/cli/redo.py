@@ -48,7 +48,7 @@ def redo(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", envvar="PDAE_MODEL", help="Where its model is; default: as recorded."
+            "--model", "-m", help="Where its model is; default: as recorded, else PDAE_MODEL."
         ),
     ] = None,
     device: Annotated[str, typer.Option(envvar="PDAE_DEVICE", help="auto, cpu, cuda …")] = "auto",
@@ -201,9 +201,11 @@ def _model(recipe: Recipe, model: str | None) -> str:
     """The model's name; one that a stranger's file names isn't fetched from the Hub."""
     name = recipe.model
     here = name == told(name) and os.path.isdir(name)  # noqa: PTH112, for long names
-    if model is None and name not in bundled_models() and not here:
+    if model is None and (here or name in bundled_models()):
+        return name
+    if (other := model or os.environ.get("PDAE_MODEL")) is None:
         raise ModelError(f"was made with the model {name[:80]}; say where it is with --model")
-    return model or name
+    return other
 
 
 def _made(folder: Path, place: str, file: Path) -> Path:

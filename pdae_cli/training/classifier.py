@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import astuple, replace
 
 import torch
@@ -15,6 +14,7 @@ from ..engine.guidance import Classifier, ClassifierConfig, by_classifier, log_p
 from ..engine.model import Model
 from ..errors import UsageError
 from ..networks.classifier import Classes, NoisyClassifier
+from ..networks.layers import groups_of
 from .conditional import PREVIEWED, Condition, preview, recorded
 from .data import Task
 from .dpm import (
@@ -54,10 +54,11 @@ def new_classifier(model: Model, classes: Classes, base_channels: int, seed: int
             theirs.unet,
             base_channels=base_channels,
             embedding_channels=0,
-            groups=math.gcd(32, base_channels),
+            groups=1,
             learn_sigma=False,
             z_channels=0,
         )
+        unet = replace(unet, groups=groups_of(unet.widths))
         config = ClassifierConfig(theirs.image_size, unet, classes, theirs.schedule)
         torch.manual_seed(seed)
         return Classifier(config, NoisyClassifier(unet, classes))

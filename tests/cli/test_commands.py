@@ -66,6 +66,21 @@ class TestEncodeDecode:
         assert pdae("manipulate", tmp_path / "z.safetensors", *edit).code == 0
         assert pixels_of(tmp_path / "m.png") == pixels_of(io.BytesIO(decoded.out))
 
+    def test_edits_of_pictures_are_pictures(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        """Also of a piped one, and where codes lie among them; of codes alone they are codes."""
+        edit = ("--attr", "smiling=0.2", *FAST)
+        piped = pdae("manipulate", "-", *edit, "-o", "-", stdin=pictures[0].read_bytes())
+        assert piped.code == 0 and piped.out.startswith(b"\x89PNG")
+        assert pdae("manipulate", "-", *edit, "-o", "-").code == 3  # nothing came
+        z = tmp_path / "z.safetensors"
+        pdae("encode", pictures[0], "-o", z, *FAST)
+        assert pdae("manipulate", pictures[1], z, *edit, "-o", tmp_path / "mixed").code == 0
+        assert files_in(tmp_path / "mixed") == [f"{pictures[1].stem}.png", "z.png"]
+        assert pdae("manipulate", z, *edit, "-o", tmp_path / "codes").code == 0
+        assert files_in(tmp_path / "codes") == ["z.safetensors"]
+
     def test_random_noise_belongs_to_seed_and_picture(
         self, pdae: Command, pictures: list[Path], tmp_path: Path
     ) -> None:

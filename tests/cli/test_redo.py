@@ -209,3 +209,15 @@ class TestAlphaAndFrames:
         names = sorted(p.name for p in (tmp_path / "all").glob("*.s*"))
         assert names == [f"a-{number:04d}.safetensors" for number in range(3)]
         assert "3 unchanged" in pdae(*command, tmp_path / "all", "--frames", "all").err
+
+
+def test_the_recorded_model_goes_before_the_environments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """PDAE_MODEL is for what isn't here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PDAE_MODEL", "theirs")
+    for name, found in (("faces64", "faces64"), ("elsewhere", "theirs")):
+        recipe = Recipe("reconstruct", {}, name, "", [], None, None, None, [])
+        assert _model(recipe, None) == found
+        assert _model(recipe, "given") == "given"

@@ -149,6 +149,26 @@ class TestAgain:
         assert pdae(*edit, "--overwrite").code == 0
         assert all(outputs(out)[name] != before[name] for name in before)
 
+    def test_what_was_retouched_is_somebodys(self, pdae: Command, tmp_path: Path) -> None:
+        """A whole picture, or codes, in the place of an output is kept; a damaged one isn't."""
+        source, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
+        command = ("reconstruct", source, "-o", out, *FAST)
+        assert pdae(*command).code == 0
+        picture(7).save(out / "0.png")
+        (out / "1.png").write_bytes((out / "1.png").read_bytes()[:-40])
+        retouched = (out / "0.png").read_bytes()
+        for options in ((), ("--seed", 3)):
+            result = pdae(*command, *options)
+            assert result.code == 3 and (out / "0.png").read_bytes() == retouched
+            assert "0.png exists and was changed since it was written; pass --ov" in result.err
+        assert "1.png is made again" in result.err
+        assert pdae(*command, "--overwrite").code == 0
+        assert (out / "0.png").read_bytes() != retouched
+        codes = ("encode", source, "-o", out, "--no-noise")
+        assert pdae(*codes).code == 0
+        (out / "0.safetensors").write_bytes(other := (out / "1.safetensors").read_bytes())
+        assert pdae(*codes).code == 3 and (out / "0.safetensors").read_bytes() == other
+
     def test_failures_are_tried_again(self, pdae: Command, tmp_path: Path) -> None:
         source, out = folder_of(tmp_path / "in", 1), tmp_path / "out"
         for name in ("x.png", "y.png"):

@@ -45,6 +45,19 @@ def test_presets_are_sets_of_options(
     assert recorded(beside) == recorded(by_name) | {"inference_steps": 3}
 
 
+def test_presets_go_before_what_codes_say(
+    pdae: Command, pictures: list[Path], tmp_path: Path
+) -> None:
+    """All of their settings: codes of leapfrog by the default's preset are decoded by dpmpp."""
+    z = tmp_path / "z.safetensors"
+    pdae("encode", pictures[0], "-o", z, "--preset", "archival")
+    told = pdae("decode", z, "-o", tmp_path / "a.png", "--preset", "default")
+    by_hand = pdae("decode", z, "-o", tmp_path / "b.png", "--solver", "dpmpp",
+                   "--inference-steps", 20)  # fmt: skip
+    assert told.code == by_hand.code == 0 and "solver leapfrog, not dpmpp" in told.err
+    assert pixels_of(tmp_path / "a.png") == pixels_of(tmp_path / "b.png")
+
+
 def test_decode_follows_the_codes_and_warns_when_told_otherwise(
     pdae: Command, pictures: list[Path], tmp_path: Path
 ) -> None:

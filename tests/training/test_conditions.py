@@ -110,6 +110,12 @@ def test_labels_go_with_their_pictures(tmp_path: Path) -> None:
     assert not any(".dpm." in name for name in trained)
 
 
+@pytest.mark.parametrize("base", [4, 8, 32, 48])
+def test_each_group_has_four_channels_at_least(base: int) -> None:
+    unet = new_classifier(tiny_model(), KINDS, base, seed=0).config.unet
+    assert min(unet.widths) // unet.groups >= 4 or unet.groups == 1
+
+
 def test_it_learns_what_is_easy() -> None:
     """White pictures and black ones: after 40 steps its loss is well below that of guessing."""
     classifier = new_classifier(tiny_model(), KINDS, 8, seed=0)

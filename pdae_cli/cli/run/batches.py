@@ -287,7 +287,8 @@ class Run:
             self.out.result(record, f"{label} skipped: {path} exists")
             self.viewer.see(record)
         elif state.foreign:
-            self.fail(label, InputError(f"{path} exists; pass --overwrite or --skip-existing"))
+            exists = " ".join(filter(None, (f"{path} exists", state.reason)))
+            self.fail(label, InputError(f"{exists}; pass --overwrite or --skip-existing"))
         else:
             if state.reason:
                 self.out.say(f"{label} is made again: {state.reason}")

@@ -227,6 +227,15 @@ def _stdin() -> bytes:
     return data
 
 
+def pipes_codes() -> bool:
+    """Whether standard input begins as codes do, eight bytes and then JSON. Waits for it to begin,
+    and takes nothing of it."""
+    try:
+        return sys.stdin.buffer.peek(9)[8:9] == b"{"  # type: ignore[union-attr]
+    except OSError:
+        return False  # reading says why
+
+
 def _streamed() -> Iterator[Item]:
     """The pictures of concatenated PNGs on standard input, as they come."""
     for number, data in enumerate(split_pngs(sys.stdin.buffer, MAX_PICTURE)):

@@ -22,9 +22,11 @@ from typing import Any
 
 from ...errors import InputError
 from ...files import append, read_limited, sha256, unwritable
+from ...pictures.decoding import open_picture
 from ...pictures.listing import CODES, is_folder
 from ...pictures.listing import MANIFEST as FOLDER
-from .inputs import Item
+from .destination import PICTURE_SUFFIXES
+from .inputs import MAX_CODES, Item
 from .recipes import PARTS, Recipe
 from .tables import PART_NAME, TABLE
 
@@ -129,6 +131,21 @@ def digest_of(items: Iterable[Item]) -> str:
     return whole.hexdigest()
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a file that isn't as we wrote it is in order, and so somebody's work: a damaged one
+    is nobody's. Of tables and arrays only emptiness tells."""
+    try:
+        if path.suffix.lower() == CODES:
+            from ...engine.codes import from_bytes  # imports torch
+
+            from_bytes(read_limited(path, MAX_CODES), str(path))
+        elif path.suffix.lower() in PICTURE_SUFFIXES:
+            open_picture(path, str(path))
+    except InputError:
+        return False
+    return path.stat().st_size > 0
+
+
 def _read(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
     """Read what the manifests of a folder say: of each output, and of each job."""
     entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -200,6 +217,8 @@ class Manifest:
             if entry.get("job") == self.job.digest and entry.get("source") == source:
                 said = str(entry.get("text", ""))
                 return State(done=True, record=entry.get("record"), text=said)
+        if not alike and _is_whole(output):
+            return State(foreign=True, reason="and was changed since it was written")
         if not alike:
             return State(reason="it isn't what was written")
         before = self._jobs.get(str(alike[-1].get("job")), {})
