@@ -178,7 +178,7 @@ def read(source: Source) -> Foreign:
         normalisation=None if encoder is None else _statistics(source, state, encoder.z_dim),
         licence=LICENCE,
         variance="large",
-        source=f"{NAME}: {path.parent.name}/{path.name}",
+        source=f"{NAME}: {source.folder_name}/{path.name}",
     )
     new_order = bool(shape.get("use_new_attention_order", bool, False))
     parts = [Part("dpm", tensors, table or names.adm_unet(unet), new_order)]
@@ -258,7 +258,7 @@ def _add_latent(
 
 def _add_classifier(source: Source, z_dim: int, found: Foreign) -> None:
     """A classifier's checkpoint lies in a folder beside, NAME_autoenc_cls for NAME_autoenc…"""
-    stem = source.folder.name.partition("_autoenc")[0]
+    stem = source.folder_name.partition("_autoenc")[0]
     places = sorted(source.folder.resolve().parent.glob(f"{stem}_autoenc*cls/{CHECKPOINT}"))
     if not places:
         found.notes.append(f"no classifier ({stem}_autoenc_cls/{CHECKPOINT}) beside: no attributes")

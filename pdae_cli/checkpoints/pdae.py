@@ -106,8 +106,8 @@ def read(source: Source) -> Foreign:
     source = replace(source, path=_checkpoint(source))
     path, folder, content = source.path, source.folder, source.content()
     places = [source.config] if source.config else [folder / "config.yml"]
-    if folder.name == "checkpoints" and not source.config:
-        places.append(folder.parent / "config.yml")
+    if source.folder_name == "checkpoints" and not source.config:
+        places.append(folder / ".." / "config.yml")
     if "ema_decoder" not in content and "ema_denoise_fn" not in content:
         raise ModelError(
             f"{path} holds no diffusion model and no autoencoder (it holds "
@@ -124,7 +124,7 @@ def read(source: Source) -> Foreign:
     decoder = source.tensors(path, "ema_decoder")
     encoder_tensors = source.tensors(path, "ema_encoder")
     encoder = _encoder(encoder_tensors)
-    default = f"pre-trained-dpms/{folder.name}/config.yml"
+    default = f"pre-trained-dpms/{source.folder_name}/config.yml"
     stated = source.upwards(str(settings.get("trained_ddpm_config", str, default)))
     config = source.first("config of the autoencoder's DPM", stated)
     of_dpm = Settings.read(config).follow(SECTIONS, notes)
@@ -198,7 +198,7 @@ def _read_dpm(
     )
     betas, timesteps = diffusion.get("betas_type", str), diffusion.get("timesteps", int)
     schedule: ScheduleConfig = diffusion.build(schedule_config, betas, timesteps)
-    told = f"{NAME}: {source.folder.name}/{source.path.name}"
+    told = f"{NAME}: {source.folder_name}/{source.path.name}"
     config = ModelConfig(schedule, unet, licence=LICENCE, source=told)
     new_order = bool(shape.get("use_new_attention_order", bool, False))
     found = Foreign(config, [Part("dpm", tensors, names.adm_unet(unet), new_order)], notes=notes)
@@ -237,7 +237,7 @@ def _encoder(tensors: Tensors) -> EncoderConfig:
 
 def _add_neighbours(source: Source, z_dim: int, found: Foreign) -> None:
     """Add z's statistics, the latent DPM and the classifier, where the release has them."""
-    name, notes = source.folder.name, found.notes
+    name, notes = source.folder_name, found.notes
 
     def neighbour(*places: str) -> Path | None:
         every = (path for one in places for path in source.upwards(f"trained-models/{one}"))

@@ -44,6 +44,11 @@ class Source:
         """Where its neighbours lie."""
         return self.path if self.path.is_dir() else self.path.parent
 
+    @property
+    def folder_name(self) -> str:
+        """The name of that, which neighbours share: also where `.` or a file in it was named."""
+        return self.folder.resolve().name
+
     def content(self, path: Path | None = None) -> dict[str, Any]:
         """Read a file of weights; without a path the named one, and nothing of a folder. Raises
         ModelError."""

@@ -21,6 +21,7 @@ from ..networks.unet import UNetConfig
 from .tensors import shown
 
 FORMAT = "pdae-model-1"
+UNCOMPUTED = ("training", "licence", "source", "format")  # what no result depends on
 MAX_TEXT = 8192  # characters of a name, a licence, a path
 Beta = Annotated[float, Range(1e-10, 0.9999)]
 Statistic = Annotated[float, Range(-1e30, 1e30)]
@@ -105,6 +106,13 @@ class ModelConfig:
     def state_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of x_T: that of the pictures, or of their latents."""
         return self.unet.channels, self.unet.image_size, self.unet.image_size
+
+    @property
+    def digest(self) -> str:
+        """Compute the first 12 digits of the SHA-256 of all that results depend on: by another
+        schedule, prediction or normalisation the same weights mean something else."""
+        facts = {name: one for name, one in to_json(self).items() if name not in UNCOMPUTED}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def z_digest(self) -> str:

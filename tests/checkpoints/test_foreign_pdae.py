@@ -99,6 +99,15 @@ def unit_of(root: Path) -> Path:
 
 
 class TestAuthorsRelease:
+    def test_also_from_where_it_lies(self, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`cd …/autoencoder/NAME; pdae convert .`: the neighbours are of the folder's own name."""
+        named = read_foreign(Source(unit_of(whole)))
+        monkeypatch.chdir(unit_of(whole))
+        for path in (Path(), Path("checkpoint.pt")):
+            here = read_foreign(Source(path))
+            assert here.model.latent_dpm and here.model.config == named.model.config
+            assert here.notes == named.notes
+
     def test_one_call_gathers_what_belongs_together(self, whole: Path) -> None:
         for path in (whole, unit_of(whole), unit_of(whole) / "checkpoint.pt"):
             assert family_of(Source(path)) == "pdae"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -135,6 +137,26 @@ class TestAgain:
         assert result.code == 0 and "made again: --seed was 0, is 3" in result.err
         assert "1 unchanged" in pdae("reconstruct", source, "-o", out, *FAST, "--seed", 3,
                                      "--batch-size", 7, "--device", "cpu").err  # fmt: skip
+
+    def test_another_config_of_the_same_weights_makes_it_again(
+        self, pdae: Command, tmp_path: Path, tiny_folder: Path
+    ) -> None:
+        """Converted anew with another schedule, say: the weights are the same to the byte."""
+        model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+        source, out = folder_of(tmp_path / "in", 1), tmp_path / "out"
+        command = ("reconstruct", source, "-o", out, *FAST)
+        assert pdae(*command, model=model).code == 0
+        before = outputs(out)
+        for change, same in (({"licence": "mine"}, True), ({"prediction": "v"}, False)):
+            config = json.loads((model / "config.json").read_text()) | change
+            (model / "config.json").write_text(json.dumps(config))
+            result = pdae(*command, model=model)
+            assert result.code == 0 and (outputs(out) == before) == same
+            assert ("made again: the model has other settings" in result.err) != same
+            assert pdae("redo", out / "0.png", "-i", source, "-m", model).code == 0
+        (out / "0.png").write_bytes(before["0.png"])
+        told = pdae("redo", out / "0.png", "-i", source, "-m", model)
+        assert told.code == 4 and "made with other settings in its config.json" in told.err
 
     def test_other_commands_and_other_peoples_files_are_left_alone(
         self, pdae: Command, tmp_path: Path

@@ -90,7 +90,8 @@ class Run:
         self.destination, self.nfe = destination, nfe
         self.share, self.shares = options.shares()
         self.out = Output(options.json, options.quiet or destination.stdout)
-        self.job = Job(command, model.weights_sha, options_that_matter(options.given))
+        given = options_that_matter(options.given) | {"config_sha256": model.config.digest}
+        self.job = Job(command, model.weights_sha, given)
         self.viewer = Viewer(options, command, self.out, destination)
         one_file = not (destination.folder or destination.nothing)
         if self.shares > 1 and (one_file or self.viewer.files):

@@ -20,7 +20,10 @@ AROUND = ("model", "device", "batch_size", "compile", "json", "quiet", "overwrit
           "show", "sheet", "report")  # fmt: skip
 PATHS = ("mask", "like", "unlike", "landmarks", "classifier")
 # Of the model, beside its weights: no options, but other ones make other pictures.
-PARTS = {"attributes_sha256": "attributes", "latent_dpm_sha256": "latent DPM"}
+PARTS = {
+    "attributes_sha256": "attributes", "latent_dpm_sha256": "latent DPM",
+    "config_sha256": "settings in its config.json",
+}  # fmt: skip
 
 OPTION = re.compile("[a-z_][a-z0-9_]{0,39}")
 MOST_OPTIONS, MOST_VALUES = 64, 100  # of a recipe, and of an option that can be given repeatedly
