@@ -34,6 +34,7 @@ SPLITS = {  # what a `split` says: whether the picture is held out; the numbers 
     "validation": True, "dev": True, "eval": True, "test": True, "testing": True, "1": True,
     "2": True,
 }  # fmt: skip
+PARTS = SPLITS.keys() - {"0", "1", "2"}  # folders that a split is in; numbers are classes
 NO_NUMBER = "is no number"
 SHARDS = re.compile("[0-9]{3,}")  # folders that are only there to be small
 
@@ -44,7 +45,7 @@ class Labels:
 
     attributes: list[str]
     rows: dict[str, list[int]]  # picture name → 1, 0 or -1 (unknown) per attribute
-    held_out: set[str]  # names whose `split` isn't "train"; empty without that column
+    held_out: set[str]  # names whose `split` or folder isn't "train"; empty where nothing says
     groups: dict[str, str]  # picture name → its `source`, where there is that column
     texts: dict[str, dict[str, str]]  # of each other column: picture name → what it says
     numbers: dict[str, dict[str, float]] = field(default_factory=dict)  # column → picture → value
@@ -84,8 +85,19 @@ class Labels:
 
 def find_labels(data: Path, labels: Path | None, names: Sequence[str]) -> Labels | None:
     """Find the labels of the pictures of `data`: in the named table, else in its own: a data set's
-    columns, a file of OWN in the folder or zip, or the names of its folders. Raises InputError for
-    what can't be read, or names none of the pictures."""
+    columns, a file of OWN in the folder or zip, or the names of its folders. Where these hold no
+    picture out, folders beside train do. Raises InputError for what can't be read, or names none of
+    the pictures."""
+    found = _found(data, labels, names)
+    if (found is None or not found.held_out) and (folders := _beside_train(names)):
+        found = found or Labels([], {}, set(), {}, {}, source="the folders")
+        found.held_out = set(folders)
+        found.remarks.append(f"the folders say what is held out: {_counted(folders)}")
+    return found
+
+
+def _found(data: Path, labels: Path | None, names: Sequence[str]) -> Labels | None:
+    """What a table says, or the names of folders."""
     table = open_table(data)
     if labels is not None:
         return read_labels(labels, data).of(names, numbered=table is not None)
@@ -170,7 +182,7 @@ def _of_sheet(sheet: Sheet) -> Labels:
     marks: list[list[int]] = []
     left: list[str] = []  # columns that aren't learnt from, and why
     for column, said in sheet.columns.items():
-        if _is_split(column, set(said)):
+        if _is_split(sheet, column):
             found.held_out |= _held_out(sheet, column, found.remarks)
         elif column.casefold() == "source":
             found.groups = _texts(sheet, column)
@@ -245,15 +257,21 @@ def _texts(sheet: Sheet, column: str) -> dict[str, str]:
     return {name: text for name, text in said if text.casefold() not in UNKNOWN}
 
 
-def _is_split(column: str, said: set[str]) -> bool:
-    """Whether a column says what is held out."""
+def _is_split(sheet: Sheet, column: str) -> bool:
+    """Whether a column says what is held out; one called `partition` may say something else."""
     name = column.casefold()
-    return name == "split" or (name == "partition" and said <= {"0", "1", "2"})
+    return name == "split" or (name == "partition" and set(_parts(sheet, column)) <= SPLITS.keys())
+
+
+def _parts(sheet: Sheet, column: str) -> list[str]:
+    """What a split says of each row, as SPLITS has it; numbers beside a gap are written 1.0."""
+    said = (cell.strip().casefold().removesuffix(".0") for cell in sheet.columns[column])
+    return ["" if text in UNKNOWN else text for text in said]
 
 
 def _held_out(sheet: Sheet, column: str, remarks: list[str]) -> set[str]:
     """Names of the pictures that a split holds out: all but those of training."""
-    said = [cell.strip().casefold().removesuffix(".0") for cell in sheet.columns[column]]
+    said = _parts(sheet, column)
     for number, text in enumerate(said):
         if text not in SPLITS:
             cell, line = short(sheet.columns[column][number]), sheet.lines[number]
@@ -304,24 +322,41 @@ def _of_json(content: bytes, source: str) -> Labels | None:
 
 
 def _of_folders(names: Sequence[str]) -> Labels | None:
-    """Take sub-folders for classes, below the folders that all pictures have in common: where every
-    picture lies in one, and these aren't parts of a split, or numbers that only keep them small."""
+    """Take sub-folders for classes, unless they are parts of a split, or numbers that only keep
+    them small."""
+    classes = _folders(names)
+    folders = set(classes.values())
+    small = all(SHARDS.fullmatch(one) for one in folders)
+    if small or _are_parts(folders) or not 1 < len(folders) <= MAX_CLASSES:
+        return None
+    found = _of_classes(classes, "the folders")
+    found.remarks.append(f"each folder is taken for a class: {_counted(classes)}")
+    return found
+
+
+def _folders(names: Sequence[str]) -> dict[str, str]:
+    """Picture → its sub-folder, below the folders that all pictures have in common; nothing where
+    one of them lies in none."""
     parts = [PurePosixPath(name).parts for name in names]
     while parts and all(len(one) > 1 and one[0] == parts[0][0] for one in parts):
         parts = [one[1:] for one in parts]
-    folders = {one[0] for one in parts if len(one) > 1}
-    if any(len(one) < 2 for one in parts) or not 1 < len(folders) <= MAX_CLASSES:
-        return None
-    if all(SHARDS.fullmatch(one) for one in folders) or {one.casefold() for one in folders} <= set(
-        SPLITS
-    ) - {"0", "1", "2"}:
-        return None
-    classes = {name: one[0] for name, one in zip(names, parts, strict=True)}
-    found = _of_classes(classes, "the folders")
-    counts = Counter(classes.values())
-    told = _some(f"{name} ({counts[name]})" for name in sorted(counts))
-    found.remarks.append(f"each folder is taken for a class: {told}")
-    return found
+    if any(len(one) < 2 for one in parts):
+        return {}
+    return {name: one[0] for name, one in zip(names, parts, strict=True)}
+
+
+def _are_parts(folders: Iterable[str]) -> bool:
+    return {one.casefold() for one in folders} <= PARTS
+
+
+def _beside_train(names: Sequence[str]) -> dict[str, str]:
+    """Picture → its sub-folder, of those that are to be held out: in val, test and the like, where
+    the others are in train."""
+    folders = _folders(names)
+    if not _are_parts(set(folders.values())):
+        return {}
+    held_out = {name: one for name, one in folders.items() if SPLITS[one.casefold()]}
+    return held_out if len(held_out) < len(folders) else {}
 
 
 def _of_classes(classes: dict[str, str], source: str) -> Labels:
@@ -334,6 +369,12 @@ def _of_classes(classes: dict[str, str], source: str) -> Labels:
     places = {kind: [int(kind == one) for one in found.attributes] for kind in kinds}
     found.rows = {name: places[kind] for name, kind in classes.items()}
     return found
+
+
+def _counted(folders: dict[str, str]) -> str:
+    """How many pictures are in each folder, for a message."""
+    counts = Counter(folders.values())
+    return _some(f"{name} ({counts[name]})" for name in sorted(counts))
 
 
 def _some(texts: Iterable[str]) -> str:

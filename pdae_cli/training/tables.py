@@ -25,6 +25,7 @@ HUB = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<spli
 SPAN = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
 PICTURE = ("image", "png", "jpg", "jpeg", "webp")  # columns that hold one, whatever their type
 NAMES = ("name", "file_name", "filename", "__key__", "key", "id")  # columns that name a picture
+TEXTS = ("split", "partition", "source")  # columns of texts that are read
 MOST = 100_000  # files that a pattern may name
 MAX_FILE = 256 << 20  # bytes of a picture
 
@@ -74,7 +75,7 @@ class Table:
 
     def columns(self) -> tuple[dict[str, list[str]], list[str]]:
         """Return the labels as a table of text says them: truths, numbers and nothing (unknown),
-        classes by their names, and the texts `split` and `source`; and a line for other columns."""
+        classes by their names, and the texts of TEXTS; and a line for other columns."""
         from datasets import ClassLabel
 
         found: dict[str, list[str]] = {}
@@ -86,7 +87,7 @@ class Table:
                 found[name] = [known.get(number, "") for number in self.rows[name][:]]
             elif kind == "bool" or kind.startswith(("int", "uint", "float")):
                 found[name] = ["" if one is None else str(one) for one in self.rows[name][:]]
-            elif name in ("split", "source") and kind in ("string", "large_string"):
+            elif name.casefold() in TEXTS and kind in ("string", "large_string"):
                 found[name] = [one or "" for one in self.rows[name][:]]
             elif name != self.column:
                 left.append(f"{name} ({kind or 'a structure'})")

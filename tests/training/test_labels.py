@@ -225,6 +225,44 @@ class TestSplits:
         assert "split says 'extra' in line 3" in labels.remarks[0]
         assert "1 rows have no split" in labels.remarks[1]
 
+    @pytest.mark.parametrize("column", ["split", "partition", "Partition"])
+    @pytest.mark.parametrize(
+        "said",
+        ["0 1 2 0 1 0", "0.0 1.0 2.0 0.0 1.0 0.0", "0.0 1 2  1 nan", "train VAL test  dev NA"],
+    )
+    def test_both_columns_hold_words_and_numbers_with_gaps(
+        self, tmp_path: Path, column: str, said: str
+    ) -> None:
+        """As pandas writes whole numbers beside a gap; what is empty is trained on, and said."""
+        rows = zip(NAMES, said.split(" "), strict=True)
+        labels = read(tmp_path, f"file,{column}\n" + "".join(f"{n},{s}\n" for n, s in rows))
+        assert sorted(labels.held_out) == [NAMES[k] for k in (1, 2, 4)]
+        assert not labels.numbers and not labels.attributes and not labels.texts
+        gaps = [f"2 rows have no {column}; they are trained on"] if "  " in said else []
+        assert [one.partition("csv: ")[2] for one in labels.remarks] == gaps
+
+    def test_a_partition_of_other_words_is_none(self, tmp_path: Path) -> None:
+        text = "file,partition\n" + "".join(f"{n},{'ab'[k % 2]}\n" for k, n in enumerate(NAMES))
+        labels = read(tmp_path, text)
+        assert not labels.held_out and "partition ('a' in line 2" in labels.remarks[0]
+
+    def test_folders_beside_train_are_held_out(self, tmp_path: Path) -> None:
+        """Also where a table says nothing of it; what it says of it goes before."""
+        names = ["all/Train/0.png", "all/Train/1.png", "all/val/2.png", "all/test/x/3.png"]
+        labels = find_labels(tmp_path, None, names)
+        assert labels is not None and labels.held_out == {names[2], names[3]}
+        assert labels.remarks == ["the folders say what is held out: test (1), val (1)"]
+        assert not (labels.attributes or labels.texts or labels.numbers)
+        path = tmp_path / "l.csv"
+        path.write_text("file,hat\n" + "".join(f"{n},{k % 2}\n" for k, n in enumerate(names)))
+        beside = find_labels(tmp_path, path, names)
+        assert beside is not None and beside.attributes == ["hat"]
+        assert (beside.held_out, beside.remarks) == (labels.held_out, labels.remarks)
+        rows = "".join(f"{n},{'train' if k else 'val'}\n" for k, n in enumerate(names))
+        path.write_text("file,split\n" + rows)
+        told = find_labels(tmp_path, path, names)
+        assert told is not None and told.held_out == {names[0]} and not told.remarks
+
     @pytest.mark.parametrize("suffix", ["txt", "csv"])
     def test_celebas_lies_beside_its_attributes(self, tmp_path: Path, suffix: str) -> None:
         """As it is, and as Kaggle has it."""
@@ -317,7 +355,7 @@ class TestOthers:
     @pytest.mark.parametrize(
         "names",
         [["a.png", "b.png"], ["x/a.png", "b.png"], ["x/a.png", "x/b.png"],
-         ["00000/a.png", "01000/b.png"], ["train/a.png", "val/b.png"]],
+         ["00000/a.png", "01000/b.png"], ["test/a.png", "val/b.png"], ["train/a.png", "b.png"]],
     )  # fmt: skip
     def test_or_none(self, tmp_path: Path, names: list[str]) -> None:
         assert find_labels(tmp_path, None, names) is None

@@ -142,6 +142,15 @@ class TestSources:
         train, held_out = split(open_pictures(path, 32), labels)
         assert (train.names, held_out.names) == (["0", "1", "3"], ["2"])
 
+    @pytest.mark.parametrize("said", [["train", "val", None, "test"], [0.0, 1.0, None, 2.0]])
+    def test_a_partition_holds_out(self, tmp_path: Path, said: list[Any]) -> None:
+        """Whether in words or numbers, which are no labels then."""
+        path = parquet(tmp_path / "a.parquet", [png(n) for n in range(4)], Partition=said)
+        labels = find_labels(path, None, ["0", "1", "2", "3"])
+        assert labels is not None and labels.held_out == {"1", "3"} and not labels.numbers
+        (remark,) = labels.remarks
+        assert "1 rows have no Partition; they are trained on" in remark
+
     def test_a_table_of_labels_names_rows(self, tmp_path: Path) -> None:
         """Files that are called as a row is are others."""
         data, table = data_of("parquet", tmp_path / "t"), tmp_path / "labels.csv"
