@@ -111,7 +111,7 @@ class ModelConfig:
     def digest(self) -> str:
         """Compute the first 12 digits of the SHA-256 of all that results depend on: by another
         schedule, prediction or normalisation the same weights mean something else."""
-        facts = {name: one for name, one in to_json(self).items() if name not in UNCOMPUTED}
+        facts = {name: one for name, one in _said(self).items() if name not in UNCOMPUTED}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -124,6 +124,15 @@ class ModelConfig:
         """Dimensions of z, or of what labels become in its place; None without G_psi."""
         source = self.labels or self.encoder
         return None if source is None else source.z_dim
+
+
+def _said(value: Any) -> Any:
+    """What isn't at its default, of dataclasses within as well: a field that a later version adds
+    makes no other model of it."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    said = ((one, vars(value)[one.name]) for one in dataclasses.fields(value))
+    return {one.name: _said(now) for one, now in said if now != one.default}
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:

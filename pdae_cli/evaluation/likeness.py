@@ -19,7 +19,7 @@ TIMESTEP = 100  # the one of 20 … 400 at which shifted, scaled and turned face
 NOISES = 8  # each also with the opposite sign
 OWN = 64  # codes that the latent DPM makes, to compare with
 OWN_ERROR = "own_error"  # in the latent DPM's training summary
-LIMIT = 3.0
+LIMIT = 5.0
 ROWS = 64  # codes at once
 
 

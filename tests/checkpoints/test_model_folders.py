@@ -148,3 +148,19 @@ class TestClassifier:
     def test_a_folder_without(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="is no classifier"):
             read_classifier(tmp_path)
+
+
+def test_a_configs_digest_is_of_what_results_depend_on() -> None:
+    """And of what isn't at its default: fields that later versions add leave it as it is."""
+    config = tiny_model().config
+    for same in ({"licence": "mine"}, {"training": ({"stage": "dpm"},)}, {"source": "elsewhere"}):
+        assert replace(config, **same).digest == config.digest
+    others = [
+        replace(config, prediction="v"),
+        replace(config, variance="large"),
+        replace(config, clip_sample=not config.clip_sample),
+        replace(config, schedule=replace(config.schedule, beta_end=0.03)),
+        replace(config, unet=replace(config.unet, time_scale=2.0)),
+        replace(config, normalisation=Normalisation((1.0,) * 6, (2.0,) * 6)),
+    ]
+    assert len({one.digest for one in (config, *others)}) == len(others) + 1
