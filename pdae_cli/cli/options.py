@@ -17,12 +17,12 @@ from ..errors import UsageError
 from .complete import models
 from .output import Output
 from .run.destination import writable
+from .run.inputs import Item, check_names
 from .run.launch import device_of, join, launched
 
 if TYPE_CHECKING:
     from ..checkpoints import PretrainedModel
     from ..diffusion.trajectory import Sampling
-    from .run.inputs import Item
 
 DEFAULT_MODEL = "faces64"
 SOLVING, PICTURES, FILES, MODEL = "Solving", "Pictures", "Files and runs", "Model"
@@ -112,8 +112,9 @@ def takes(
 
         def command(*args: Any, **values: Any) -> None:
             named = {one.name: values.pop(one.name) for one in shared}
+            given = check_names(named | values)
             if "given" in hints:
-                named["given"] = named | values
+                named["given"] = given
             function(*args, options=kind(**named), **values)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__

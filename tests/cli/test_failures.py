@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -101,6 +102,29 @@ class TestInputs:
         (tmp_path / "list.txt").write_bytes(names)
         args = ("--files-from", tmp_path / "list.txt", "-o", tmp_path / "y", "--no-noise")
         assert pdae("encode", *args).code == 0
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "reconstruct a.png -o ''", "encode a.png -o ''", "encode '' -o z/",
+            "encode a.png '' -o z/", "encode a.png -o z/ --report ''", "encode --files-from ''",
+            "decode z -o x/ --sheet ''", "inpaint a.png --mask '' -o x.png",
+            "manipulate a.png --attr smiling=1 --mask '' -o x.png",
+            "manipulate a.png --attr smiling=1 --landmarks '' -o x.png",
+            "sample --like '' -o x.png", "codes merge '' -o all.safetensors",
+            "interpolate a.png '' -o x.png",
+        ],
+    )  # fmt: skip
+    def test_no_name_is_empty(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+    ) -> None:
+        """As of a script's variable that isn't set: it isn't the current folder, nor nothing."""
+        monkeypatch.chdir(tmp_path)
+        picture().save("a.png")
+        result = pdae(*shlex.split(line), model="nowhere")
+        assert result.code == 2 and not result.out and files_in(tmp_path) == ["a.png"]
+        assert "is empty, as of a variable that isn't set" in result.err
+        assert result.err.count("\n") == 1
 
     def test_a_list_has_a_size(
         self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

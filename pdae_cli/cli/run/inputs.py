@@ -32,6 +32,9 @@ from .tables import TABLE, CodesTable, open_codes
 MAX_CODES = 8 << 30
 MAX_LIST = 256 << 20  # of --files-from
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Options that name a file: an empty name would be the current folder's, or none at all.
+NAMES = ("output", "files_from", "sheet", "report", "mask", "like", "unlike", "landmarks",
+         "classifier")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,15 @@ class Items(Sequence[Item]):
         return self._make(found) if isinstance(found, int) else Items(self._make, found)
 
 
+def check_names(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a command's parameters. Raises UsageError for an empty name, as scripts make them."""
+    for name in NAMES:
+        if given.get(name) == "":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is empty, as of a variable that isn't set; name a file")
+    return given
+
+
 def collect(
     names: Sequence[str] | None,
     files_from: str | None = None,
@@ -84,6 +96,8 @@ def collect(
     names += _listed(files_from, null)
     if not names:
         raise UsageError("no input; name pictures, folders, codes, or - for standard input")
+    if "" in names:
+        raise UsageError("an input's name is empty, as of a variable that isn't set; name a file")
     if names.count("-") > 1 or ("-" in names and files_from == "-"):
         raise UsageError("standard input can be read only once")
     if stream is not None:
