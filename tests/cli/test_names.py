@@ -85,6 +85,14 @@ class TestNamesAtATerminal:
         assert {path.name for path in here.iterdir()} - before == {name}
         assert (here / name).read_bytes() == made
 
+    def test_with_json_it_is_a_record_as_elsewhere(self, typed: Typed, here: Path) -> None:
+        command = ("encode", "a.png", "b.png", "--no-noise", "--json")
+        for status, count in (("done", 2), ("unchanged", 1)):
+            code, lines, _ = typed(*command)
+            told = [json.loads(line) for line in lines]
+            assert code == 0 and [one["status"] for one in told] == [status] * count
+            assert {one["output"] for one in told} == {"out.safetensors"}
+
     def test_a_number_behind_rather_than_another_file_lost(self, typed: Typed, here: Path) -> None:
         Path("a.safetensors").write_bytes(b"mine")
         for seed, name in ((0, "a-coloured.png"), (1, "a-coloured-2.png"), (0, "a-coloured.png")):

@@ -59,6 +59,21 @@ class TestShares:
             done += [one["input"] for one in records(result.text)]
         assert sorted(map(str, done)) == sorted(str(path) for path in source.glob("*.png"))
 
+    def test_a_stream_cant_be_shared_out(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody but the one who reads it has it."""
+        data = (folder_of(tmp_path / "in", 1) / "0.png").read_bytes()
+        line = ("reconstruct", "-", "--stream", "png", *FAST)
+        for share in (("--share", "1/2"), ("--share", "2/2", "-o", tmp_path / "o")):
+            result = pdae(*line, *share, stdin=data)
+            assert result.code == 2 and not result.out and not (tmp_path / "o" / ".pdae").exists()
+            assert "a stream has no shares" in result.err and result.err.count("\n") == 1
+        for name, value in zip(NAMES, ("0", "2", "0", "localhost", "0"), strict=True):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("pdae_cli.cli.options.join", lambda *_: None)  # waits for the other
+        assert "a stream has no shares" in pdae(*line, stdin=data).err
+
     @pytest.mark.parametrize(
         "left", [{"WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "1"},
                  {"WORLD_SIZE": ""}, dict.fromkeys(NAMES, "x"), dict.fromkeys(NAMES, "2")],

@@ -147,12 +147,14 @@ class Run:
         """Yield what is still to be done, in batches of one kind. With `whole` all of it makes one
         file, which the command hands to `write`; `made_of` these, where not of the items.
 
-        Raises UsageError where results would have no file, or the same.
+        Raises UsageError where results would have no file, or the same, and for shares of a stream.
         """
         load = self.viewer.load = load or pictures_and_codes(self.model, self.options)
         self.whole = whole
         if not isinstance(items, Sequence) and self.destination.file and not whole:
             raise UsageError("a stream of pictures needs a folder, -o out/, or -o -")
+        if not isinstance(items, Sequence) and self.shares > 1:
+            raise UsageError("a stream has no shares: each process would do all of it; run one")
         if isinstance(items, Sequence):
             self._check_room(items)
             items = items[self.share :: self.shares]
@@ -265,7 +267,7 @@ class Run:
             if self.destination.named and (theirs or self._file(path) in self._taken):
                 continue
             self.destination = self.destination.at(path)
-            if state.done and not self.options.overwrite and self.destination.named:
+            if state.done and not self.options.overwrite and self.told_by_name:
                 print(printable(str(path)))
             return self._may_write(path, label, state)
         return True
@@ -295,6 +297,11 @@ class Run:
                 self.out.say(f"{label} is made again: {state.reason}")
             return True
         return False
+
+    @property
+    def told_by_name(self) -> bool:
+        """Whether standard output has the file's name and nothing else."""
+        return self.destination.named and not self.options.json
 
     # --- Results ---------------------------------------------------------------------------------
 
@@ -337,7 +344,7 @@ class Run:
             output = str(self.destination.path(one.place))
         record = {"status": "done", "input": one.label, "output": output, **what.record}
         text = f"{one.label} → {output}{what.text}" if output else f"{one.label}{what.text}"
-        if self.destination.named:  # standard output has the name and nothing else
+        if self.told_by_name:
             if self.first_time(str(output)):
                 print(printable(str(output)))
             self.out.say(text)
