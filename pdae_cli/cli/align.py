@@ -36,7 +36,7 @@ def align(
     options: AlignOptions,
     inputs: Inputs = None,
     output: OutputPath = None,
-    size: Annotated[int, typer.Option(min=1, max=8192, help="Pixels of a side.")] = 256,
+    size: Annotated[int, typer.Option(min=1, max=8000, help="Pixels of a side.")] = 256,
     format: Format = "png",
 ) -> None:
     """Cut the largest face out of each photo, turned and scaled as the model's training faces were.

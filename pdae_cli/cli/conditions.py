@@ -96,7 +96,9 @@ class SampleOptions(
         return super().changes() | ({} if self.guidance is None else {"guidance": self.wanted()[0]})
 
     def wanted(self) -> list[float]:
-        """Each strength of G_psi. Raises UsageError."""
+        """Each strength of G_psi, or of a classifier's gradient. Raises UsageError."""
+        if self.classifier is not None:
+            return strengths("--classifier-scale", self.classifier_scale or "1")
         return [1.0] if self.guidance is None else strengths("--guidance", self.guidance)
 
     def rows(self, paint: Callable[[Sampling, Sequence[int]], Tensor]) -> list[Paint]:
@@ -173,14 +175,13 @@ def by_gradient(
     from ..checkpoints import read_classifier
     from ..engine.guidance import by_classifier, chosen
 
-    scales = strengths("--classifier-scale", options.classifier_scale or "1")
     classifier, sampling = read_classifier(folder), options.sampling()
     y = chosen(classifier.config.classes, labels)
 
     def paint(scale: float, numbers: Sequence[int]) -> Tensor:
         return by_classifier(run.model, classifier, y, scale, numbers, sampling, options.seed)
 
-    return [partial(paint, one) for one in scales], classifier.weights_sha
+    return [partial(paint, one) for one in options.wanted()], classifier.weights_sha
 
 
 def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], str]:

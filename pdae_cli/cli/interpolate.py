@@ -58,7 +58,7 @@ def interpolate(
     import torch
 
     from ..pictures.animation import pace, shares, there_and_back
-    from ..pictures.images import encode_frames, encode_picture, tile, to_pixels
+    from ..pictures.images import check_tiled, encode_frames, tile, to_pixels
 
     ends = list(collect([a, b]))
     stem = "-".join(end.place.name for end in ends)
@@ -69,6 +69,9 @@ def interpolate(
         raise UsageError(f"--fps, --duration and --loop are for {', '.join(ANIMATIONS)}")
     pause = pace(destination.suffix, options.fps, options.duration)
     model, mode, steps = options.load(), options.mode, options.steps
+    if one_file and not moves:
+        size = model.config.image_size
+        check_tiled(steps, steps, size, size, destination.suffix)
     nfe = model.trajectory(options.sampling()).evaluations()[1] * (1 if mode == "latent" else 2)
     record = {"input": [a, b], "steps": steps, "model": model.name, "seed": options.seed}
     way, how = shares(steps, options.ease), {"seed": options.seed} | options.changes()
@@ -97,11 +100,8 @@ def interpolate(
         if frames:
             lacking = facts | {"failed": run.failures}
             strip, what = tile(torch.stack(frames), len(frames)), recipe(run, loaded, lacking)
-            if moves:
-                frames = there_and_back(frames) if options.loop else frames
-                data = encode_frames(frames, destination.suffix, what, pause)
-            else:
-                data = encode_picture(strip, destination.suffix, what)
+            film = there_and_back(frames) if options.loop else frames if moves else [strip]
+            data = encode_frames(film, destination.suffix, what, pause)
             run.write(data, Made(data, record, f": {steps} pictures", strip))
 
 

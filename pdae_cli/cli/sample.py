@@ -40,7 +40,7 @@ def sample(
     """
     import torch
 
-    from ..pictures.images import encode_picture, tile, to_pixels
+    from ..pictures.images import check_tiled, encode_picture, tile, to_pixels
 
     destination = Destination.parse(output, f".{format}", stream=options.stream, stem="samples")
     if grid and destination.folder:
@@ -48,6 +48,9 @@ def sample(
         destination = Destination.parse(str(path), destination.suffix)
     one_file = not (destination.folder or destination.stream)
     model = options.load()
+    if one_file:
+        size = model.config.image_size
+        check_tiled(count, columns, len(options.wanted()) * size, size, destination.suffix)
     record = {"model": model.name, "seed": options.seed}
     sheet: list[Tensor] = []
     with Run(model, options, "sample", destination) as run:

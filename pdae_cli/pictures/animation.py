@@ -5,6 +5,7 @@ Films are made elsewhere: pipe `--stream png` into ffmpeg.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -30,9 +31,11 @@ def there_and_back(frames: Sequence[Tensor]) -> list[Tensor]:
 def pace(suffix: str, fps: float | None = None, duration: float | None = None) -> int:
     """Milliseconds that a frame stands in an animation with this suffix: to one, in a GIF to ten.
 
-    Told by frames a second or by milliseconds, else DURATION. Raises UsageError for both, and for
-    what a GIF's viewers slow down.
+    Told by frames a second or by milliseconds, else DURATION. Raises UsageError for both, for what
+    is no number, and for what a GIF's viewers slow down.
     """
+    if fps is not None and not math.isfinite(fps):
+        raise UsageError(f"--fps {fps} is no number; give frames a second, as in 25")
     if fps is not None and duration is not None:
         raise UsageError("--fps and --duration say the same; give one")
     exact = 1000 / fps if fps is not None else duration or DURATION

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_bytes
-from .decoding import normalised, on_white, open_picture
+from .decoding import MAX_PIXELS, normalised, on_white, open_picture
 from .metadata import Keep, Recipe, save_options
 
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
@@ -114,12 +114,37 @@ def tile(pictures: Tensor, columns: int, gap: int = 2) -> Tensor:
     """Lay uint8 pictures (N, C, H, W) out as one (C, H', W') sheet, row by row, on white."""
     n, c, height, width = pictures.shape
     columns = min(columns, n)
-    shape = -(-n // columns) * (height + gap) - gap, columns * (width + gap) - gap
+    shape = _tiled(n, columns, height, width, gap)
     sheet = torch.full((c, *shape), 255, dtype=torch.uint8)
     for index, picture in enumerate(pictures):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = picture
     return sheet
+
+
+def _tiled(n: int, columns: int, height: int, width: int, gap: int) -> tuple[int, int]:
+    return -(-n // columns) * (height + gap) - gap, columns * (width + gap) - gap
+
+
+def check_tiled(n: int, columns: int, height: int, width: int, suffix: str, gap: int = 2) -> None:
+    """Raise InputError where `tile` would lay pictures out as one that its format can't hold, or
+    that we couldn't read again: before they are made."""
+    down, across = _tiled(n, min(columns, n), height, width, gap)
+    _check_sides(across, down, suffix)
+    if down * across > MAX_PIXELS:
+        raise InputError(
+            f"{across}x{down} pixels are more than the {MAX_PIXELS // 10**6} million that can be "
+            "read again; put fewer pictures into one file"
+        )
+
+
+def _check_sides(width: int, height: int, suffix: str) -> None:
+    longest = LONGEST.get(WRITABLE[suffix], width + height)
+    if max(width, height) > longest:
+        raise InputError(
+            f"{width}x{height} pixels are too many for {suffix}, which takes {longest} a side; "
+            "write png"
+        )
 
 
 def encode_picture(pixels: Tensor, suffix: str, recipe: Recipe | None, keep: Keep = None) -> bytes:
@@ -144,12 +169,7 @@ def encode_frames(
     images = [to_image(frame) for frame in frames]
     if format not in ("PNG", "WEBP"):
         images = [on_white(image) for image in images]
-    width, height = images[0].size
-    if max(width, height) > LONGEST.get(format, width + height):
-        raise InputError(
-            f"{width}x{height} pixels are too many for {suffix}, which takes "
-            f"{LONGEST[format]} a side; write png"
-        )
+    _check_sides(*images[0].size, suffix)
     options = save_options(format, recipe, keep)
     if format in ("JPEG", "WEBP"):
         options["quality"] = 95

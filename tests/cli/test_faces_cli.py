@@ -165,6 +165,18 @@ def test_all_faces_go_back_into_one_photo(pdae: Command, work: Path, batch_size:
     assert again.code == 0, again.err
 
 
+def test_a_row_too_large_to_be_read_again_fails_alone(
+    pdae: Command, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(3, (40, 32)).save("in/small.png")
+    monkeypatch.setattr("pdae_cli.pictures.images.MAX_PIXELS", 100_000)
+    line = ("manipulate", "in/small.png", "in/two.png", "--paste-back", *FAST, "-o", "rows/")
+    run = pdae(*line, "--attr", "smiling", "--scale=-1,0,1")
+    assert run.code == 3 and "in/two.png: 720x160 pixels are more than" in run.err
+    assert [path.name for path in Path("rows").glob("*.png")] == ["small.png"]
+    assert pdae(*line, "--attr", "smiling=1").code == 0
+
+
 def test_all_faces_are_made_anew_within_masks(pdae: Command, work: Path) -> None:
     mask = Image.new("L", (240, 160))
     mask.paste(255, (0, 0, 90, 160))

@@ -11,6 +11,8 @@ import pytest
 from cli_runs import folder_of, outputs, own_model
 from conftest import Command, picture
 
+from pdae_cli.pictures.images import LONGEST
+
 Refused = Callable[[str, int], str]
 ONE = "--attr smiling=1"
 FACE = {"left_eye": [10, 12], "right_eye": [20, 12.5], "mouth": [15, 22]}
@@ -104,6 +106,9 @@ REFUSED = [
         (2, "--like x --unconditional", "exclude"),
         (2, "--like in/0.png", "several"),
         (3, "--like in/sub/none", "no such folder"),
+        (3, "-n 500 --columns 500 -o x.webp", "16998x32 pixels are too many for .webp"),
+        (3, "-n 250 --guidance 0,1 --columns 1 -o x.webp", "32x16498 pixels are too many"),
+        (3, "-n 99999 --grid -o x/", "put fewer pictures into one file"),
         # What the options alone rule out, before a model is looked for
         (2, "-m nowhere --unconditional --guidance 0,1,2", "alone; leave --guidance out"),
         (2, "-m nowhere --unconditional --guidance 1", "alone; leave --guidance out"),
@@ -133,6 +138,7 @@ CHOICES = [
     ("reconstruct a.png --solver euler", "'euler' is not one of 'dpmpp', "),
     ("reconstruct a.png --dtype int3", "'int3' is not one of 'float32', "),
     ("reconstruct a.png --inference-steps 0", "Invalid value for '--inference-steps'"),
+    ("interpolate a.png b.png -o x.gif --fps nan", "--fps"),
     ("interpolate a.png a.png -o x.png --mode magic", "'magic' is not one of 'latent', "),
     *[(f"train {stage} none -o run {option} int8", f"'{option}': Value error, 'int8' is not one of")
       for stage, option in (
@@ -177,6 +183,15 @@ def refused(pdae: Command, room: Path, monkeypatch: pytest.MonkeyPatch) -> Refus
 def test_what_cant_be(refused: Refused, code: int, line: str, words: str) -> None:
     said = refused(line, code)
     assert words in said and said.count("\n") == 1
+
+
+def test_a_strip_that_its_format_cant_hold(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the ends are read, let alone what lies between."""
+    monkeypatch.setitem(LONGEST, "JPEG", 300)
+    said = refused("interpolate none.png b.png --steps 9 -o x.jpg", 3)
+    assert said == "error: 304x32 pixels are too many for .jpg, which takes 300 a side; write png\n"
 
 
 @pytest.mark.parametrize(("line", "words"), CHOICES)

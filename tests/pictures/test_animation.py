@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -50,6 +51,13 @@ def test_either_way_of_telling_it() -> None:
     assert pace(".webp", duration=40) == pace(".webp", fps=25) == 40
     with pytest.raises(UsageError, match="give one"):
         pace(".webp", fps=25, duration=40)
+
+
+def test_what_is_no_number_is_refused() -> None:
+    """As a range of numbers lets it through."""
+    for suffix in (".gif", ".webp"):
+        with pytest.raises(UsageError, match="--fps nan is no number"):
+            pace(suffix, fps=math.nan)
 
 
 def test_what_viewers_of_gifs_would_slow_down_is_refused() -> None:

@@ -127,6 +127,22 @@ def test_sheets_hold_every_picture_in_its_place() -> None:
     assert sheet[0, 3, [0, 3, 6]].tolist() == [3, 4, 255]
 
 
+def test_too_large_a_sheet_is_refused_before_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its format, or for whoever reads it again."""
+    for count, columns, gap in ((5, 3, 1), (2, 8, 2), (3, 3, 0)):
+        made = images.tile(torch.zeros(count, 1, 4, 6, dtype=torch.uint8), columns, gap)
+        _, height, width = made.shape
+        monkeypatch.setattr(images, "MAX_PIXELS", height * width)
+        monkeypatch.setitem(images.LONGEST, "JPEG", max(height, width))
+        images.check_tiled(count, columns, 4, 6, ".jpg", gap)
+        monkeypatch.setattr(images, "MAX_PIXELS", height * width - 1)
+        with pytest.raises(InputError, match=f"{width}x{height} .* into one file"):
+            images.check_tiled(count, columns, 4, 6, ".png", gap)
+        monkeypatch.setitem(images.LONGEST, "JPEG", max(height, width) - 1)
+        with pytest.raises(InputError, match=f"{width}x{height} .* write png"):
+            images.check_tiled(count, columns, 4, 6, ".jpg", gap)
+
+
 def test_pictures_of_any_kind_are_one_batch(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
     from_files = images.as_tensor([tmp_path / "a.png", str(tmp_path / "a.png"), picture()], 16)

@@ -172,12 +172,16 @@ def row_file(
     run: Run, one: Loaded, rows: Sequence[Sequence[Tensor]], facts: dict[str, Any]
 ) -> bytes:
     """A picture's edits side by side as a file, each in its photo where that is wanted: of each
-    face the edits (C, H, W), as many of each."""
+    face the edits (C, H, W), as many of each. Raises InputError where they are too many for one."""
     import torch
+
+    from ...pictures.images import check_tiled
 
     columns = list(zip(*rows, strict=True))
     pasting = run.options.paste_back
     pictures = [_pasted(one, column) if pasting else column[0] for column in columns]
+    count, (height, width) = len(pictures), pictures[0].shape[1:]
+    check_tiled(count, count, height, width, run.destination.suffix, gap=0)
     return picture_file(run, one, torch.cat(pictures, dim=2), facts)
 
 
