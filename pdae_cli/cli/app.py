@@ -158,7 +158,12 @@ def _code() -> Any:
 
 def _explained(error: Exception) -> int:
     """Say what went wrong in a line; return the exit code."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    full = isinstance(error, MemoryError)
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:  # whose errors these would be
+        from ..engine.computing import ran_out
+
+        full = ran_out(error)
+    if full:
         error = OutOfMemory("out of memory; choose a smaller --batch-size")
     if isinstance(error, OSError):  # whatever the system refuses: the user's to mend, not ours
         error = unwritable(error.filename or "a file", error)

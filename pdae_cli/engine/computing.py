@@ -14,8 +14,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class Attempt:
-    """Some rows of a batch. As a context for what is done with them, it swallows an OutOfMemory
-    where fewer rows may fit."""
+    """Some rows of a batch. As a context for what is done with them, it swallows that memory ran
+    out, in `computing` or outside of it, where fewer rows may fit."""
 
     def __init__(self, rows: slice) -> None:
         self.rows, self.failed = rows, False
@@ -24,7 +24,8 @@ class Attempt:
         return self.rows
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
-        self.failed = isinstance(error, OutOfMemory) and self.rows.stop - self.rows.start > 1
+        full = isinstance(error, OutOfMemory) or (isinstance(error, RuntimeError) and ran_out(error))
+        self.failed = full and self.rows.stop - self.rows.start > 1
         return self.failed
 
 

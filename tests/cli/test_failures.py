@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from cli_runs import files_in
 from conftest import Command, picture
 from drawn import png_claiming
@@ -90,6 +91,22 @@ class TestFailures:
         monkeypatch.setenv("PDAE_DEBUG", "1")
         with pytest.raises(RuntimeError):
             pdae("reconstruct", pictures[0])
+
+    @pytest.mark.parametrize(
+        "error",
+        [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate"),
+         MemoryError()],
+    )  # fmt: skip
+    def test_wherever_memory_runs_out_it_is_a_line_and_exit_5(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        def full(*args: object) -> None:
+            raise error
+
+        monkeypatch.setattr("pdae_cli.engine.model.Model.encode_z", full)
+        result = pdae("encode", pictures[0], "-o", "-")
+        assert result.code == 5 and result.err.count("\n") == 1
+        assert "out of memory; choose a smaller --batch-size" in result.err
 
 
 class TestInputs:
