@@ -24,7 +24,8 @@ class Attempt:
         return self.rows
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
-        full = isinstance(error, OutOfMemory) or (isinstance(error, RuntimeError) and ran_out(error))
+        raw = isinstance(error, RuntimeError) and ran_out(error)
+        full = raw or isinstance(error, OutOfMemory)
         self.failed = full and self.rows.stop - self.rows.start > 1
         return self.failed
 
