@@ -93,16 +93,19 @@ def dpm(data: Data, output: Folder, options: ShapeFlags) -> None:
 
     Example: pdae train dpm photos/ -o runs/dpm --image-size 64
     """
-    from ..training.dpm import check_plain, dpm_stage, new_dpm
+    from ..training.dpm import dpm_stage, eps_theta_of, new_dpm
 
     if options.init_from is None:
         model = new_dpm(**options.network())
+        note = options.network_of(model)
     else:
-        model = options.going_on(load_model(options.init_from))
-        check_plain(model)
+        whole = options.going_on(load_model(options.init_from))
+        model = eps_theta_of(whole)
+        behind = f"of {options.init_from} eps_theta alone goes on; what guides it stays behind"
+        note = "" if model is whole else behind
     options.placed(model)
     task = options.task(data, output, model.config, by_z=False)
-    run(dpm_stage(model, task), options, task, options.network_of(model))
+    run(dpm_stage(model, task), options, task, note)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import check_plain, held_out_noise, held_out_rows, uniform
+from .dpm import dpm_config, held_out_noise, held_out_rows, uniform
 from .folder import check_model, saving
 from .stage import Stage
 
@@ -197,15 +197,3 @@ def encoder_for(config: ModelConfig, z_dim: int) -> EncoderConfig:
         return EncoderConfig.for_size(config.image_size, config.channels, z_dim)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def dpm_config(model: Model) -> ModelConfig:
-    """Return what the model's config says of its eps_theta alone: an E_phi and G_psi that it may
-    have are left behind, and so is how they were trained. Raises UsageError where eps_theta takes z
-    itself."""
-    check_plain(model)
-    training = tuple(one for one in model.config.training if one.get("stage") == "dpm")
-    alone = replace(model.config.unet, z_embedding_channels=0)
-    return replace(
-        model.config, unet=alone, encoder=None, labels=None, normalisation=None, training=training
-    )

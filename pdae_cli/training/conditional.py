@@ -16,8 +16,9 @@ from ..engine.tensors import fingerprint
 from ..errors import UsageError
 from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
-from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, dpm_config, gap_closed
+from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed
 from .data import Task
+from .dpm import dpm_config
 from .folder import check_model, saving
 from .labels import Labels
 from .stage import Stage

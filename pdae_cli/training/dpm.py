@@ -92,6 +92,27 @@ def check_plain(model: Model) -> None:
         raise UsageError(f"eps_theta of {model.name} takes z itself; give a plain diffusion model")
 
 
+def dpm_config(model: Model) -> ModelConfig:
+    """Return what the model's config says of its eps_theta alone: an E_phi and G_psi that it may
+    have are left behind, and so is how they were trained. Raises UsageError where eps_theta takes z
+    itself."""
+    check_plain(model)
+    training = tuple(one for one in model.config.training if one.get("stage") == "dpm")
+    alone = replace(model.config.unet, z_embedding_channels=0)
+    return replace(
+        model.config, unet=alone, encoder=None, labels=None, normalisation=None, training=training
+    )
+
+
+def eps_theta_of(model: Model) -> Model:
+    """Return the model without what was trained against its eps_theta, which another one makes
+    wrong; a diffusion model alone as it is. Raises UsageError as `dpm_config` does."""
+    config = dpm_config(model)
+    if model.config.z_dim is None:
+        return model
+    return Model(config, model.dpm, first_stage=model.first_stage, name=model.name)
+
+
 def dpm_stage(model: Model, task: Task) -> Stage:
     """Train the model's eps_theta."""
     model.dpm.requires_grad_(True).train()

@@ -129,6 +129,24 @@ def test_nor_a_classifier_or_a_latent_dpm(pdae: Command, photos: Path, trained: 
     assert refused.code == 2 and "holds a classifier, which this run would replace" in refused.err
 
 
+def test_another_eps_theta_leaves_behind_what_was_trained_against_the_old_one(
+    pdae: Command, photos: Path, plain: Path, tmp_path: Path
+) -> None:
+    """Also how that was trained; alone, it goes on in place."""
+    run = tmp_path / "run"
+    command = ("train", "dpm", photos, *TINY, "--prediction", "eps", "--init-from")
+    done = pdae(*command, plain, "-o", run, "--images", 8)
+    assert done.code == 0, done.err
+    assert f"of {plain} eps_theta alone goes on" in done.err
+    model = read_model(run, "m")
+    assert model.networks() == [model.dpm] and model.config.z_dim is None
+    assert stages(run) == [("dpm", 8)]
+    again = pdae(*command, run, "-o", run, "--images", 16)
+    assert again.code == 0 and "goes on;" not in again.err
+    refused = pdae(*command, plain, "-o", plain, "--images", 8)
+    assert refused.code == 2 and "holds a model, which this run would replace" in refused.err
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_in_place_a_run_goes_on_and_is_recorded_once(
     dtype: str, pdae: Command, photos: Path, plain: Path
