@@ -189,7 +189,8 @@ def learn(like: Tensor, unlike: Tensor | None, drawn: Tensor) -> FewShot:
     The odds are a logistic regression's, calibrated on folds held out: with both kinds p(z | y) /
     p(z | not y), to which `share_with` adds the prior; without, p(z | y) / p(z), which is p(y | z)
     but for the constant that makes it 1 over z with y held out (Elkan & Noto 2008), by the mean of
-    the logarithm, which one lucky z doesn't bend. Raises UsageError for less than two of a kind.
+    the logarithm, which one lucky z doesn't bend. Raises UsageError for less than two of a kind, or
+    where nothing tells the kinds apart: odds that fall with likeness would keep what is unlike.
     """
     others = drawn if unlike is None else unlike
     for z, kind in ((like, "like"), (others, "unlike")):
@@ -204,6 +205,13 @@ def learn(like: Tensor, unlike: Tensor | None, drawn: Tensor) -> FewShot:
     for here in (fold == number for number in range(FOLDS)):
         held_out[here] = _logistic(z[~here], labels[~here]).scores(z[here])
     slope = _logistic(held_out, labels, CALIBRATION_DECAY)
+    told = auroc(held_out[:, 0], labels[:, 0])
+    if slope.weight[0, 0] <= 0:
+        kind = "what the model makes" if unlike is None else "those to be unlike"
+        raise UsageError(
+            f"nothing tells the pictures to be like from {kind} (AUROC {told:.3f} on those held "
+            "out); give more, or others"
+        )
     whole = _logistic(z, labels)
     weight = slope.weight[0, 0] * whole.weight[0]
     bias = (slope.weight[0, 0] * whole.bias[0] + slope.bias[0]).item()
@@ -213,7 +221,7 @@ def learn(like: Tensor, unlike: Tensor | None, drawn: Tensor) -> FewShot:
     else:
         share = share_with(drawn @ weight + bias)
         bias += math.log(share / (1 - share))
-    return FewShot(weight, bias, unlike is None, share, auroc(held_out[:, 0], labels[:, 0]))
+    return FewShot(weight, bias, unlike is None, share, told)
 
 
 def _logistic(z: Tensor, labels: Tensor, decay: float | None = None) -> Attributes:

@@ -303,3 +303,11 @@ class TestLearning:
         assert found.share == pytest.approx(0.1, abs=0.06)
         with pytest.raises(UsageError, match="two at least"):
             learn(z_of(1, 0.0, "one"), None, any_)
+
+    @pytest.mark.parametrize("kind", ["those to be unlike", "what the model makes"])
+    def test_what_nothing_tells_apart_is_refused(self, kind: str) -> None:
+        """What is learnt from some then ranks the others the wrong way round."""
+        like = torch.cat([AXIS, -AXIS]).reshape(2, 3)
+        others, unlike = z_of(20, 0.0, "any"), kind.startswith("those")
+        with pytest.raises(UsageError, match=rf"{kind} \(AUROC 0\.[0-4]\d+ on those held out"):
+            learn(like, others if unlike else None, others)
