@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError, UsageError
-from ..pictures.listing import CODES, SUFFIXES
-from .data import encoded, labels_of, needed, open_data, read_codes, z_of
+from .data import encoded, labels_of, needed, open_data, z_of
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
 from .run.destination import writable
+from .run.inputs import collect
+from .run.loading import anew, pictures_and_codes
+from .run.making import pictures_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..checkpoints import PretrainedModel
     from ..engine.attributes import Attributes
     from ..engine.codes import Codes
     from ..engine.model import Model
@@ -49,7 +53,9 @@ def fit(
     name: Annotated[str | None, typer.Option(help="Of the attribute, for --with.")] = None,
     decay: Annotated[
         float | None,
-        typer.Option(min=0, help="More: edits show more, and move more else. Default: 0.01."),
+        typer.Option(
+            min=0, max=1000, help="More: edits show more, and move more else. Default: 0.01."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace attributes of the same name.")
@@ -70,11 +76,10 @@ def fit(
         raise UsageError("--name is for --with; DATA's labels name their attributes, leave it out")
     import torch
 
-    from ..checkpoints import change_attributes, writable_folder
+    from ..checkpoints import change_attributes
     from ..training.lesson import of_labels, of_two
 
-    out, folder = Output(options.json, options.quiet), writable_folder(options.model)
-    model = options.load()
+    out, (folder, model) = Output(options.json, options.quiet), _own(options)
     if with_ is not None and without is not None:
         kinds = _pictures(model, with_, out), _pictures(model, without, out)
         lesson = of_two(*kinds, name or with_.name)
@@ -97,6 +102,16 @@ def fit(
     _report(fitted, change_attributes(folder, change), replaced, torch.cat(z), out)
 
 
+def _own(options: ModelOptions) -> tuple[Path, PretrainedModel]:
+    """A model, and its folder, which takes attributes and a card that tells of them. Raises
+    UsageError, InputError, StorageError, ModelError."""
+    from ..checkpoints import read_card, writable_folder
+
+    folder = writable_folder(options.model)
+    read_card(folder)  # or the error, before the work
+    return folder, options.load()
+
+
 def _replaced(
     names: list[str], overwrite: bool, model: str, known: Attributes | None
 ) -> dict[str, Any]:
@@ -112,8 +127,8 @@ def _replaced(
     return found
 
 
-def _pictures(model: Model, data: Path, out: Output, output: Path | None = None) -> Pictures:
-    return open_data(data, model.config.image_size, model.config.channels, out, output=output)
+def _pictures(model: Model, data: Path, out: Output) -> Pictures:
+    return open_data(data, model.config.image_size, model.config.channels, out)
 
 
 def _report(
@@ -235,7 +250,7 @@ def discover(
 
     Example: pdae attributes discover photos/ -m my-model -k 10 -o sheet.png
     """
-    from ..checkpoints import change_attributes, writable_folder
+    from ..checkpoints import change_attributes
     from ..engine.attributes import principal
 
     if output is None and picture is not None:
@@ -244,8 +259,8 @@ def discover(
         raise UsageError(f"-o {output}: the sheet is a .png")
     if output is not None and output.exists() and not overwrite:
         raise InputError(f"{output} exists; pass --overwrite")
-    out, folder = Output(options.json, options.quiet), writable_folder(options.model)
-    model = options.load()
+    out, (folder, model) = Output(options.json, options.quiet), _own(options)
+    original = None if output is None else _first(model, picture or data, options, output)
     found = principal(z_of(model, data, out, output=output), count)
     found.of = model.config.z_digest
 
@@ -254,24 +269,23 @@ def discover(
         return known.without(old).merged(found) if known else found
 
     model.attributes = change(model.attributes)
-    if output is not None:
-        _write_sheet(output, model, found, _first(model, picture or data, options, output), options)
+    if output is not None and original is not None:
+        _write_sheet(output, model, found, original, options)
         out.say(f"{output} shows them")
     change_attributes(folder, change)
     _print(found, out)
 
 
 def _first(model: Model, source: Path, options: DiscoverOptions, output: Path) -> Codes:
-    """Codes of a picture, or of the first in a codes file, folder or zip."""
-    from ..pictures.images import to_float
-
-    if source.suffix.lower() == CODES:
-        return read_codes(model, source)[:1]
-    if source.suffix.lower() in SUFFIXES:
-        return model.encode([source], options.sampling())
-    pictures = _pictures(model, source, Output(quiet=True), output)
-    first = pictures.readable(range(len(pictures)), 1)
-    return model.encode(to_float(pictures.stack(first)), options.sampling())
+    """Codes of the first picture that can be read, or the first codes, of what a user names."""
+    load, failures = pictures_and_codes(model, options), list[InputError]()
+    for item in collect([str(source)], recursive=True, without={os.path.realpath(output)}):
+        try:
+            for one in load(item, anew):
+                return one.codes or model.encode(pictures_of([one]), options.sampling())
+        except InputError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _write_sheet(

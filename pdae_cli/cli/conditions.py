@@ -45,7 +45,7 @@ class SampleOptions(
     )
     unconditional: bool = option(False, None, "Plain eps_theta, without z.", "--unconditional")
     like: str | None = option(
-        None, None, "Make pictures like those in this folder, zip or codes file."
+        None, None, "Make pictures like those in this folder, zip, table or codes file."
     )
     unlike: str | None = option(
         None, None, "… and unlike those; else what the model makes is unknown."
@@ -206,9 +206,12 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
 
 
 def _of_several(run: Run, path: Path) -> Tensor:
-    """Normalised z (N, D) of a codes file, folder or zip. Raises UsageError for one picture."""
-    several = path.suffix.lower() == CODES or is_folder(path) or is_archive(path)
+    """Normalised z (N, D) of a folder, zip, table or codes file. Raises UsageError for one
+    picture."""
+    from ..training.tables import KINDS
+
+    several = path.suffix.lower() in (CODES, *KINDS) or is_folder(path) or is_archive(path)
     if not several and os.path.exists(path):  # noqa: PTH110
-        raise UsageError(f"{path} is one picture; name a folder, zip or codes file of several")
+        raise UsageError(f"{path} is one picture; name a folder, zip, table or codes file")
     output = run.options.given.get("output")
     return z_of(run.model, path, run.out, run.options.fit, output and Path(output))

@@ -16,11 +16,11 @@ from .options import SaidOptions, takes
 from .output import Output
 from .run.launch import launched
 from .run.recipes import told
+from .run.tables import open_codes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engine.codes import Codes
     from ..engine.model import Model
     from ..training.data import Pictures, PictureSource
     from ..training.labels import Labels
@@ -56,22 +56,19 @@ def open_data(
 def z_of(
     model: Model, data: Path, out: Output, fit: str = "crop", output: Path | None = None
 ) -> Tensor:
-    """Normalised z (N, D) of a codes file, or of what can be read of a data set's pictures."""
-    if data.suffix.lower() == CODES:
-        return model.normalise(read_codes(model, data).z)
-    config = model.config
-    pictures = open_data(data, config.image_size, config.channels, out, fit, output)
-    return encoded(model, pictures.checked(), out)
-
-
-def read_codes(model: Model, path: Path) -> Codes:
-    """Read a file of codes of this model. Raises InputError."""
+    """Normalised z (N, D) of a file of codes, or of what can be read of a data set's pictures."""
     from ..engine.codes import MAX_BYTES, from_bytes
     from ..files import read_limited
 
-    codes = from_bytes(read_limited(path, MAX_BYTES), str(path))
-    model.check(codes)
-    return codes
+    table = open_codes(data)
+    if table is not None or data.suffix.lower() == CODES:
+        content = read_limited(data, MAX_BYTES) if table is None else table.read()
+        codes = from_bytes(content, str(data))
+        model.check(codes)
+        return model.normalise(codes.z)
+    config = model.config
+    pictures = open_data(data, config.image_size, config.channels, out, fit, output)
+    return encoded(model, pictures.checked(), out)
 
 
 def encoded(model: Model, pictures: Pictures, out: Output) -> Tensor:

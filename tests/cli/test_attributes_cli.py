@@ -309,15 +309,20 @@ class TestDiscover:
         self, pdae: Command, mine: Path, photos: Path, tmp_path: Path
     ) -> None:
         """To within how the two ways of batching round; z alone is shown with fresh noise."""
+        pytest.importorskip("pyarrow")
         codes, sheet = tmp_path / "z.safetensors", tmp_path / "s.png"
-        assert pdae("encode", "-r", photos, "--no-noise", "-o", codes, model=mine).code == 0
+        table = codes.with_suffix(".parquet")
+        for out in (codes, table):
+            assert pdae("encode", "-r", photos, "--no-noise", "-o", out, model=mine).code == 0
         z = from_bytes(codes.read_bytes(), "z")
         shares = []
-        for data in (photos, codes):
+        for data in (photos, codes, table):
             args = (data, "-k", 2, "--json", "-o", sheet, "--overwrite", *FAST)
             result = pdae("attributes", "discover", *args, model=mine)
+            assert result.code == 0, result.err
             shares.append([one["explained"] for one in records(result.text)])
         assert len(z) == 20 and shares[0] == pytest.approx(shares[1], rel=1e-3)
+        assert shares[1] == shares[2]
 
     def test_a_picture_of_ones_choice(
         self, pdae: Command, mine: Path, photos: Path, pictures: list[Path], tmp_path: Path
@@ -337,7 +342,10 @@ class TestDiscover:
         names = read_attributes(mine / "attributes.safetensors").names
         assert names[3:] == ["Light", "pca_1"]
 
-    def test_refusals(self, pdae: Command, mine: Path, photos: Path, tmp_path: Path) -> None:
+    def test_refusals(
+        self, pdae: Command, mine: Path, photos: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
         before = (mine / "attributes.safetensors").read_bytes()
         for args, words in (
             ((photos, "-k", 7), "vary in 6 directions"),
@@ -348,6 +356,9 @@ class TestDiscover:
             result = pdae("attributes", "discover", *args, *FAST, model=mine)
             assert result.code == 2 and words in result.err
         assert pdae("attributes", "discover", tmp_path / "none", model=mine).code == 3
+        monkeypatch.setattr("pdae_cli.training.latent.encode_all", None)  # it is looked for first
+        args = (photos, "-o", tmp_path / "s.png", "--picture", "none.png")
+        assert pdae("attributes", "discover", *args, model=mine).code == 3
         assert (mine / "attributes.safetensors").read_bytes() == before
 
 
@@ -358,6 +369,16 @@ class TestRename:
         joy, *others = records(result.text)
         assert (joy["attribute"], joy["score_mean"], joy["score_sd"]) == ("Joy", 0.5, 2.0)
         assert [one["attribute"] for one in others] == ["Blond_Hair", "5_o_Clock_Shadow"]
+
+
+@pytest.mark.parametrize("command", ["fit", "discover"])
+def test_a_card_that_cant_tell_of_them_is_refused_before_the_work(
+    pdae: Command, mine: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("pdae_cli.training.latent.encode_all", None)
+    (mine / "README.md").write_text("# Mine\n<!-- pdae -->")
+    result = pdae("attributes", command, photos, model=mine)
+    assert result.code == 4 and "README.md can't be renewed" in result.err
 
 
 @pytest.mark.parametrize(

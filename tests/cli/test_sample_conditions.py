@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,18 @@ class TestLikeness:
     def test_positives_alone_and_one_sheet(self, pdae: Command) -> None:
         assert pdae("sample", "--like", "bright", "-n", 2, *FAST, "-o", "x.png").code == 0
         assert Path("x.png").exists()
+
+    def test_tables_of_codes_and_of_pictures(
+        self, pdae: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("cache").resolve())
+        assert pdae("encode", "bright", "--no-noise", "-o", "z.parquet").code == 0
+        with tarfile.open("bright.tar", "w") as archive:
+            archive.add("bright")
+        for table in ("z.parquet", "bright.tar"):
+            result = pdae("sample", "--like", table, "-n", 1, *FAST, "-o", "x.png", "--overwrite")
+            assert result.code == 0 and "6 pictures, told from" in result.err, result.err
 
     def test_other_pictures_make_the_folder_anew(self, pdae: Command) -> None:
         args = ("sample", "--like", "bright", "-n", 1, *FAST, "-o", "out")
