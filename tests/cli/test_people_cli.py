@@ -93,6 +93,15 @@ class TestReport:
                     "--report", tmp_path / "d.html").code == 0  # fmt: skip
         assert alts(page(tmp_path / "d.html")) == ["result"] * 3
 
+    def test_the_ends_of_a_way_are_told_without_their_folders(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        for end, code in ((pictures[1], 0), (tmp_path / "none.png", 3)):
+            line = ("interpolate", pictures[0], end, "--steps", 2, *FAST, "-o", tmp_path / "w.png")
+            assert pdae(*line, "--report", tmp_path / "r.html").code == code
+            text = (tmp_path / "r.html").read_text()
+            assert "a.png" in text and end.name in text and str(tmp_path) not in text
+
     def test_edits_tell_their_scores(
         self, pdae: Command, pictures: list[Path], tmp_path: Path
     ) -> None:

@@ -30,6 +30,7 @@ ON_A_SHEET = 1000  # inputs, at most; those after them aren't on it
 SHEET_BYTES = 256 << 20  # of their pictures, at most
 SHEET = "sheet"  # the command, as its recipe says
 COLUMNS = 8  # of results alone, where they are few
+WAY = " → "  # between the names of two ends
 TITLES = ("source", "result", "difference x4")
 GENERATOR = b'<meta name="generator" content="pdae'
 
@@ -191,12 +192,18 @@ class Viewer:
 
 def _without_folders(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record for others to see: without what absolute paths say."""
-    kept = dict(record)
-    for name in ("input", "output"):
-        if isinstance(full := kept.get(name), str):
-            texts = {key: value for key, value in kept.items() if isinstance(value, str)}
-            kept |= {key: value.replace(full, told(full)) for key, value in texts.items()}
-    return kept
+    names = list[str]()
+    for named in (record.get("input"), record.get("output")):
+        names += named if isinstance(named, list) else str(named or "").split(WAY)
+
+    def without(value: Any) -> Any:
+        if isinstance(value, list):
+            return [without(one) for one in value]
+        for full in filter(None, names if isinstance(value, str) else ()):
+            value = value.replace(full, told(full))
+        return value
+
+    return {key: without(value) for key, value in record.items()}
 
 
 def _by_title(source: Tensor | None, result: Tensor | bytes | Path | None) -> dict[str, Tensor]:
@@ -218,7 +225,7 @@ def _by_title(source: Tensor | None, result: Tensor | bytes | Path | None) -> di
 
 def _name(label: Any) -> str:
     """What a caption says of an input, or of the two ends of a way: the files' names."""
-    return " → ".join(Path(one).name for one in ([label] if isinstance(label, str) else label))
+    return WAY.join(Path(one).name for one in ([label] if isinstance(label, str) else label))
 
 
 def _ours(path: Path) -> bool:
