@@ -210,7 +210,7 @@ def _model(recipe: Recipe, model: str | None) -> str:
 
 def _made(folder: Path, place: str, file: Path) -> Path:
     """Among the new files the one that stands where this one stood."""
-    found = [path for path in folder.rglob(f"*{file.suffix}") if FOLDER not in path.parts]
+    found = [path for path in folder.rglob(f"*{file.suffix.lower()}") if FOLDER not in path.parts]
     name = Path(place).name
     named = [path for path in found if path.stem == name]
     if len(found) != 1 and len(named) != 1:

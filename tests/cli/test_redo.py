@@ -61,6 +61,14 @@ class TestRedo:
             assert json.loads(result.text)["same"] is True
             assert pixels_of(f"again{path.suffix}") == pixels_of(path)
 
+    def test_of_a_name_in_capitals(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(pictures[0].parent)
+        assert pdae("reconstruct", "a.png", "-o", "B.PNG", *FAST).code == 0
+        result = pdae("redo", "B.PNG")
+        assert result.code == 0, result.err
+
     def test_the_new_picture_replaces_nobodys(
         self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
