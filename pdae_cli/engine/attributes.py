@@ -88,8 +88,11 @@ class Attributes:
         return unit[:MAX_NAME] if isinstance(unit, str) else None
 
     def logits(self) -> list[int]:
-        """Number the rows of those that pictures have or haven't: numbers are in other units."""
-        return [row for row, name in enumerate(self.names) if self.unit(name) is None]
+        """Number the rows of those that pictures have or haven't: numbers are in other units, and
+        what was found without labels has no side that means one of the two."""
+        found = {name for name, facts in self.facts.items() if facts and "explained" in facts}
+        rows = enumerate(self.names)
+        return [row for row, name in rows if self.unit(name) is None and name not in found]
 
     def direction(self, name: str, keep: Sequence[str] = ()) -> Tensor:
         """w/|w| (D,) float64 without its part along the weights of the attributes to keep, so that

@@ -195,6 +195,13 @@ class TestPrincipal:
         change = torch.zeros(8).index_fill(0, torch.tensor(2), 2.0)
         assert torch.allclose(found.scores(moved) - scores, change.expand(400, 8), atol=1e-4)
 
+    def test_are_no_classifiers(self) -> None:
+        """Also under another name; experiments count sides of classifiers alone."""
+        known = principal(self.z(), 2).renamed("pca_1", "light")
+        known = known.merged(Attributes(["Hat", "age"], normal(2, 8), torch.zeros(2)))
+        known.facts["age"] = {"unit": "years"}
+        assert [known.names[row] for row in known.logits()] == ["Hat"]
+
     def test_signs_are_settled(self) -> None:
         """Neither order nor a mirror image of the codes turns a direction around."""
         z = self.z()
