@@ -67,6 +67,8 @@ class SampleOptions(
         super().__post_init__()
         if self.like is None and self.unlike is not None:
             raise UsageError("--unlike says what --like isn't; give that too")
+        if self.like is None and self.fit != "crop":
+            raise UsageError("--fit is of the pictures of --like; give that too")
         asked = {
             "--unconditional": self.unconditional, "--label": self.label, "--like": self.like
         }  # fmt: skip
@@ -212,6 +214,6 @@ def _of_several(run: Run, path: Path) -> Tensor:
 
     several = path.suffix.lower() in (CODES, *KINDS) or is_folder(path) or is_archive(path)
     if not several and os.path.exists(path):  # noqa: PTH110
-        raise UsageError(f"{path} is one picture; name a folder, zip, table or codes file")
+        raise UsageError(f"{path} is one picture; name a folder, zip, table or codes of several")
     output = run.options.given.get("output")
     return z_of(run.model, path, run.out, run.options.fit, output and Path(output))

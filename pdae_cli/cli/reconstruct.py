@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from .options import Format, Inputs, PictureOptions, RandomNoise, takes
 from .run.batches import Made, Run
 from .run.destination import Destination
@@ -38,7 +39,9 @@ def reconstruct(
 
     items = options.items("reconstruct", inputs)
     destination = Destination("")
-    if output is not None:
+    if output is None:
+        _measures_only(options, compare, format)
+    else:
         destination = Destination.parse(output, f".{format}", stream=options.stream)
     model = options.load()
     to_noise, to_picture = model.trajectory(options.sampling()).evaluations()
@@ -70,3 +73,14 @@ def reconstruct(
                     record |= where
                     made.append(Made(data, record, f"  {text}", to_pixels(pictures[row])))
                 run.keep(batch, made)
+
+
+def _measures_only(options: PictureOptions, compare: bool, format: str) -> None:
+    """Raise UsageError for what is asked of files, where none are written."""
+    wanted = {
+        "--compare": compare, "--format": format != "png", "--skip-existing": options.skip_existing
+    }  # fmt: skip
+    if not (options.sheet or options.report):  # which are files, too
+        wanted |= {"--overwrite": options.overwrite, "--no-metadata": options.no_metadata}
+    if given := [name for name, one in wanted.items() if one]:
+        raise UsageError(f"{' and '.join(given)}: without -o nothing is written; give that too")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import counted
+from ..errors import UsageError, counted
 from .conditions import SampleOptions, painting
 from .options import Format, OutputPath, takes
 from .run.batches import Made, Run
@@ -44,8 +44,10 @@ def sample(
 
     destination = Destination.parse(output, f".{format}", stream=options.stream, stem="samples")
     if grid and destination.folder:
-        path = destination.path(Path("samples"))
-        destination = Destination.parse(str(path), destination.suffix)
+        path = str(destination.path(Path("samples")))
+        destination = Destination.parse(path, destination.suffix)
+    if grid and destination.stream:
+        raise UsageError("--grid is one sheet, --stream many pictures; leave one of them out")
     one_file = not (destination.folder or destination.stream)
     model = options.load()
     if one_file:
@@ -76,7 +78,6 @@ def sample(
                     made.append(Made(data, record))
                 run.keep(batch, made)
         if sheet:
-            lacking = {"failed": run.failures}
-            what = recipe(run, [], {"first": first, "count": count, **lacking})
+            what = recipe(run, [], {"first": first, "count": count, "failed": run.failures})
             data = encode_picture(tile(torch.stack(sheet), columns), destination.suffix, what)
             run.write(data, Made(data, record | {"count": count}, f": {counted(count, 'picture')}"))

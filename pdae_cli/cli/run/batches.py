@@ -27,7 +27,7 @@ import typer
 from ...errors import InputError, UsageError, printable
 from ..options import SharedOptions
 from ..output import Output
-from .destination import Destination
+from .destination import HOLDING, Destination
 from .inputs import Item
 from .launch import any_of_us
 from .loading import Load, Loaded, loaded_ahead, pictures_and_codes
@@ -85,6 +85,10 @@ class Run:
         """Raises UsageError where the options don't go together."""
         if destination.stdout and options.json:
             raise UsageError("--json and -o - both want standard output; write to a file")
+        for name, holding in HOLDING.items():
+            if options.given.get(name) and destination.suffix not in holding:
+                known = f"--{name.replace('_', '-')} is for {', '.join(holding)}, which hold that"
+                raise UsageError(f"{known}; write one of these, or leave it out")
         self.model, self.command = model, command
         self.options: Any = options  # composed, for each command its own, in cli.options
         self.destination, self.nfe = destination, nfe

@@ -15,6 +15,7 @@ from .inputs import Item
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 CODES_SUFFIX = ".safetensors"
+HOLDING = {"keep_alpha": (".png", ".webp"), "keep_exif": (".png", ".jpg", ".jpeg", ".webp")}
 
 
 @dataclass(frozen=True)
