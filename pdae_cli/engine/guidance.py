@@ -86,6 +86,7 @@ class ClassifierConfig:
     unet: UNetConfig  # whose input half it has the shape of
     classes: Classes
     schedule: ScheduleConfig  # of the noise
+    first_stage: str = ""  # see `Model.first_stage_sha`; files of before it was kept don't say
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -119,13 +120,15 @@ def by_classifier(
 ) -> Tensor:
     """Make pictures (N, C, H, W) of labels y (1, A) by eps_theta and `scale` times the classifier's
     gradient. Picture i depends on (seed, i); with scale 0 it is the unconditional sample i.
-    Raises UsageError for a classifier of other pictures or other noise."""
+    Raises UsageError for a classifier of other pictures, latents or noise."""
     ours, theirs = (
         (one.image_size, one.unet.image_size, one.unet.channels, one.schedule)
         for one in (model.config, classifier.config)
     )
-    if ours != theirs:
-        other = f"the classifier is of other pictures or noise than {model.name}'s"
+    first_stage = classifier.config.first_stage
+    if ours != theirs or (first_stage and first_stage != model.first_stage_sha):
+        what = "pictures or noise" if ours != theirs else "latents"
+        other = f"the classifier is of other {what} than {model.name}'s"
         raise UsageError(f"{other}; train one --dpm {model.name}")
     network, y = classifier.network.to(model.device), y.to(model.device)
 

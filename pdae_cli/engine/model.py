@@ -27,6 +27,7 @@ from .attributes import Attributes, Scale
 from .codes import Z_ALONE, Codes, between, stack
 from .computing import PRECISIONS, Attempt, check_compiler, computing, joined
 from .config import ModelConfig
+from .tensors import fingerprint
 
 
 def ignore(told: object) -> None:
@@ -146,6 +147,11 @@ class Model:
         with computing(self.device, self.dtype):
             z: Tensor = self._needs(self.encoder, "an encoder")(x_0.to(self.device))
             return z.float()
+
+    @property
+    def first_stage_sha(self) -> str:
+        """Compute what the first stage, and so its latents, are known again by; "" without one."""
+        return "" if self.first_stage is None else fingerprint(self.first_stage)
 
     def latents(self, x_0: Tensor) -> Tensor:
         """What eps_theta is of: the pictures x_0 (N, C, H, W) themselves, or their latents."""

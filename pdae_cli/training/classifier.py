@@ -59,7 +59,9 @@ def new_classifier(model: Model, classes: Classes, base_channels: int, seed: int
             z_channels=0,
         )
         unet = replace(unet, groups=groups_of(unet.widths))
-        config = ClassifierConfig(theirs.image_size, unet, classes, theirs.schedule)
+        config = ClassifierConfig(
+            theirs.image_size, unet, classes, theirs.schedule, model.first_stage_sha
+        )
         torch.manual_seed(seed)
         return Classifier(config, NoisyClassifier(unet, classes))
     except ValueError as error:
@@ -90,5 +92,5 @@ def classifier_stage(model: Model, classifier: Classifier, task: Task, labels: C
         recorded(labels.classes)
         | {"schedule": " ".join(map(str, astuple(model.config.schedule)))}
         | first_stage_sha(model),
-        lambda: check_classifier(task.folder),
+        lambda: check_classifier(task.folder, classifier.config.unet),
     )

@@ -14,7 +14,6 @@ from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
 from ..engine.config import ModelConfig, ScheduleConfig
 from ..engine.model import Model
-from ..engine.tensors import fingerprint
 from ..errors import UsageError
 from ..networks.first_stage import FirstStage, FirstStageConfig
 from ..networks.heads import Heads
@@ -51,8 +50,8 @@ class DPMLoss(nn.Module):
 
 def first_stage_sha(model: Model) -> dict[str, str]:
     """Return the setting by which a run that goes on knows its latents' first stage again."""
-    stage = model.first_stage
-    return {} if stage is None else {"first_stage_sha": fingerprint(stage)}
+    sha = model.first_stage_sha
+    return {"first_stage_sha": sha} if sha else {}
 
 
 def uniform(schedule: Schedule) -> Tensor:

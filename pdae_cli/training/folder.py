@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..checkpoints import is_native, read_card, read_config, write_model
+from ..checkpoints import is_native, read_card, read_classifier, read_config, write_model
 from ..checkpoints.native import ATTRIBUTES, CLASSIFIER, CONFIG, LATENT_DPM, WEIGHTS
 from ..engine.config import to_json
 from ..engine.model import Model
 from ..errors import UsageError
 from ..files import sha256
+from ..networks.unet import UNetConfig
 from .data import Task
 
 MEANING = ("schedule", "prediction", "unet", "first_stage")  # what a config says of eps_theta
@@ -72,11 +73,22 @@ def check_latent(model: Model, folder: Path) -> None:
         )
 
 
-def check_classifier(folder: Path) -> None:
-    """Raise UsageError where steps would replace a classifier that they don't go on with."""
-    if (folder / CLASSIFIER).exists() and not _was_begun(folder, "classifier"):
+def check_classifier(folder: Path, unet: UNetConfig) -> None:
+    """Raise UsageError where steps would replace a classifier that they don't go on with, or go on
+    with another network, which the names and shapes of weights don't always tell."""
+    if not (folder / CLASSIFIER).exists():
+        return
+    if not _was_begun(folder, "classifier"):
         raise UsageError(
             f"{folder} holds a classifier, which this run would replace; choose another -o"
+        )
+    if not _has_state(folder, "classifier"):
+        return  # it begins anew
+    ours, theirs = asdict(unet), asdict(read_classifier(folder).config.unet)
+    if changed := [f"{k} {theirs[k]} → {now}" for k, now in ours.items() if theirs[k] != now]:
+        raise UsageError(
+            f"{folder} was begun with another network ({', '.join(changed)}); begin anew: in "
+            "another folder, or here without training/classifier.safetensors"
         )
 
 

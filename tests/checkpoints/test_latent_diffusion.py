@@ -5,6 +5,7 @@ diffusers' own AutoencoderKL, VQModel and LDMPipeline are the reference.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,19 @@ def test_a_classifier_of_pictures_is_none_of_latents(model: Model) -> None:
     of_pictures = replace(of_latents, config=replace(of_latents.config, image_size=LATENT))
     with pytest.raises(UsageError, match="other pictures or noise"):
         by_classifier(model, of_pictures, y, 1.0, [0], how, 0)
+
+
+def test_nor_is_one_of_another_first_stages(model: Model) -> None:
+    """Whose latents have the same shape. An older file doesn't say of which they are."""
+    classifier = new_classifier(model, Classes(("Smiling",), exclusive=False), 8, seed=0)
+    other = replace(model, first_stage=copy.deepcopy(model.first_stage))
+    assert other.first_stage is not None
+    next(other.first_stage.parameters()).mul_(2)
+    y, how = torch.ones((1, 1), dtype=torch.int8), Sampling(inference_steps=2)
+    with pytest.raises(UsageError, match="is of other latents than"):
+        by_classifier(other, classifier, y, 1.0, [0], how, 0)
+    older = replace(classifier, config=replace(classifier.config, first_stage=""))
+    assert by_classifier(other, older, y, 1.0, [0], how, 0).shape == (1, 3, SIZE, SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,18 @@ import pytest
 import torch
 from conftest import tiny_model
 from labelled import labelled
-from small_runs import KINDS, OPTIONS
+from small_runs import KINDS, OPTIONS, quiet
 
 from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.engine.guidance import Classifier
 from pdae_cli.errors import UsageError
-from pdae_cli.networks.classifier import Classes
+from pdae_cli.networks.classifier import Classes, NoisyClassifier
 from pdae_cli.training.autoencoder import with_autoencoder
-from pdae_cli.training.classifier import ClassifierLoss, new_classifier
+from pdae_cli.training.classifier import ClassifierLoss, classifier_stage, new_classifier
 from pdae_cli.training.conditional import condition, conditional_stage, with_labels
 from pdae_cli.training.data import Task, open_pictures
 from pdae_cli.training.labels import Labels, read_labels
-from pdae_cli.training.loop import draw_batch
+from pdae_cli.training.loop import Training, draw_batch
 
 
 def table(**texts: dict[str, str]) -> Labels:
@@ -114,6 +115,27 @@ def test_labels_go_with_their_pictures(tmp_path: Path) -> None:
 def test_each_group_has_four_channels_at_least(base: int) -> None:
     unet = new_classifier(tiny_model(), KINDS, base, seed=0).config.unet
     assert min(unet.widths) // unet.groups >= 4 or unet.groups == 1
+
+
+def test_a_network_is_the_one_it_began_with(tmp_path: Path) -> None:
+    """Also one with as many groups as an older version made, whose weights have the same shapes."""
+    data = labelled(tmp_path / "data", 12, 8)
+    labels = condition(read_labels(data / "labels.csv", data), ["red"])
+    pictures = open_pictures(data, 32)
+    model, task = tiny_model(), Task(pictures, pictures, tmp_path)
+    now = new_classifier(model, labels.classes, 8, seed=0)
+    unet = replace(now.config.unet, groups=8)
+    before = Classifier(replace(now.config, unet=unet), NoisyClassifier(unet, labels.classes))
+
+    def run_of(classifier: Classifier) -> Training:
+        stage = classifier_stage(model, classifier, task, labels)
+        return Training(stage, replace(OPTIONS, images=8 + 8 * (classifier is now)), tmp_path)
+
+    run_of(before).train(quiet)
+    with pytest.raises(UsageError, match=r"begun with another network \(groups 8 → 2\)"):
+        run_of(now)
+    (tmp_path / "training" / "classifier.safetensors").unlink()
+    assert run_of(now).step == 0
 
 
 def test_it_learns_what_is_easy() -> None:
