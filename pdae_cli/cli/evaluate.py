@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import ModelError, UsageError
+from ..errors import InputError, ModelError, OutOfMemory, UsageError
 from . import pages
-from .evaluation_data import JUDGE_SEED, OUTPUTS, QUICK, USUAL, EvaluateOptions, Material
+from .evaluation_data import JUDGE_SEED, OUTPUTS, QUICK, USUAL, EvaluateOptions, Material, every
 from .options import LikelihoodOptions, numbers, split_names, takes
 from .output import Output, plain
 from .run.batches import Made, Run
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..evaluation.figures import Finding
-    from ..evaluation.judge import Judge
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure a model: the paper's experiments, and likelihood."
@@ -175,7 +172,8 @@ def all_(
 ) -> None:
     """Every experiment, as one page that needs nothing else.
 
-    What the model or the data can't do is left out, and the page says why.
+    What the model or the data can't do is left out, and the page says why. What fails is, too, and
+    then the exit code tells.
 
     Example: pdae evaluate all --quick faces.zip -o evaluation.html
     """
@@ -187,15 +185,18 @@ def all_(
     options.free(output)
     needs_matplotlib()
     m = options.material(data, QUICK if quick else USUAL)
-    findings, begun = [], perf_counter()
+    findings, code, begun = [], 0, perf_counter()
     for name, measure in every(m, judge, quick).items():
         m.out.say(f"{name} …")
         try:
             finding = measure()
-            tell(finding, m, table=False)
-        except (ModelError, UsageError) as error:
+        except (InputError, ModelError, OutOfMemory, UsageError) as error:
             m.out.warn(f"{name} is left out: {error}")
             finding = Finding(name, f"Left out: {error}.")
+            if isinstance(error, InputError | OutOfMemory):
+                code = max(code, error.exit_code)
+        else:
+            tell(finding, m, table=False)
         findings.append((finding, files_of(finding)))
     facts = {
         "model": m.model.name,
@@ -209,6 +210,8 @@ def all_(
     page = pages.render("evaluation.html", title, findings=findings, facts=facts)
     write_bytes(output, page.encode())
     m.out.say(f"{output} shows all of them")
+    if code:
+        raise typer.Exit(code)
 
 
 def _ways(steps: str) -> list[int]:
@@ -217,33 +220,6 @@ def _ways(steps: str) -> list[int]:
     if not ways or not all(1 <= one <= 1000 for one in ways):
         raise UsageError(f"--steps {steps!r} takes numbers of steps, 1 to 1000, as in 10,20")
     return ways
-
-
-def every(m: Material, path: Path | None, quick: bool) -> dict[str, Callable[[], Finding]]:
-    """Each experiment with its usual size, or `quick`: some 10,000 network evaluations in all."""
-    given = m.judge(path) if path else None  # a wrong file ends the command before all work
-    solved: dict[str, Any] = {"steps": (10, 20)} if quick else {}
-    sampled: dict[str, Any] = {"count": 48, "steps": (10, 20, 50)} if quick else {"count": 256}
-
-    @cache
-    def judged() -> Judge:
-        return given or (m.judge(None, 1, 6000) if quick else m.judge(None))
-
-    def reconstruction() -> Finding:
-        try:
-            by = judged() if given or m.labels else None
-        except UsageError:  # the labels tell no pictures apart; it needs none
-            by = None
-        return m.reconstruction(by, **solved)
-
-    return {
-        "gap": m.gap,
-        "reconstruction": reconstruction,
-        "stages": m.stages,
-        "attributes": lambda: m.attributes(m.sizes["attributes"]),
-        "samples": lambda: m.samples(judged, **sampled),
-        "semantics": m.semantics,
-    }
 
 
 def deliver(finding: Finding, m: Material) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -249,3 +249,30 @@ class Material:
         pictures = pictures.subset([pictures.names[row] for row in rows])
         how: dict[str, Any] = {"report": self.out.say, "device": self.model.device}
         return train_judge(pictures, held_out, labels, epochs, JUDGE_SEED, **how)[0]
+
+
+def every(m: Material, path: Path | None, quick: bool) -> dict[str, Callable[[], Finding]]:
+    """Each experiment with its usual size, or `quick`: some 10,000 network evaluations in all."""
+    given = m.judge(path) if path else None  # a wrong file ends the command before all work
+    solved: dict[str, Any] = {"steps": (10, 20)} if quick else {}
+    sampled: dict[str, Any] = {"count": 48, "steps": (10, 20, 50)} if quick else {"count": 256}
+
+    @cache
+    def judged() -> Judge:
+        return given or (m.judge(None, 1, 6000) if quick else m.judge(None))
+
+    def reconstruction() -> Finding:
+        try:
+            by = judged() if given or m.labels else None
+        except UsageError:  # the labels tell no pictures apart; it needs none
+            by = None
+        return m.reconstruction(by, **solved)
+
+    return {
+        "gap": m.gap,
+        "reconstruction": reconstruction,
+        "stages": m.stages,
+        "attributes": lambda: m.attributes(m.sizes["attributes"]),
+        "samples": lambda: m.samples(judged, **sampled),
+        "semantics": m.semantics,
+    }

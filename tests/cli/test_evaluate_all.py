@@ -18,8 +18,8 @@ from labelled import labelled
 from PIL import Image
 
 from pdae_cli.checkpoints.native import write_whole
-from pdae_cli.cli.evaluate import every
-from pdae_cli.errors import UsageError
+from pdae_cli.cli.evaluation_data import Material, every
+from pdae_cli.errors import InputError, OutOfMemory, PdaeError, StorageError, UsageError
 
 EXPERIMENTS = ["gap", "reconstruction", "stages", "attributes", "samples", "semantics"]
 
@@ -102,6 +102,30 @@ def test_without_labels_it_says_what_it_leaves_out(
     assert headings(page) == EXPERIMENTS and len(page.tables) == 4
     assert out.read_text().count("Left out: ") == 4  # above and in the section
     assert "LPIPS is left out" in result.text  # without labels there is no judge
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError, 3), (OutOfMemory, 5), (UsageError, 0), (StorageError, None)]
+)
+def test_an_experiment_that_fails_costs_itself_alone(
+    pdae: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: type[PdaeError], code: int | None,
+) -> None:  # fmt: skip
+    """Of a full disk or a server that fails, all."""
+
+    def failing(*args: object, **options: object) -> None:
+        raise error("it fails")
+
+    for name in set(EXPERIMENTS) - {"gap"}:
+        monkeypatch.setattr(Material, name, failing)
+    out, data = tmp_path / "page.html", zipped(tmp_path, 12, labels=False)
+    result = pdae("evaluate", "all", "--quick", "--whole", data, "-o", out, model=small)
+    if code is None:
+        assert result.code == 3 and not out.exists()
+        return
+    assert result.code == code and result.err.count("is left out: it fails") == 5
+    page = Page(out.read_text())
+    assert headings(page) == EXPERIMENTS and len(page.tables) == 1
 
 
 def test_a_judge_that_is_none_ends_it_before_all_work(
