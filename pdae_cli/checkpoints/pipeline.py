@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from torch import Generator, Tensor, nn
 
-from ..diffusion.trajectory import Sampling
+from ..diffusion.trajectory import Sampling, to_decode
 from ..engine.attributes import Scale
 from ..engine.codes import Codes
 from ..engine.computing import PRECISIONS
@@ -106,7 +106,8 @@ class PDAEPipeline(DiffusionPipeline):
     def decode(self, codes: Codes, output_type: str = "pil", **changes: Any) -> ImagePipelineOutput:
         """`Model.decode`, as they were encoded but for the changes."""
         make = partial(self.pdae.model.decode, codes)
-        return self._pictures(output_type, len(codes), codes.sampling | changes, make)
+        settings = to_decode(codes.sampling, changes).record()
+        return self._pictures(output_type, len(codes), settings, make)
 
     def manipulate(
         self, codes: Codes, changes: Sequence[tuple[str, Scale | float]], keep: Sequence[str] = ()
@@ -119,7 +120,8 @@ class PDAEPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput:
         """`Model.interpolate`: so many pictures from the first of two codes to the second."""
         make = partial(self.pdae.model.interpolate, codes, count)
-        return self._pictures(output_type, count, codes.sampling | changes, make)
+        settings = to_decode(codes.sampling, changes).record()
+        return self._pictures(output_type, count, settings, make)
 
     def save_pretrained(self, save_directory: str | Path, **others: Any) -> None:
         """Copy the folder that this was loaded from. Raises UsageError for any other wish."""

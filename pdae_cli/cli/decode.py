@@ -22,6 +22,8 @@ def decode(
 
     Example: pdae decode z.safetensors -o face.png
     """
+    from ..diffusion.trajectory import to_decode
+
     items = options.items("decode", inputs, streamed=False)
     stem = stem_of(items, "-decoded")
     destination = Destination.parse(output, f".{format}", stream=options.stream, stem=stem)
@@ -34,7 +36,7 @@ def decode(
                 codes = codes_of(run, batch)
                 how: dict[str, Any] = {"random_noise": random_noise, **options.changes()}
                 pictures = model.decode(codes, generators=generators(run, batch), **how)
-                sampling = codes.sampling | options.changes()
+                sampling = to_decode(codes.sampling, options.changes()).record()
                 facts = {"sampling": sampling, "random_noise": random_noise}
                 pairs = zip(batch, pictures, strict=True)
                 run.keep(batch, [Made(picture_file(run, *pair, facts), record) for pair in pairs])

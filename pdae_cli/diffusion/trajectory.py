@@ -94,6 +94,19 @@ class Sampling:
         return replace(self, **changes)
 
 
+def to_decode(
+    recorded: dict[str, Any], changes: dict[str, Any], instead: Sampling | None = None
+) -> Sampling:
+    """Return how codes are decoded that record such settings, or are decoded by others `instead`,
+    with changes. Corrections only encode; another program's procedure has its own solver and
+    spacing, so that those which codes record don't stand against it."""
+    if instead is not None:
+        return instead.changed(changes)
+    left = {"corrections"} | ({"solver", "spacing"} if changes.get("parity") else set())
+    kept = {name: value for name, value in recorded.items() if name not in left}
+    return Sampling().changed(kept | changes | {"corrections": 0})
+
+
 @dataclass(frozen=True)
 class Inverted:
     """What encoding finds for N pictures."""

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from ..diffusion.noise import clone, generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import Predict
-from ..diffusion.trajectory import Sampling
+from ..diffusion.trajectory import Sampling, to_decode
 from ..errors import InputError, ModelError, UsageError
 from ..pictures.images import picture_sha, to_pixels
 from .attributes import Scale
@@ -173,7 +173,7 @@ def decode_within(
     model.check(codes)
     if codes.x_T is None or edited.x_T is None:
         raise InputError(f"{Z_ALONE}; edit with --random-noise, or encode with x_T")
-    sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
+    sampling = to_decode(codes.sampling, changes, sampling)
     trajectory = model.trajectory(sampling)
     draws = generators or [generator(0, name) for name in codes.picture_shas]
     z, x_T = torch.stack([codes.z, edited.z]), torch.stack([codes.x_T, edited.x_T])

@@ -14,7 +14,14 @@ from torch import Generator, Tensor, nn
 from ..diffusion import parity, solvers
 from ..diffusion.noise import generator, normal
 from ..diffusion.schedule import Schedule
-from ..diffusion.trajectory import Inverted, Sampling, Trajectory, check_finite, solve_latent
+from ..diffusion.trajectory import (
+    Inverted,
+    Sampling,
+    Trajectory,
+    check_finite,
+    solve_latent,
+    to_decode,
+)
 from ..errors import InputError, ModelError, UsageError
 from ..networks.classifier import ClassEmbedding
 from ..networks.first_stage import FirstStage
@@ -220,7 +227,7 @@ class Model:
         x_T ~ N(0, I). `generators`: one a picture, for that and for stochastic solvers (default:
         seed 0 and its SHA). Raises InputError for codes of another model or without x_T."""
         self.check(codes)
-        sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
+        sampling = to_decode(codes.sampling, changes, sampling)
         generators = generators or [generator(0, sha) for sha in codes.picture_shas]
         if random_noise:
             return self.to_pictures(self.noise(generators), [codes.z], generators, sampling)
@@ -296,7 +303,7 @@ class Model:
             raise InputError(f"{Z_ALONE}; encode the two with x_T to go from one to the other")
         if mode not in ("latent", "trajectory"):
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
-        sampling = (sampling or Sampling().changed(codes.sampling)).changed(changes)
+        sampling = to_decode(codes.sampling, changes, sampling)
         way = torch.linspace(0, 1, count).tolist() if isinstance(count, int) else list(count)
         found: dict[float, Tensor] = {}
         if {0.0, 1.0} & set(way):

@@ -17,6 +17,8 @@ from pdae_cli.diffusion.parity import PROGRAMS
 from pdae_cli.diffusion.solvers import SOLVERS, SPACINGS
 from pdae_cli.diffusion.trajectory import PRESETS
 from pdae_cli.engine.codes import from_bytes
+from pdae_cli.pictures.decoding import open_picture
+from pdae_cli.pictures.metadata import read_recipe
 
 FAST = ("--inference-steps", 3)
 
@@ -70,6 +72,32 @@ def test_decode_follows_the_codes_and_warns_when_told_otherwise(
     other = pdae("decode", z, "-o", tmp_path / "c", "--inference-steps", 4, "--solver", "ddim")
     assert other.code == 0 and other.err.count("warning") == 1
     assert "inference_steps 3, not 4" in other.err and "solver dpmpp, not ddim" in other.err
+
+
+@pytest.mark.parametrize(
+    ("encoded", "decoded", "said"),
+    [
+        (("--corrections", 1), ("--solver", "leapfrog"), "solver dpmpp, not leapfrog"),
+        (("--corrections", 1), ("--solver", "ddpm"), "solver dpmpp, not ddpm"),
+        (("--corrections", 1), ("--parity", "pdae"), "parity None, not pdae"),
+        (("--preset", "exact"), ("--parity", "diffusers"), "parity None, not diffusers"),
+    ],
+)
+def test_codes_are_decoded_otherwise_whatever_they_record(
+    pdae: Command, pictures: list[Path], tmp_path: Path, encoded: tuple[str, ...],
+    decoded: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    """Also between two of them; and the picture says how."""
+    z, out = tmp_path / "z.safetensors", tmp_path / "a.png"
+    few = ("--inference-steps", 4)
+    pdae("encode", pictures[0], "-o", z, *few, *encoded)
+    result = pdae("decode", z, "-o", out, *few, *decoded)
+    assert result.code == 0 and f"{said}: the picture won't be quite the same" in result.err
+    recipe = read_recipe(open_picture(out, "")) or {}
+    told = {decoded[0][2:]: decoded[1], "inference_steps": 4}
+    assert {name: recipe["sampling"][name] for name in told} == told
+    way = ("interpolate", z, z, "--steps", 3, "-o", tmp_path / "way.png")
+    assert pdae(*way, *few, *decoded).code == 0
 
 
 def test_encode_keeps_codes_as_they_are_and_warns_when_told_otherwise(

@@ -17,7 +17,7 @@ from pdae_cli.diffusion.noise import generator
 from pdae_cli.diffusion.trajectory import PRESETS, Sampling
 from pdae_cli.engine.codes import stack
 from pdae_cli.engine.model import Model
-from pdae_cli.errors import InputError, ModelError, OutOfMemory
+from pdae_cli.errors import InputError, ModelError, OutOfMemory, UsageError
 
 STEPS = {"inference_steps": 5}
 
@@ -117,9 +117,20 @@ def test_decode_undoes_encode(settings: dict[str, Any], error: float) -> None:
     codes = model.encode(x, **settings)
     assert codes.z.shape == (2, 6) and codes.x_T is not None and codes.x_T.shape == x.shape
     assert (model.decode(codes) - x).abs().max() < error
-    assert codes.converged == ((True, True) if "corrections" in settings else ())
+    assert codes.converged == ((True, True) if settings.get("corrections") else ())
     # Random eps weights: the ODE multiplies an error by up to 158, and codes say so.
     assert tiny_model().encode(x, corrections=2).converged == (False, False)
+
+
+def test_corrections_are_of_encoding_alone() -> None:
+    """Codes by another way are those that record none; and decoding is told of none."""
+    model, x = tiny_model(prediction="v"), pictures_of(1)
+    codes = model.encode(x, inference_steps=3, corrections=1)
+    plain = replace(codes, sampling=codes.sampling | {"corrections": 0})
+    for way in ({"solver": "leapfrog"}, {"parity": "diffusers"}, {"corrections": 2}):
+        assert torch.equal(model.decode(codes, **way), model.decode(plain, **way))
+    with pytest.raises(UsageError, match="leave solver, spacing and corrections out"):
+        model.decode(codes, parity="pdae", solver="ddim")
 
 
 @pytest.mark.parametrize("mode", ["latent", "trajectory"])
