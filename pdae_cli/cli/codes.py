@@ -113,11 +113,11 @@ def merge(options: CodesOptions, inputs: Inputs = None, output: OutputPath = Non
 
     Example: pdae codes merge a.safetensors more/ -o all.safetensors
     """
-    from ..engine.codes import to_bytes
+    from ..engine.codes import one_file
 
     file = options.file(output)
     names, codes = options.joined(inputs)
-    options.write(file, to_bytes(codes), {"input": names}, codes)
+    options.write(file, one_file(codes), {"input": names}, codes)
 
 
 @app.command()

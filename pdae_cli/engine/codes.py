@@ -19,7 +19,7 @@ from ..diffusion.noise import slerp
 from ..diffusion.trajectory import Sampling
 from ..errors import InputError, UsageError
 from .config import build
-from .tensors import LARGEST_HEADER, Header, check, load, sealed, shown
+from .tensors import LARGEST_HEADER, Header, TensorsError, check, load, sealed, shown
 
 FORMAT = "pdae-codes-2"
 TENSORS = ("z", "x_T", "residual_T")
@@ -30,6 +30,10 @@ SHA = re.compile("[0-9a-f]{0,64}")
 Z_ALONE = "these codes hold z alone, as `pdae encode --no-noise` makes them"
 NOISES = ("sphere", "plain", "first", "none")
 METRICS = ("cosine", "euclidean")
+TOO_MANY = (
+    "codes of {:,} pictures are more than can be read of one safetensors file, 8 GiB and 100 MB of "
+    "names; write a folder (-o codes/), or have `pdae encode` write Parquet"
+)
 LONGEST = 1000  # characters of a sum's name
 CHUNK = 1 << 24  # distances in memory at once
 
@@ -94,13 +98,18 @@ def require_alike(codes: Sequence[Codes], names: Sequence[str] = ()) -> None:
                 raise InputError(f"{here} and {there} don't go together; encode them alike")
 
 
+def require_joinable(codes: Sequence[Codes], names: Sequence[str] = ()) -> None:
+    """Raise InputError unless `stack` joins them: all are alike, and have x_T or haven't."""
+    require_alike(codes, names)
+    if len({one.x_T is None for one in codes}) > 1:
+        raise InputError("some of the codes have x_T and some don't; encode them alike")
+
+
 def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
     """Join codes into one; where only some have residual_T, the others' is 0, which is none. Raises
-    InputError where `require_alike` does."""
-    require_alike(codes, names)
+    InputError where `require_joinable` does."""
+    require_joinable(codes, names)
     parts = [one.tensors() for one in codes]
-    if any(("x_T" in part) != ("x_T" in parts[0]) for part in parts):
-        raise InputError("some of the codes have x_T and some don't; encode them alike")
     if any("residual_T" in part for part in parts):
         parts = [{"residual_T": torch.zeros_like(part["x_T"])} | part for part in parts]
     joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -138,6 +147,27 @@ def to_bytes(codes: Codes, recipe: dict[str, Any] | None = None) -> bytes:
     if recipe is not None:
         metadata["recipe"] = json.dumps(recipe, sort_keys=True, default=str)
     return sealed(tensors, metadata)
+
+
+def one_file(codes: Codes, recipe: dict[str, Any] | None = None) -> bytes:
+    """Make the content of a file of many codes. Raises UsageError for more than can be read."""
+    data = to_bytes(codes, recipe)
+    try:
+        check(data, KEYS, LARGEST_HEADER)
+    except TensorsError as error:
+        raise UsageError(TOO_MANY.format(len(codes))) from error
+    if len(data) > MAX_BYTES:
+        raise UsageError(TOO_MANY.format(len(codes)))
+    return data
+
+
+def require_room(codes: Codes, rows: int, told: int) -> None:
+    """Raise UsageError where a file of so many rows, each as large as these, would be more than can
+    be read. `told`: how often the file names each."""
+    names = len(json.dumps(json.dumps([codes.sources, codes.picture_shas]))) * told
+    size = sum(part.nbytes for part in codes.tensors().values())
+    if size * rows > MAX_BYTES * len(codes) or names * rows > LARGEST_HEADER * len(codes):
+        raise UsageError(TOO_MANY.format(rows))
 
 
 def from_bytes(data: bytes, name: str) -> Codes:

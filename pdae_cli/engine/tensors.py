@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from ..files import mistaken_for
 
-# Parsed, a header can take 20 times as much memory; it may be as long as the tensors' bytes: codes
-# of 100,000 pictures name each.
+# Parsed, a header can take 20 times as much memory; it may be as long as the tensors' bytes. What
+# names many rows of few numbers is longer, but has one value in so many bytes at most.
 MAX_HEADER = 4 << 20
+BYTES_A_VALUE, BEFORE_VALUES = 16, (b",", b"[", b"{")
 LARGEST_HEADER = 100_000_000  # the library's own limit
 MAX_METADATA = 1 << 20  # characters, where the caller doesn't expect a name a row
 MAX_TENSORS = 10_000
@@ -86,9 +87,13 @@ def check(
         raise TensorsError(f"it is {other}")
     begin = 8 + int.from_bytes(content[:8], "little")  # of the tensors' bytes
     size = len(content) - begin
-    if begin > min(LARGEST_HEADER, max(MAX_HEADER, size)):
+    text = bytes(content[8 : min(begin, LARGEST_HEADER)]).rstrip(b" ")
+    most = max(MAX_HEADER, size)
+    if most < begin <= most_metadata:
+        values = sum(map(text.count, BEFORE_VALUES))
+        most = begin if values <= begin // BYTES_A_VALUE else most
+    if begin > min(LARGEST_HEADER, most):
         raise TensorsError(f"its header of {begin >> 20} MiB is too large")
-    text = bytes(content[8:begin]).rstrip(b" ")
     if size < 0 or not (text.startswith(b"{") and text.endswith(b"}")):
         raise TensorsError("it is cut short, damaged or no safetensors file")
     many = text.count(b'"data_offsets"') > MAX_TENSORS  # before the time that parsing takes

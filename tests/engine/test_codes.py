@@ -24,6 +24,7 @@ from pdae_cli.engine.codes import (
     from_bytes,
     mean,
     nearest,
+    one_file,
     stack,
     to_bytes,
     to_csv,
@@ -52,6 +53,23 @@ class TestFiles:
         plain = {"z": None, "x_T": None, "residual_T": None}
         assert replace(back, **plain) == replace(codes, **plain)  # type: ignore[arg-type]
         assert to_bytes(stack(rows(codes))) == to_bytes(codes)
+
+    def test_names_of_many_rows_may_be_longer_than_their_numbers(self) -> None:
+        count = 60_000
+        names = tuple(f"photos/{row}.png" for row in range(count))
+        many = codes_of(1, x_T=None, z=torch.randn(count, 6), sources=names)
+        many = replace(many, picture_shas=tuple(f"{row:064x}" for row in range(count)))
+        data = one_file(many, {"sources": [{"name": name, "sha256": "0" * 64} for name in names]})
+        assert len(data) > 9 * many.z.nbytes and from_bytes(data, "it").sources == names
+
+    def test_what_couldnt_be_read_again_isnt_written(self) -> None:
+        names = tuple("a,b" * 1000 for _ in range(2000))
+        many = codes_of(1, x_T=None, z=torch.randn(2000, 6), sources=names)
+        many = replace(many, picture_shas=tuple(f"{row:064x}" for row in range(2000)))
+        with pytest.raises(InputError, match="too large"):
+            from_bytes(to_bytes(many), "it")
+        with pytest.raises(UsageError, match="codes of 2,000 pictures are more than can be read"):
+            one_file(many)
 
 
 class TestSums:

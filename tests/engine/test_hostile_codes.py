@@ -81,6 +81,20 @@ class TestFormat:
             tracemalloc.stop()
         assert peak < 100 << 20
 
+    @pytest.mark.parametrize("part", ["[],", '{"a":1},', f'"{"x" * 90}",', r"\u005b\u005d\u002c"])
+    def test_nor_of_headers_that_name_rows(self, part: str) -> None:
+        """Longer than their numbers: refused before they are parsed, or of few values."""
+        text = json.dumps("[" + part * (8_000_000 // len(part)) + "0]").replace(r"\\u", r"\u")
+        data = raw(f'{{"__metadata__": {{"pdae": {text}}}, {json.dumps(z())[1:]}')
+        tracemalloc.start()
+        try:
+            line = refused(lambda: from_bytes(data, "it"), InputError, "it: not a codes file")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 6 * len(data)
+        assert ("MiB is too large" if len(part) < 9 else "JSON is a list") in line
+
 
 # What a fact of the codes' metadata is changed to, and words of the answer.
 WRONG_FACTS: dict[str, tuple[dict[str, Any], str]] = {
