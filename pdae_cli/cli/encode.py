@@ -12,9 +12,10 @@ from .options import FILES, EncodeOptions, Inputs, OutputPath, takes
 from .run.batches import Made, Run
 from .run.destination import CODES_SUFFIX, Destination, stem_of
 from .run.loading import pictures_and_codes
-from .run.making import codes_of, recipe
+from .run.making import codes_of
 from .run.parts import write_parts
 from .run.photos import framed, wanted_squares
+from .run.stacked import StackedFile
 from .run.tables import TABLE
 
 
@@ -38,7 +39,7 @@ def encode(
 
     Example: pdae encode photos/ -r --align -o codes/
     """
-    from ..engine.codes import stack, to_bytes
+    from ..engine.codes import to_bytes
     from ..engine.columns import arrow
 
     items = options.items("encode", inputs)
@@ -51,19 +52,20 @@ def encode(
     model = options.load()
     nfe = 0 if no_noise else model.trajectory(options.sampling()).evaluations()[0]
     record = {"model": model.name, "nfe": nfe}
-    found = []
     with Run(model, options, "encode", destination, nfe) as run:
         load, coded = wanted_squares(run), partial(codes_of, run, noise=not no_noise)
         if destination.suffix == TABLE:
             write_parts(run, items, load or pictures_and_codes(model, options), coded, record)
             return
-        for batch in run.batches(items, load, whole=not destination.folder):
+        file = None if destination.folder else StackedFile(run, items, noise=not no_noise)
+        for batch in run.batches(items, load, whole=file is not None):
             with batch:
                 codes = coded(batch)
+                if file:
+                    file.add(codes)
                 rows = [codes[row : row + 1] for row in range(len(batch))]
-                contents = [to_bytes(row) if destination.folder else None for row in rows]
+                contents = [None if file else to_bytes(row) for row in rows]
                 pairs = zip(batch, contents, strict=True)
                 run.keep(batch, [Made(data, record | framed(one)) for one, data in pairs])
-                found += [] if destination.folder else rows
-        if found:
-            run.write(to_bytes(stack(found), recipe(run, [one for one, _ in run.kept], {})))
+        if file:
+            file.write({})

@@ -20,6 +20,7 @@ from .run.loading import Loaded
 from .run.making import codes_of, generators, recipe
 from .run.masks import Masks
 from .run.photos import WHOLE, by_photo, faces_of, framed, row_file, wanted_squares
+from .run.stacked import StackedFile
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -107,14 +108,15 @@ def manipulate(
     model = options.load()
     to_noise, to_picture = model.trajectory(options.sampling()).evaluations()
     nfe = (0 if options.random_noise else to_noise) + (0 if to_codes else to_picture * len(steps))
-    whole = to_codes and not destination.folder
     with Run(model, options, "manipulate", destination, nfe) as run:
-        edit = Edit(run, steps, options.keep or [], options.mask)
+        whole = to_codes and not destination.folder
+        file = StackedFile(run, items, noise=True) if whole else None
+        edit = Edit(run, steps, options.keep or [], options.mask, file)
         for batch in run.batches(items, wanted_squares(run), whole):
             with batch:
                 run.keep(batch, edit.of(batch))
-        if run.kept:
-            run.write(edit.stacked())
+        if file:
+            file.write(framed(run.kept[0][0]) if len(run.kept) == 1 else {})
 
 
 Steps = list[list[tuple[str, "Scale"]]]  # the edits of each picture in a row
@@ -187,7 +189,9 @@ def _behind(steps: Steps, to: bool) -> str:
 class Edit:
     """The edits of a run: each picture by every step, as a row."""
 
-    def __init__(self, run: Run, steps: Steps, keep: list[str], mask: str | None) -> None:
+    def __init__(
+        self, run: Run, steps: Steps, keep: list[str], mask: str | None, file: StackedFile | None
+    ) -> None:
         """Raises UsageError, ModelError for edits that the model can't do, before it reads any."""
         import torch
 
@@ -199,8 +203,11 @@ class Edit:
         self.kept = [self._named(name) for name in keep]
         self.names = [self._named(name) for name, _ in steps[0]]
         self.to = bool(run.options.to)
-        if self.to and len({*self.names, *self.kept}) < len(self.names) + len(self.kept):
-            raise UsageError("each attribute ends at one score; a list like --to=-1,0,1 is a row")
+        once, ends, option = [*self.names], "is moved once", "--scale"
+        if self.to:
+            once, ends, option = [*self.names, *self.kept], "ends at one score", "--to"
+        if len({*once}) < len(once):
+            raise UsageError(f"each attribute {ends}; a list like {option}=-1,0,1 is a row")
         for name, scale in [pair for step in steps for pair in step]:
             z = torch.zeros(1, self.known.weight.shape[1])
             others = [one for one in self.names if self.to and one != self._named(name)]
@@ -208,7 +215,7 @@ class Edit:
         digest = self.known.digest([*self.names, *self.kept])
         run.job.options["attributes_sha256"] = digest  # learnt anew, they make other pictures
         self.within = Masks(run, mask) if mask else None  # where the edits show
-        self.moved: list[Codes] = []  # where one file is made of all
+        self.file = file  # where one is made of all
 
     def _named(self, name: str) -> str:
         """The model's own name of an attribute."""
@@ -243,8 +250,8 @@ class Edit:
             record = told[0] if len(told) == 1 else {"faces": told}
             record = record | {"model": model.name, "seed": run.options.seed}
             made.append(Made(data, record, "".join(map(_text, told))))
-        if run.whole:
-            self.moved.append(moved[0])
+        if self.file:
+            self.file.add(moved[0])
         return made
 
     def _records(
@@ -268,14 +275,6 @@ class Edit:
                 record["distance"] = distances[row]
             records.append(record)
         return records
-
-    def stacked(self) -> bytes:
-        """The one file of all that was kept."""
-        from ..engine.codes import stack, to_bytes
-
-        sources = [one for one, _ in self.run.kept]
-        facts = framed(sources[0]) if len(sources) == 1 else {}
-        return to_bytes(stack(self.moved), recipe(self.run, sources, facts))
 
     @cached_property
     def _likeness(self) -> Likeness | None:

@@ -93,6 +93,12 @@ class TestNamesAtATerminal:
             assert code == 0 and [one["status"] for one in told] == [status] * count
             assert {one["output"] for one in told} == {"out.safetensors"}
 
+    def test_what_lacks_an_input_has_one_name(self, typed: Typed, here: Path) -> None:
+        Path("bad.png").write_bytes(b"no picture")
+        for said in ("2 done, 1 failed", "1 unchanged, 1 failed"):
+            code, lines, err = typed("encode", "a.png", "bad.png", "b.png", "--no-noise")
+            assert (code, lines) == (3, ["out.safetensors"]) and said in err
+
     def test_a_number_behind_rather_than_another_file_lost(self, typed: Typed, here: Path) -> None:
         Path("a.safetensors").write_bytes(b"mine")
         for seed, name in ((0, "a-coloured.png"), (1, "a-coloured-2.png"), (0, "a-coloured.png")):

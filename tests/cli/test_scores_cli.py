@@ -51,6 +51,14 @@ def test_several_attributes_end_where_they_should_at_once(pdae: Command, work: P
         assert one["Blond_Hair"]["to"] == [0.5, 1.5]
 
 
+def test_each_attribute_is_named_once(pdae: Command, work: Path) -> None:
+    """However it is written: the record has one scale of each."""
+    line = ("manipulate", "in/0.png", "--attr", "smiling=0.3", "--attr", "Smiling=0.5")
+    result = pdae(*line, *FAST, "-o", "x.png")
+    assert result.code == 2 and not Path("x.png").exists()
+    assert "each attribute is moved once; a list like --scale=" in result.err
+
+
 def test_a_number_ends_at_a_value_of_its_own(pdae: Command, work: Path) -> None:
     attributes = tiny_model().attributes
     assert attributes is not None

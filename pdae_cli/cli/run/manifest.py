@@ -22,7 +22,6 @@ from typing import Any
 
 from ...errors import InputError
 from ...files import append, read_limited, sha256, unwritable
-from ...pictures.decoding import open_picture
 from ...pictures.listing import CODES, is_folder
 from ...pictures.listing import MANIFEST as FOLDER
 from .destination import PICTURE_SUFFIXES
@@ -108,32 +107,33 @@ def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
         return State(reason=job.difference(vars(theirs)))
     if "-" in [item.name for item in items]:
         return State(reason="standard input can be read only once")
-    if path.suffix == TABLE:
-        now = [digest_of(items)]
-    else:
-        try:
-            now = [hashlib.sha256(item.read()).hexdigest() for item in items]
-        except InputError as error:
-            return State(reason=str(error))
+    now = [digest_of(items)] if path.suffix == TABLE else [sha_of(item) for item in items]
     if [sha for _, sha in recipe.sources] != now:
         return State(reason="its input changed")
     return State(done=True, failed=recipe.failed)
+
+
+def sha_of(item: Item) -> str:
+    """Compute the SHA-256 of an input's content; "" where it can't be read."""
+    try:
+        return hashlib.sha256(item.read()).hexdigest()
+    except InputError:
+        return ""
 
 
 def digest_of(items: Iterable[Item]) -> str:
     """Compute a SHA-256 of many inputs' contents, also of those that can't be read."""
     whole = hashlib.sha256()
     for item in items:
-        try:
-            whole.update(hashlib.sha256(item.read()).digest())
-        except InputError:
-            whole.update(bytes(1))
+        whole.update(bytes.fromhex(sha_of(item)) or bytes(1))
     return whole.hexdigest()
 
 
 def _is_whole(path: Path) -> bool:
     """Whether a file that isn't as we wrote it is in order, and so somebody's work: a damaged one
     is nobody's. Of tables and arrays only emptiness tells."""
+    from ...pictures.decoding import open_picture  # imports Pillow, which codes don't need
+
     try:
         if path.suffix.lower() == CODES:
             from ...engine.codes import from_bytes  # imports torch

@@ -1,0 +1,77 @@
+"""One file of the codes of all inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...pictures.listing import SUFFIXES
+from .batches import Run
+from .inputs import Item
+from .loading import Loaded
+from .making import recipe
+from .manifest import sha_of
+
+if TYPE_CHECKING:
+    from ...engine.codes import Codes
+
+
+class StackedFile:
+    """Codes that become one file: of each batch it is known at once whether they go with the
+    others. Where pictures are among the inputs, it is other codes that don't: those take no time
+    to make."""
+
+    def __init__(self, run: Run, items: Iterable[Item], noise: bool) -> None:
+        self.run = run
+        self.items = items if isinstance(items, Sequence) else []  # a stream can't be read again
+        self.found = [_of_pictures(run, noise)] if any(map(_is_picture, self.items)) else []
+
+    def add(self, codes: Codes) -> None:
+        """Add a row a picture. Raises InputError for codes unlike the first, UsageError where all
+        inputs would be more than one file can hold."""
+        from ...engine.codes import require_joinable, require_room
+
+        require_joinable([*self.found[:1], codes])
+        rows = max(len(self.items), len(self.run.kept) + len(codes))
+        require_room(codes, rows, 1 if recipe(self.run, [], {}) is None else 2)
+        self.found.append(codes)
+
+    def write(self, facts: dict[str, Any]) -> None:
+        """Write what there is, which says what is lacking. Raises UsageError as `add`."""
+        from ...engine.codes import one_file, stack
+
+        if self.run.kept:
+            lacking = {"failed": self.run.failures}
+            made = recipe(self.run, self._sources(), facts | lacking)
+            self.run.write(one_file(stack(self.found), made))
+
+    def _sources(self) -> list[Loaded]:
+        """All inputs in their order, also those that failed: for the same ones it isn't made
+        again."""
+        kept = [one for one, _ in self.run.kept]
+        if not (self.run.failures and self.items):
+            return kept
+        shas = {one.item.label: one.input_sha for one in kept}
+        return [
+            Loaded(item, item.label, item.place, shas.get(item.label) or sha_of(item))
+            for item in self.items
+        ]
+
+
+def _is_picture(item: Item) -> bool:
+    """Whether its name or its table says that it is one."""
+    named = Path(item.name).suffix.lower() in SUFFIXES
+    return named or (item.table is not None and not item.is_codes)
+
+
+def _of_pictures(run: Run, noise: bool) -> Codes:
+    """Codes of no pictures, as those of pictures will be."""
+    import torch
+
+    from ...engine.codes import Codes
+
+    model = run.model
+    z, x_T = torch.empty(0, model.config.z_dim or 0), torch.empty(0, *model.config.state_shape)
+    of_model: Any = model.name, model.weights_sha, run.options.sampling().record()
+    return Codes(z, x_T if noise else None, None, (), (), *of_model)
