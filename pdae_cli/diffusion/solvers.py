@@ -57,10 +57,18 @@ def decode_grid(schedule: Schedule, steps: int, spacing: str = "uniform") -> lis
     coordinate, last = SPACINGS[spacing](schedule), schedule.timesteps - 1
     steps, ends = min(steps, last), (coordinate[0].item(), coordinate[-1].item())
     wanted = torch.linspace(*ends, steps + 1, dtype=torch.float64)
-    nearest = (coordinate[None] - wanted[:, None]).abs().argmin(dim=1)
+    nearest = _nearest(*((coordinate, wanted) if ends[0] < ends[1] else (-coordinate, -wanted)))
     place = torch.arange(steps + 1)
     distinct = ((nearest - place).cummax(0).values + place).minimum(last - steps + place)
     return [Node(t, schedule.alpha_bar[t].item()) for t in reversed(distinct.tolist())]
+
+
+def _nearest(rising: Tensor, wanted: Tensor) -> Tensor:
+    """The place of the number nearest to each wanted one, of several the first."""
+    after = torch.searchsorted(rising, wanted).clamp(max=len(rising) - 1)
+    before = (after - 1).clamp(min=0)
+    nearer = (rising[before] - wanted).abs() <= (rising[after] - wanted).abs()
+    return torch.searchsorted(rising, rising[torch.where(nearer, before, after)])
 
 
 def ddim(predict: Predict, x: Tensor, grid: Sequence[Node]) -> Tensor:
@@ -110,9 +118,10 @@ def corrected(
 ) -> tuple[Tensor, Tensor]:
     """x_T with decode(x_T) = x_0, by defect correction: w ← w + (x_0 - decode(encode(w))).
 
-    Row by row: a picture within `tolerance` (half a step of 8 bits) is done; one that got worse
-    goes back to its best x_T and stays there; one that is off by more than TRUSTED_DEFECT isn't
-    tried. The last correction isn't measured. Returns x_T and whether each row went well, (N,).
+    Row by row: a picture within `tolerance` (half a step of 8 bits) is done; one that got worse, or
+    isn't finite, goes back to its best x_T and stays there; one that is off by more than
+    TRUSTED_DEFECT isn't tried. The last correction isn't measured. Returns x_T and whether each row
+    went well, (N,).
     """
 
     def where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -131,7 +140,9 @@ def corrected(
         if not going.any():
             return best, done
         w = where(going, w + defect, w)
-        x_T = where(going, encode(w), best)
+        tried = encode(w)
+        going = going & tried.flatten(1).isfinite().all(1)
+        x_T = where(going, tried, best)
     return x_T, going | done
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mixture
 import pytest
 import torch
 from mixture import SCHEDULE, eps, flow, pictures
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pdae_cli.diffusion import solvers
 from pdae_cli.diffusion.noise import generator, normal
@@ -45,6 +47,56 @@ def test_nodes_are_even_in_the_spacings_coordinate(spacing: str) -> None:
     values = [coordinate[node.t].item() for node in decode_grid(SCHEDULE, 10, spacing)]
     gaps = [b - a for a, b in itertools.pairwise(values)]
     assert max(gaps) == pytest.approx(min(gaps), rel=3e-2)
+
+
+def grid_by_distances(schedule: Schedule, steps: int, spacing: str) -> list[int]:
+    """The timesteps of a grid by the distances of every node to every timestep."""
+    coordinate, last = SPACINGS[spacing](schedule), schedule.timesteps - 1
+    steps = min(steps, last)
+    ends = coordinate[0].item(), coordinate[-1].item()
+    wanted = torch.linspace(*ends, steps + 1, dtype=torch.float64)
+    nearest = (coordinate[None] - wanted[:, None]).abs().argmin(dim=1)
+    place = torch.arange(steps + 1)
+    distinct = ((nearest - place).cummax(0).values + place).minimum(last - steps + place)
+    return list(reversed(distinct.tolist()))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(
+    "schedule",
+    [("linear", 1000), ("linear", 2), ("cosine", 1000), ("scaled_linear", 777),
+     ("constant", 1000, 1e-4), ("constant", 3000, 1e-10)],
+    ids=str,
+)  # fmt: skip
+def test_nodes_are_those_nearest_to_where_they_are_wanted(
+    spacing: str, schedule: tuple[Any, ...]
+) -> None:
+    """Of several as near, such as numbers that are rounded alike, the first."""
+    noise = Schedule(*schedule)
+    for steps in (*range(1, 60), 499, 998, 999, 2000, 2998):
+        found = [node.t for node in decode_grid(noise, steps, spacing)]
+        assert found == grid_by_distances(noise, steps, spacing), steps
+
+
+class Largest(TorchDispatchMode):
+    """Knows how many numbers the largest tensor made here has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_grid_takes_no_more_memory_than_its_schedule(spacing: str) -> None:
+    """That has up to 100,000 timesteps, and a grid up to 2,000 nodes."""
+    schedule = Schedule(timesteps=20_000, beta_end=1e-3)
+    with Largest() as largest:
+        decode_grid(schedule, 2000, spacing)
+    assert largest.numbers == 20_000
 
 
 def test_asinh_steps_are_shortest_around_an_even_ratio() -> None:
@@ -141,6 +193,19 @@ class TestCorrections:
         assert good.tolist() == [False, True]
         assert torch.equal(x_T[0], x_0[0])
         assert (decode(x_T)[1] - x_0[1]).abs().max() < 1 / 255
+
+    @pytest.mark.parametrize("corrections", [1, 2, 3])
+    def test_a_row_that_overflows_goes_back_to_its_best(self, corrections: int) -> None:
+        """Also by the last correction, which isn't measured; the other row isn't held up."""
+        x_0 = pictures(2)
+        limit = torch.tensor([0.01, math.inf], dtype=torch.float64).reshape(2, 1, 1, 1)
+
+        def encode(w: Tensor) -> Tensor:
+            return torch.where((w - x_0).abs() > limit, math.inf, w)
+
+        x_T, good = solvers.corrected(encode, lambda x: x - 0.05, x_0, corrections)
+        assert torch.equal(x_T[0], x_0[0]) and torch.allclose(x_T[1], x_0[1] + 0.05)
+        assert good.tolist() == [False, True]
 
     def test_a_hopeless_defect_isnt_tried(self) -> None:
         x_0, asked = pictures(1), []
