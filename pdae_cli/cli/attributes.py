@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError, UsageError
-from .data import encoded, labels_of, needed, open_data, z_of
+from .data import compare_split, encoded, labels_of, needed, open_data, z_of
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
 from .run.destination import writable
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..engine.codes import Codes
     from ..engine.model import Model
     from ..training.data import Pictures
+    from ..training.lesson import Lesson
 
 FIGURES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "correlation": "correlation",
            "mean_error": "mean error"}  # fmt: skip
@@ -77,16 +78,14 @@ def fit(
     import torch
 
     from ..checkpoints import change_attributes
-    from ..training.lesson import of_labels, of_two
+    from ..training.lesson import of_two
 
     out, (folder, model) = Output(options.json, options.quiet), _own(options)
     if with_ is not None and without is not None:
         kinds = _pictures(model, with_, out), _pictures(model, without, out)
         lesson = of_two(*kinds, name or with_.name)
     else:
-        pictures = _pictures(model, Path(str(data)), out)
-        table = needed(labels_of(pictures, labels, options.quiet), pictures.root)
-        lesson = of_labels(pictures, table)
+        lesson = _lesson(model, Path(str(data)), labels, out)
     if lesson.left:
         out.warn(f"not learnt, since all or none of the pictures have it: {', '.join(lesson.left)}")
     refuse = partial(_replaced, [*lesson.names, *lesson.numbers], overwrite, options.model)
@@ -100,6 +99,17 @@ def fit(
         return known.merged(fitted) if known else fitted
 
     _report(fitted, change_attributes(folder, change), replaced, torch.cat(z), out)
+
+
+def _lesson(model: Model, data: Path, labels: Path | None, out: Output) -> Lesson:
+    """What the labels of a data set teach."""
+    from ..training.lesson import of_labels
+
+    pictures = _pictures(model, data, out)
+    lesson = of_labels(pictures, needed(labels_of(pictures, labels, out.quiet), data))
+    (train,), (held_out,) = lesson.parts
+    compare_split(model.config, train, held_out, out)
+    return lesson
 
 
 def _own(options: ModelOptions) -> tuple[Path, PretrainedModel]:

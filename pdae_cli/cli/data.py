@@ -21,6 +21,7 @@ from .run.tables import open_codes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..engine.config import ModelConfig
     from ..engine.model import Model
     from ..training.data import Pictures, PictureSource
     from ..training.labels import Labels
@@ -100,6 +101,17 @@ def labels_of(
     for remark in found.remarks if found else ():
         out.say(remark)
     return found
+
+
+def compare_split(
+    config: ModelConfig, train: Pictures, held_out: Pictures, out: Output, who: str = "the model"
+) -> None:
+    """Warn where a model may have learnt from what is held out of the same data now."""
+    from ..training.data import learnt_otherwise
+
+    told = learnt_otherwise(config.training, named(train.root), train, held_out)
+    if told and launched()[0] == 0:
+        out.warn(f"{who} {told}")
 
 
 def needed(labels: Labels | None, data: Path, instead: str = "") -> Labels:

@@ -14,7 +14,7 @@ import typer
 
 from ..errors import InputError, UsageError
 from ..files import check_writable
-from .data import labels_of, needed, open_data
+from .data import compare_split, labels_of, needed, open_data
 from .options import PICTURES, ModelOptions, SeedOptions, option
 from .output import Output
 
@@ -186,7 +186,9 @@ class Material:
         """The pictures to learn from, and those held out."""
         from ..training.data import split
 
-        return split(self.pictures, self.labels)
+        parts = split(self.pictures, self.labels)
+        compare_split(self.model.config, *parts, self.out, self.model.name)
+        return parts
 
     @property
     def train(self) -> Pictures:

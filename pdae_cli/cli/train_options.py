@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import UsageError
-from .data import labels_of, named, open_data
+from .data import compare_split, labels_of, named, open_data
 from .options import numbers, option, split_names
 from .output import Output
 from .run.launch import asked, check_training, device_of, launched, on_its_machine
@@ -124,6 +124,7 @@ class TrainFlags:
         train, held_out = split(pictures, labels_of(pictures, self.labels, self.quiet))
         with out.progress("read", len(pictures)) as bar:
             train, held_out = train.checked(bar.advance), held_out.checked(bar.advance)
+        compare_split(config, train, held_out, out)
         if by_z and len(held_out) == 1:
             out.say(
                 "one picture is held out, so nothing is measured with another picture's z; more "

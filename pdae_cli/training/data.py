@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,10 +169,31 @@ class Task:
 
     @property
     def names_sha(self) -> str:
-        """Compute the first 12 digits of a SHA-256 of the pictures' names, by which a run that goes
-        on knows that their numbers, and which are held out, are what they were."""
-        parts = ["\n".join(one.names) for one in (self.train, self.held_out)]
-        return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:12]
+        """Compute `names_sha` of its pictures."""
+        return names_sha(self.train, self.held_out)
+
+
+def names_sha(train: Pictures, held_out: Pictures) -> str:
+    """Compute the first 12 digits of a SHA-256 of the pictures' names, by which a run that goes on
+    knows that their numbers, and which are held out, are what they were."""
+    parts = ["\n".join(one.names) for one in (train, held_out)]
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def learnt_otherwise(
+    runs: Sequence[Mapping[str, Any]], data: str, train: Pictures, held_out: Pictures
+) -> str:
+    """Say that the last of a model's runs on data of this name parted its pictures otherwise;
+    nothing where it didn't, or doesn't tell."""
+    last: Mapping[str, Any] = next((one for one in reversed(runs) if one.get("data") == data), {})
+    options = last.get("options")
+    before = options.get("names_sha") if isinstance(options, dict) else None
+    if not before or before == names_sha(train, held_out):
+        return ""
+    return (
+        f"was trained on {data} with others held out, or other pictures in it, so it may have "
+        "learnt from what is held out now; give the --labels that it was trained with"
+    )
 
 
 def open_source(
