@@ -55,6 +55,11 @@ class TestPrivacy:
         (home / "photos").mkdir(parents=True)
         for number in range(10):
             picture(number, (32, 32)).save(home / "photos" / f"{number}.png")
+        (home / "others").mkdir()
+        for number in range(4):
+            Image.new("RGB", (32, 32), (255, 250 - number, 250)).save(
+                home / "others" / f"{number}.png"
+            )
         Image.new("L", (32, 32), 255).save(home / "mask.png")
         eyes = {"left_eye": [10, 12], "right_eye": [22, 12], "mouth": [16, 24]}
         (home / "eyes.json").write_text(json.dumps({"0.png": eyes}))
@@ -76,7 +81,7 @@ class TestPrivacy:
             ("manipulate", a, *edit, "--landmarks", eyes, "-o", "framed.png"),
             ("manipulate", a, *edit, "-o", "edited.safetensors"),
             ("interpolate", a, b, "--steps", 3, "-o", "way.gif"),
-            ("sample", "-n", 1, "--like", photos, "--unlike", photos, "-o", "samples/"),
+            ("sample", "-n", 1, "--like", photos, "--unlike", home / "others", "-o", "samples/"),
             ("decode", "z.safetensors", "-o", "decoded/"),
             ("codes", "merge", "z.safetensors", "-o", "merged.safetensors"),
             ("attributes", "discover", photos, "-k", 1, "-o", "sheet.png"),
