@@ -7,7 +7,7 @@ from typing import Any
 from .options import DecodeOptions, Format, Inputs, OutputPath, RandomNoise, takes
 from .run.batches import Made, Run
 from .run.destination import Destination, stem_of
-from .run.making import codes_of, generators, picture_file
+from .run.making import codes_of, decoded_by, generators, picture_file
 
 
 @takes(DecodeOptions)
@@ -22,8 +22,6 @@ def decode(
 
     Example: pdae decode z.safetensors -o face.png
     """
-    from ..diffusion.trajectory import to_decode
-
     items = options.items("decode", inputs, streamed=False)
     stem = stem_of(items, "-decoded")
     destination = Destination.parse(output, f".{format}", stream=options.stream, stem=stem)
@@ -36,7 +34,6 @@ def decode(
                 codes = codes_of(run, batch)
                 how: dict[str, Any] = {"random_noise": random_noise, **options.changes()}
                 pictures = model.decode(codes, generators=generators(run, batch), **how)
-                sampling = to_decode(codes.sampling, options.changes()).record()
-                facts = {"sampling": sampling, "random_noise": random_noise}
+                facts = {"sampling": decoded_by(run, codes), "random_noise": random_noise}
                 pairs = zip(batch, pictures, strict=True)
                 run.keep(batch, [Made(picture_file(run, *pair, facts), record) for pair in pairs])

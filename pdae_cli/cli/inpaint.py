@@ -81,7 +81,7 @@ def _complete(
         output, f".{format}", stream=options.stream, stem=stem_of(items, behind)
     )
     model = options.load()
-    parity = "parity" in changes  # else what suits completing pictures, with what was given
+    parity = changes.get("parity")  # else what suits completing pictures, with what was given
     sampling = options.sampling() if parity else editing.COMPLETING.changed(changes)
     tried = like is None and sampling.guidance != 0  # first without z
     nfe = model.trajectory(sampling).evaluations()[1] * (2 if tried else 1)

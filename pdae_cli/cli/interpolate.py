@@ -14,7 +14,7 @@ from .run.batches import Made, Run
 from .run.destination import Destination
 from .run.inputs import Item, collect
 from .run.loading import Loaded, anew, numbered, pictures_and_codes
-from .run.making import codes_of, picture_file, recipe
+from .run.making import codes_of, decoded_by, picture_file, recipe
 from .run.photos import framed, wanted_squares
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def interpolate(
         if found is None:
             return
         loaded, codes = found
-        facts: dict[str, Any] = {"mode": mode, "sampling": codes.sampling}
+        facts: dict[str, Any] = {"mode": mode, "sampling": decoded_by(run, codes)}
         if squares := [framed(end)["frame"] for end in loaded if end.framed]:
             facts["frames"] = squares
         load = numbered("+".join(end.input_sha for end in loaded))

@@ -14,10 +14,10 @@ from .attributes import print_attributes
 from .complete import attributes
 from .options import FILES, EditOptions, Inputs, OutputPath, option, takes
 from .run.batches import Batch, Made, Run
-from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, stem_of
+from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, is_folder, stem_of
 from .run.inputs import Item, pipes_codes
 from .run.loading import Loaded
-from .run.making import codes_of, generators, recipe
+from .run.making import codes_of, decoded_by, generators, recipe
 from .run.masks import Masks
 from .run.photos import WHOLE, by_photo, faces_of, framed, row_file, wanted_squares
 from .run.stacked import StackedFile
@@ -93,7 +93,7 @@ def manipulate(
     steps = edits(options.attr or [], options.scale or [], options.to or [])
     items = options.items("manipulate", inputs)
     destination = Destination.parse(
-        output, _suffix(options.format, items), PICTURE_SUFFIXES | {CODES_SUFFIX},
+        output, _suffix(options.format, items, output), PICTURE_SUFFIXES | {CODES_SUFFIX},
         stream=options.stream, stem=stem_of(items, _behind(steps, bool(options.to))),
     )  # fmt: skip
     to_codes = destination.suffix == CODES_SUFFIX
@@ -168,10 +168,11 @@ def scales(text: str, option: str = "--scale") -> list[Scale]:
     return [Scale(value, unit) for value in values]
 
 
-def _suffix(format: str | None, items: Iterable[Item]) -> str:
+def _suffix(format: str | None, items: Iterable[Item], output: str | None) -> str:
     """The files' suffix where -o doesn't say: codes stay codes; with pictures among them, all are
     to be pictures."""
-    if format is None and isinstance(items, Sequence):  # not a stream of pictures
+    says = output not in (None, "-") and not is_folder(str(output))
+    if format is None and isinstance(items, Sequence) and not says:  # not a stream of pictures
         codes = all(pipes_codes() if item.name == "-" else item.is_codes for item in items)
         format = "codes" if codes else None
     return CODES_SUFFIX if format in ("codes", "safetensors") else f".{format or 'png'}"
@@ -245,7 +246,7 @@ class Edit:
             if to_codes and not run.whole:
                 data = to_bytes(moved[0][rows[0] : rows[0] + 1], recipe(run, [one], facts))
             elif not to_codes:
-                facts["sampling"] = moved[0].sampling
+                facts["sampling"] = decoded_by(run, moved[0])
                 data = row_file(run, one, [[each[row] for each in pictures] for row in rows], facts)
             record = told[0] if len(told) == 1 else {"faces": told}
             record = record | {"model": model.name, "seed": run.options.seed}

@@ -112,7 +112,7 @@ def takes(
 
         def command(*args: Any, **values: Any) -> None:
             named = {one.name: values.pop(one.name) for one in shared}
-            given = check_names(named | values)
+            check_names(given := named | values)
             if "given" in hints:
                 named["given"] = given
             function(*args, options=kind(**named), **values)

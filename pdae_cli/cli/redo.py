@@ -203,7 +203,7 @@ def _model(recipe: Recipe, model: str | None) -> str:
     here = name == told(name) and os.path.isdir(name)  # noqa: PTH112, for long names
     if model is None and (here or name in bundled_models()):
         return name
-    if (other := model or os.environ.get("PDAE_MODEL")) is None:
+    if not (other := model or os.environ.get("PDAE_MODEL")):
         raise ModelError(f"was made with the model {name[:80]}; say where it is with --model")
     return other
 

@@ -19,7 +19,13 @@ from .solvers import SOLVERS, SPACINGS, Node, Predict, Solver, corrected, ddim, 
 
 # Measured in docs/solvers.md. They say all of it: codes, and inpainting, bring their own settings.
 PRESETS: dict[str, dict[str, Any]] = {
-    name: {"inference_steps": steps, "solver": solver, "spacing": "asinh", "corrections": 0}
+    name: {
+        "inference_steps": steps,
+        "solver": solver,
+        "spacing": "asinh",
+        "corrections": 0,
+        "parity": None,
+    }
     for name, solver, steps in (
         ("default", "dpmpp", 20),  # 40 NFE both ways
         ("fast", "dpmpp", 10),  # 20 NFE, as near as the authors' 1,099
@@ -99,10 +105,14 @@ def to_decode(
 ) -> Sampling:
     """Return how codes are decoded that record such settings, or are decoded by others `instead`,
     with changes. Corrections only encode; another program's procedure has its own solver and
-    spacing, so that those which codes record don't stand against it."""
+    spacing, so that what codes record of either doesn't stand against the other."""
     if instead is not None:
         return instead.changed(changes)
-    left = {"corrections"} | ({"solver", "spacing"} if changes.get("parity") else set())
+    left = {"corrections"}
+    if changes.get("parity"):
+        left |= {"solver", "spacing"}
+    elif {"solver", "spacing"} & set(changes):
+        left |= {"parity"}
     kept = {name: value for name, value in recorded.items() if name not in left}
     return Sampling().changed(kept | changes | {"corrections": 0})
 

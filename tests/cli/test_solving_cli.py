@@ -35,7 +35,7 @@ def test_presets_are_sets_of_options(
     by_name, by_hand, beside = (tmp_path / f"{name}.safetensors" for name in "abc")
     pdae("encode", pictures[0], "-o", by_name, "--preset", preset)
     options = [
-        part for key, value in PRESETS[preset].items()
+        part for key, value in PRESETS[preset].items() if value is not None
         for part in (f"--{key.replace('_', '-')}", value)
     ]  # fmt: skip
     pdae("encode", pictures[0], "-o", by_hand, *options)
@@ -57,6 +57,9 @@ def test_presets_go_before_what_codes_say(
     by_hand = pdae("decode", z, "-o", tmp_path / "b.png", "--solver", "dpmpp",
                    "--inference-steps", 20)  # fmt: skip
     assert told.code == by_hand.code == 0 and "solver leapfrog, not dpmpp" in told.err
+    pdae("encode", pictures[0], "-o", z, "--parity", "pdae", *FAST)
+    for way in (("--preset", "fast"), ("--preset", "exact"), ("--solver", "ddpm")):
+        assert pdae("decode", z, "-o", tmp_path / "c.png", *way).code == 0
     assert pixels_of(tmp_path / "a.png") == pixels_of(tmp_path / "b.png")
 
 

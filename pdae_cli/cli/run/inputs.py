@@ -32,6 +32,7 @@ from .tables import TABLE, CodesTable, open_codes
 MAX_CODES = 8 << 30
 MAX_LIST = 256 << 20  # of --files-from
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SEALED = b"\0\0\0\0{"  # bytes 4 to 9 of a safetensors file: of its header's size, and its beginning
 # Options that name a file: an empty name would be the current folder's, or none at all.
 NAMES = ("output", "files_from", "sheet", "report", "mask", "like", "unlike", "landmarks",
          "classifier")  # fmt: skip
@@ -68,13 +69,12 @@ class Items(Sequence[Item]):
         return self._make(found) if isinstance(found, int) else Items(self._make, found)
 
 
-def check_names(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a command's parameters. Raises UsageError for an empty name, as scripts make them."""
+def check_names(given: dict[str, Any]) -> None:
+    """Raise UsageError for an empty name among a command's parameters, as scripts make them."""
     for name in NAMES:
         if given.get(name) == "":
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} is empty, as of a variable that isn't set; name a file")
-    return given
 
 
 def collect(
@@ -242,10 +242,9 @@ def _stdin() -> bytes:
 
 
 def pipes_codes() -> bool:
-    """Whether standard input begins as codes do, eight bytes and then JSON. Waits for it to begin,
-    and takes nothing of it."""
+    """Whether standard input begins as codes do. Waits for it to begin, and takes nothing of it."""
     try:
-        return sys.stdin.buffer.peek(9)[8:9] == b"{"  # type: ignore[union-attr]
+        return sys.stdin.buffer.peek(9)[4:9] == SEALED  # type: ignore[union-attr]
     except OSError:
         return False  # reading says why
 

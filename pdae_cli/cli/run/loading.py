@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ..options import ReadOptions, WriteOptions
-from .inputs import Item
+from .inputs import SEALED, Item
 from .manifest import State
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ...pictures.photos.frames import Frame
 
 READERS = 2  # threads that read and decode pictures
-SEALED = b"\0\0\0\0{"  # bytes 4 to 9 of a safetensors file: of its header's size, and its beginning
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,13 @@ def generators(run: Run, batch: Sequence[Loaded]) -> list[Generator]:
     return [generator(run.options.seed, one.picture_sha) for one in batch]
 
 
+def decoded_by(run: Run, codes: Codes) -> dict[str, Any]:
+    """The settings that codes are decoded by here, as a file's recipe has them."""
+    from ...diffusion.trajectory import to_decode
+
+    return to_decode(codes.sampling, run.options.changes()).record()
+
+
 def picture_file(
     run: Run,
     one: Loaded,
