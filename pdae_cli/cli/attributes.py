@@ -103,13 +103,13 @@ def fit(
 
 def _lesson(model: Model, data: Path, labels: Path | None, out: Output) -> Lesson:
     """What the labels of a data set teach."""
+    from ..training.data import split
     from ..training.lesson import of_labels
 
     pictures = _pictures(model, data, out)
-    lesson = of_labels(pictures, needed(labels_of(pictures, labels, out.quiet), data))
-    (train,), (held_out,) = lesson.parts
-    compare_split(model.config, train, held_out, out)
-    return lesson
+    known = needed(labels_of(pictures, labels, out.quiet), data)
+    compare_split(model.config, split(pictures, known)[1], out)
+    return of_labels(pictures, known)
 
 
 def _own(options: ModelOptions) -> tuple[Path, PretrainedModel]:

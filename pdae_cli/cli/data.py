@@ -104,12 +104,12 @@ def labels_of(
 
 
 def compare_split(
-    config: ModelConfig, train: Pictures, held_out: Pictures, out: Output, who: str = "the model"
+    config: ModelConfig, held_out: Pictures, out: Output, who: str = "the model"
 ) -> None:
     """Warn where a model may have learnt from what is held out of the same data now."""
     from ..training.data import learnt_otherwise
 
-    told = learnt_otherwise(config.training, named(train.root), train, held_out)
+    told = learnt_otherwise(config.training, named(held_out.root), held_out)
     if told and launched()[0] == 0:
         out.warn(f"{who} {told}")
 

@@ -187,7 +187,7 @@ class Material:
         from ..training.data import split
 
         parts = split(self.pictures, self.labels)
-        compare_split(self.model.config, *parts, self.out, self.model.name)
+        compare_split(self.model.config, parts[1], self.out, self.model.name)
         return parts
 
     @property

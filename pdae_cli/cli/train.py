@@ -48,7 +48,8 @@ def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
 
     size = flags.batch_size or usual_batch(task.train.size, flags.accelerated)
     chosen = {"precision": flags.autocast(), "batch_size": size, "names_sha": task.names_sha}
-    given = asdict(flags) | chosen
+    learnt = {"held_out_sha": task.held_out_sha, "least_share": task.least_share}
+    given = asdict(flags) | chosen | learnt
     options = TrainOptions(**{one.name: given[one.name] for one in fields(TrainOptions)})
     training = Training(stage, options, task.folder, flags.device == "cpu", flags.trackers())
     out = Output(flags.json and training.rank == 0, flags.quiet or training.rank > 0)

@@ -116,21 +116,22 @@ class TrainFlags:
         """Open the pictures in the model's frame; hold some out, to be measured `by_z` or not."""
         import torch
 
-        from ..training.data import Task, split
+        from ..training.data import Task, names_sha, split
 
         out = Output(self.json, self.quiet or launched()[0] > 0)
         pictures = open_data(data, config.image_size, config.channels, out, self.fit, folder)
         dtype = torch.float16 if self.weights_dtype == "float16" else torch.float32
         train, held_out = split(pictures, labels_of(pictures, self.labels, self.quiet))
+        compare_split(config, held_out, out)
+        sha = names_sha(held_out)
         with out.progress("read", len(pictures)) as bar:
             train, held_out = train.checked(bar.advance), held_out.checked(bar.advance)
-        compare_split(config, train, held_out, out)
         if by_z and len(held_out) == 1:
             out.say(
                 "one picture is held out, so nothing is measured with another picture's z; more "
                 "pictures, or a `split` column in the labels, hold out more"
             )
-        return Task(train, held_out, folder, dtype, named(data))
+        return Task(train, held_out, folder, dtype, named(data), sha)
 
     def condition(self, data: Path, columns: str) -> Condition:
         """Read the labels of these columns."""

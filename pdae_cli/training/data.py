@@ -166,33 +166,41 @@ class Task:
     folder: Path
     dtype: torch.dtype = torch.float32
     name: str = ""  # of the data, as the model's record says it
+    held_out_sha: str = ""  # `names_sha` of all that is held out, also of what can't be read
 
     @property
     def names_sha(self) -> str:
         """Compute `names_sha` of its pictures."""
         return names_sha(self.train, self.held_out)
 
+    @property
+    def least_share(self) -> float:
+        """Compute the least share that the names' hashes give of those learnt from: what is below
+        it, in `split`, was not among them."""
+        return min(map(_hash_share, self.train.names))
 
-def names_sha(train: Pictures, held_out: Pictures) -> str:
+
+def names_sha(*parts: Pictures) -> str:
     """Compute the first 12 digits of a SHA-256 of the pictures' names, by which a run that goes on
     knows that their numbers, and which are held out, are what they were."""
-    parts = ["\n".join(one.names) for one in (train, held_out)]
-    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:12]
+    names = "\0".join("\n".join(one.names) for one in parts)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def learnt_otherwise(
-    runs: Sequence[Mapping[str, Any]], data: str, train: Pictures, held_out: Pictures
-) -> str:
-    """Say that the last of a model's runs on data of this name parted its pictures otherwise;
-    nothing where it didn't, or doesn't tell."""
+def learnt_otherwise(runs: Sequence[Mapping[str, Any]], data: str, held_out: Pictures) -> str:
+    """Say that the last of a model's runs on data of this name may have learnt from what is held
+    out; nothing where it didn't, or doesn't tell. Pictures that were added don't matter where names
+    part them, nor those that can't be read."""
     last: Mapping[str, Any] = next((one for one in reversed(runs) if one.get("data") == data), {})
     options = last.get("options")
-    before = options.get("names_sha") if isinstance(options, dict) else None
-    if not before or before == names_sha(train, held_out):
+    before = options if isinstance(options, dict) else {}
+    least = before.get("least_share")
+    unseen = isinstance(least, float) and max(map(_hash_share, held_out.names)) < least
+    if unseen or before.get("held_out_sha") in (None, "", names_sha(held_out)):
         return ""
     return (
-        f"was trained on {data} with others held out, or other pictures in it, so it may have "
-        "learnt from what is held out now; give the --labels that it was trained with"
+        f"was trained on {data} with others held out, so it may have learnt from what is held out "
+        "now; give the --labels that it was trained with"
     )
 
 

@@ -49,6 +49,8 @@ class TrainOptions:
     cooldown: float = 0.0  # share of the pictures, at the end, over which lr falls to zero
     fit: str = "crop"  # of pictures that aren't square
     names_sha: str = ""  # see `Task.names_sha`
+    held_out_sha: str = ""  # by these two, later commands know what was learnt from: see `Task`
+    least_share: float = 0.0
 
 
 class Data(Protocol):

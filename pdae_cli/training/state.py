@@ -25,6 +25,7 @@ Named = dict[str, nn.Parameter]
 FREE_TO_CHANGE = {
     "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
     "teacher",  # its name; teacher_sha tells which it is
+    "held_out_sha", "least_share",  # names_sha tells which pictures there are
 }  # fmt: skip
 UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
 UNKNOWN = (
