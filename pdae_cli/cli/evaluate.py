@@ -177,6 +177,7 @@ def all_(
 
     Example: pdae evaluate all --quick faces.zip -o evaluation.html
     """
+    from ..engine.computing import within_memory
     from ..evaluation.figures import Finding, needs_matplotlib
     from ..files import write_bytes
 
@@ -189,7 +190,8 @@ def all_(
     for name, measure in every(m, judge, quick).items():
         m.out.say(f"{name} …")
         try:
-            finding = measure()
+            with within_memory():
+                finding = measure()
         except (InputError, ModelError, OutOfMemory, UsageError) as error:
             m.out.warn(f"{name} is left out: {error}")
             finding = Finding(name, f"Left out: {error}.")

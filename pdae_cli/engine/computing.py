@@ -11,11 +11,12 @@ from torch import Tensor
 from ..errors import OutOfMemory, UsageError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FULL = "out of memory; choose a smaller --batch-size"
 
 
 class Attempt:
     """Some rows of a batch. As a context for what is done with them, it swallows that memory ran
-    out, in `computing` or outside of it, where fewer rows may fit."""
+    out, in `computing` or outside of it, where fewer rows may fit. Raises OutOfMemory for one."""
 
     def __init__(self, rows: slice) -> None:
         self.rows, self.failed = rows, False
@@ -27,6 +28,8 @@ class Attempt:
         raw = isinstance(error, RuntimeError) and ran_out(error)
         full = raw or isinstance(error, OutOfMemory)
         self.failed = full and self.rows.stop - self.rows.start > 1
+        if raw and not self.failed:
+            raise OutOfMemory(FULL) from error
         return self.failed
 
 
@@ -36,20 +39,26 @@ def ran_out(error: RuntimeError) -> bool:
 
 
 @contextmanager
+def within_memory(full: str = FULL) -> Iterator[None]:
+    """Raise OutOfMemory, which says `full`, where memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(full) from error
+
+
+@contextmanager
 def computing(device: torch.device, dtype: str, differentiable: bool = False) -> Iterator[None]:
     """Run networks in the chosen precision, without gradients unless the caller has them enabled
     and they are wanted. Raises OutOfMemory when memory runs out."""
     gradients = differentiable and torch.is_grad_enabled()
     precision = None if dtype == "float32" else PRECISIONS[dtype]
     low = torch.autocast(device.type, precision, enabled=precision is not None)
-    try:
-        with torch.set_grad_enabled(gradients), low:
-            yield
-    except RuntimeError as error:
-        if not ran_out(error):
-            raise
-        full = f"{device} has no room for this batch; choose a smaller --batch-size"
-        raise OutOfMemory(full) from error
+    full = f"{device} has no room for this batch; choose a smaller --batch-size"
+    with within_memory(full), torch.set_grad_enabled(gradients), low:
+        yield
 
 
 def check_compiler(device: torch.device) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.attributes import auroc, both_kinds, cell_weights
+from ..engine.computing import within_memory
 from ..errors import UsageError
 from ..evaluation.judge import CHUNK, Judge, mean_of
 from ..pictures.images import to_float
@@ -30,6 +31,7 @@ def augmented(x: Tensor) -> Tensor:
     return x * gain + 0.2 * (torch.rand(len(x), 1, 1, 1) - 0.5)
 
 
+@within_memory("no room in memory to train a judge; free some, or choose another --device")
 def train_judge(
     pictures: Pictures,
     held_out: Pictures,
@@ -43,7 +45,7 @@ def train_judge(
     and its AUROC on those held out, NaN where these all have the same label. On a CPU it is a
     function of the pictures and the seed; wherever it was trained, it comes back on the CPU.
 
-    Raises UsageError where no label tells the pictures apart.
+    Raises UsageError where no label tells the pictures apart, OutOfMemory.
     """
     torch.manual_seed(seed)
     target = labels.matrix(pictures.names)

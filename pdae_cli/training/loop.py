@@ -26,8 +26,8 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from ..diffusion.noise import generator
-from ..engine.computing import check_compiler, ran_out
-from ..errors import OutOfMemory, PdaeError, UsageError
+from ..engine.computing import check_compiler, within_memory
+from ..errors import PdaeError, UsageError
 from ..files import check_writable
 from ..pictures.images import write_sheet
 from .muon import optimizer_of
@@ -66,20 +66,6 @@ def reaching() -> Iterator[None]:
         if not isinstance(error, dist.DistBackendError) and "gloo" not in str(error):
             raise
         raise PeerLost("another process of this run has ended; the same command resumes") from error
-
-
-@contextmanager
-def within_memory(device: torch.device) -> Iterator[None]:
-    """Raise OutOfMemory, which says what needs less, where memory runs out."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemory(
-            f"{device} has no room for a step; choose a smaller --batch-size, more --accumulate, "
-            "or --checkpoint-activations"
-        ) from error
 
 
 @contextmanager
@@ -201,7 +187,11 @@ class Training:
         with ExitStack() as stack:
             interrupted = stack.enter_context(interrupted_between_steps())
             # Not within the `try`: the others wait for this one's gradients, and hear no `_fail`.
-            stack.enter_context(within_memory(self.accelerator.device))
+            full = (
+                f"{self.accelerator.device} has no room for a step; choose a smaller --batch-size, "
+                "more --accumulate, or --checkpoint-activations"
+            )
+            stack.enter_context(within_memory(full))
             try:
                 if self.rank == 0:
                     self._begin(stack)

@@ -105,11 +105,13 @@ def test_without_labels_it_says_what_it_leaves_out(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(InputError, 3), (OutOfMemory, 5), (UsageError, 0), (StorageError, None)]
-)
+    ("error", "code"),
+    [(InputError, 3), (OutOfMemory, 5), (UsageError, 0), (StorageError, None),
+     (torch.OutOfMemoryError, 5)],
+)  # fmt: skip
 def test_an_experiment_that_fails_costs_itself_alone(
     pdae: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    error: type[PdaeError], code: int | None,
+    error: type[Exception], code: int | None,
 ) -> None:  # fmt: skip
     """Of a full disk or a server that fails, all."""
 
@@ -118,12 +120,13 @@ def test_an_experiment_that_fails_costs_itself_alone(
 
     for name in set(EXPERIMENTS) - {"gap"}:
         monkeypatch.setattr(Material, name, failing)
+    told = "it fails" if issubclass(error, PdaeError) else "out of memory; choose a smaller"
     out, data = tmp_path / "page.html", zipped(tmp_path, 12, labels=False)
     result = pdae("evaluate", "all", "--quick", "--whole", data, "-o", out, model=small)
     if code is None:
         assert result.code == 3 and not out.exists()
         return
-    assert result.code == code and result.err.count("is left out: it fails") == 5
+    assert result.code == code and result.err.count(f"is left out: {told}") == 5
     page = Page(out.read_text())
     assert headings(page) == EXPERIMENTS and len(page.tables) == 1
 

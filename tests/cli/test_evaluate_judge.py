@@ -195,3 +195,17 @@ def test_refusals_come_before_anything_is_trained(
     result = pdae("evaluate", "judge", *(one.format(photos=photos) for one in args))
     assert result.code == code and says in result.err and len(result.err.splitlines()) == 1
     assert not list(photos.glob("judge*"))
+
+
+def test_one_that_doesnt_fit_into_memory_is_a_line(
+    pdae: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It speaks of no option that the command lacks."""
+
+    def full(*of: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate")
+
+    monkeypatch.setattr("pdae_cli.training.judge.Judge.forward", full)
+    result = pdae("evaluate", "judge", photos, "-o", tmp_path / "judge.safetensors", "--quiet")
+    assert result.code == 5 and result.err.count("\n") == 1
+    assert "to train a judge" in result.err and "--batch-size" not in result.err

@@ -210,15 +210,18 @@ def test_a_batch_that_doesnt_fit_is_halved_and_said() -> None:
 def test_so_is_one_whose_copies_or_gradients_dont_fit(error: RuntimeError) -> None:
     """What runs out of memory outside of the networks."""
     model, x = tiny_model(prediction="v"), pictures_of(3)
-    expected, encode_z = model.encode(x, noise=False).z, model.encode_z
+    expected, encode_z, room = model.encode(x, noise=False).z, model.encode_z, 1
 
     def crowded(x_0: torch.Tensor) -> torch.Tensor:
-        if len(x_0) > 1:
+        if len(x_0) > room:
             raise error
         return encode_z(x_0)
 
     model.encode_z = crowded  # type: ignore[method-assign]
     assert torch.equal(model.encode(x, noise=False).z, expected) and model.batch_size == 1
+    room = 0
+    with pytest.raises(OutOfMemory, match="smaller --batch-size"):
+        model.encode(x, noise=False)
 
 
 @pytest.mark.parametrize("settings", [{}, *PRESETS.values(), {"solver": "pc"}, {"parity": "pdae"}])
