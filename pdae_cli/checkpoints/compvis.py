@@ -156,7 +156,7 @@ def read(source: Source) -> Foreign:
         unet,
         prediction=params.word("parameterization", PREDICTIONS, "eps"),
         licence=LICENCE,
-        source=f"{NAME}: {path.resolve().parent.name}/{path.name}",
+        source=f"{NAME}: {source.folder_name}/{path.name}",
         first_stage=stage,
     )
     dpm = _network(state, params.flag("use_ema", True), f"{path}, {NETWORK}", notes)

@@ -89,7 +89,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
             k: v for part in found.parts for k, v in part.source.beside.items()
         }
         rows += [Entry(why, 0, f"{count} tensors") for why, count in others.items()]
-        name = source.hub or source.folder.name
+        name = source.hub or source.folder_name
         model = native.assembled(found.config, networks, attributes=found.attributes, name=name)
         checked = "every tensor used once, every weight filled, shapes and finiteness"
         if family == diffusers.NAME:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -155,7 +156,7 @@ class Model:
             z: Tensor = self._needs(self.encoder, "an encoder")(x_0.to(self.device))
             return z.float()
 
-    @property
+    @cached_property
     def first_stage_sha(self) -> str:
         """Compute what the first stage, and so its latents, are known again by; "" without one."""
         return "" if self.first_stage is None else fingerprint(self.first_stage)

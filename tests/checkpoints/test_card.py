@@ -14,6 +14,8 @@ from small_runs import folder_of, stage_of, task_of
 
 from pdae_cli.checkpoints import card, native, read_model, write_model
 from pdae_cli.checkpoints.card import read_card, with_section
+from pdae_cli.checkpoints.convert import read_foreign
+from pdae_cli.checkpoints.source import Source
 from pdae_cli.errors import ModelError
 from pdae_cli.files import sha256
 
@@ -92,6 +94,12 @@ def test_a_conversion_names_its_source_and_no_folder(pdae: Command, tmp_path: Pa
     assert card.count("<!-- conversion -->") == 1 and str(tmp_path) not in card
     again = pdae("convert", source, "-o", folder, "--overwrite")
     assert again.code == 0 and (folder / "README.md").read_text() == card
+
+
+def test_so_does_one_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline(tmp_path / "pipe", DDPM_STYLE)
+    monkeypatch.chdir(tmp_path / "pipe")
+    assert read_foreign(Source(Path())).model.name == "pipe"
 
 
 class TestAnotherModelInItsPlace:

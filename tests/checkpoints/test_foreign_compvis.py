@@ -108,6 +108,16 @@ def test_networks_and_schedule(tmp_path: Path, kind: str) -> None:
     assert torch.allclose(model.schedule.beta, betas)
 
 
+def test_its_folder_names_it_also_where_a_file_is_a_link(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "faces", tmp_path / "blobs"
+    folder.mkdir()
+    blobs.mkdir()
+    checkpoint(folder)
+    (folder / "model.ckpt").rename(blobs / "1f2e")
+    (folder / "model.ckpt").symlink_to(blobs / "1f2e")
+    assert converted(folder).config.source == "latent-diffusion: faces/model.ckpt"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
