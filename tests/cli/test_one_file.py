@@ -9,6 +9,7 @@ import pytest
 from cli_runs import folder_of
 from conftest import Command, picture
 
+from pdae_cli.cli.run.batches import Run
 from pdae_cli.engine.codes import Codes, from_bytes
 from pdae_cli.engine.model import Model
 
@@ -80,6 +81,74 @@ def test_a_file_that_lacks_an_input_isnt_made_again_for_that(
     mended = pdae(*line)
     assert mended.code == 0 and len(rows("z.safetensors")) == 4
     assert "1 unchanged" in pdae(*line).err
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])
+def test_what_failed_is_read_again_by_the_next_run(
+    pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """A file may have been read while it was still being copied, or before the package that decodes
+    it was there."""
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    whole, late = (photos / "1.png").read_bytes(), photos / "1.png"
+    late.write_bytes(whole[:-100])
+    fail = Run.fail
+
+    def copied(self: Run, *how: Any) -> None:
+        fail(self, *how)
+        late.write_bytes(whole)
+
+    line = ("encode", *FAST, photos, "-o", f"z{suffix}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "fail", copied)
+        assert pdae(*line).code == 3
+    again = pdae(*line)
+    assert again.code == 0 and "is made again" in again.err
+    late.write_bytes(b"no picture")
+    for _ in range(2):
+        failed = pdae(*line)
+        assert failed.code == 3 and "1.png: not a picture" in failed.err
+    late.write_bytes(b"")
+    failed = pdae(*line)
+    assert "1 unchanged, 1 failed" in failed.err and "1.png: an empty file" in failed.err
+    with monkeypatch.context() as patch:
+        patch.setattr("pdae_cli.pictures.decoding.FORMATS", ("JPEG",))
+        picture(1).save(late)
+        picture(1).save(photos / "1.jpg")
+        assert pdae(*line, "--overwrite").code == 3
+        assert "1 unchanged, 3 failed" in pdae(*line).err
+    assert pdae(*line).code == 0
+
+
+def test_a_file_that_doesnt_say_of_which_settings_isnt_made_again(
+    pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As versions made it that didn't record the model's."""
+    begin = Run.__init__
+
+    def older(self: Run, *how: Any) -> None:
+        begin(self, *how)
+        del self.job.options["config_sha256"]
+
+    line = (*ENCODE, photos, "-o", "z.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "__init__", older)
+        assert pdae(*line).code == 0
+    assert "1 unchanged" in pdae(*line).err
+
+
+@pytest.mark.parametrize("name", ["1.heic", "1.png"])
+def test_pictures_are_known_by_each_of_their_suffixes(
+    pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Codes unlike theirs come first, and fail alone."""
+    assert pdae("encode", photos / "0.png", "-o", "0.safetensors", "--no-noise").code == 0
+    monkeypatch.setattr("pdae_cli.pictures.decoding.kind_of", lambda head: "PNG")
+    Path(photos / "1.png").rename(name)
+    result = pdae(*ENCODE, "0.safetensors", name, "-o", "all.safetensors")
+    assert result.code == 3 and "error: 0.safetensors: some of the codes" in result.err
+    assert rows("all.safetensors").sources == (name,)
 
 
 @pytest.mark.parametrize("limit", ["MAX_BYTES", "LARGEST_HEADER"])

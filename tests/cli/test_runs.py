@@ -16,76 +16,8 @@ from conftest import Command, picture
 
 from pdae_cli.cli.run.batches import Run
 from pdae_cli.cli.run.inputs import split_pngs
-from pdae_cli.cli.run.manifest import Job, Manifest, State
 
 FAST = ("--inference-steps", "3")
-JOB = Job("encode", "m" * 64, {"seed": 0})
-
-
-class TestManifest:
-    """What is done is what a line says and the file's own content confirms."""
-
-    def test_an_output_is_done_when_its_line_and_its_content_agree(self, tmp_path: Path) -> None:
-        manifest = Manifest(tmp_path, JOB)
-        out = tmp_path / "a.png"
-        assert manifest.state(out, "s") == State()
-        out.write_bytes(b"somebody's")
-        assert manifest.state(out, "s").foreign
-        out.unlink()
-        manifest.add([(out, "s", b"content", {"seed": 0}, "")])
-        manifest = Manifest(tmp_path, JOB)
-        assert manifest.state(out, "s").reason == "it is missing"
-        out.write_bytes(b"content")
-        assert manifest.state(out, "s").done and manifest.state(out, "s").record == {"seed": 0}
-        assert manifest.state(out, "t").reason == "its input changed"
-        out.write_bytes(b"conte")
-        assert manifest.state(out, "s").reason == "it isn't what was written"
-
-    def test_other_jobs(self, tmp_path: Path) -> None:
-        with_line = Manifest(tmp_path, JOB)
-        out = tmp_path / "a.png"
-        with_line.add([(out, "s", b"content", {}, "")])
-        out.write_bytes(b"content")
-        for job, reason, foreign in [
-            (Job("encode", "m" * 64, {"seed": 1}), "--seed was 0, is 1", False),
-            (Job("encode", "n" * 64, {"seed": 0}), "another model", False),
-            (Job("decode", "m" * 64, {"seed": 0}), "", True),
-        ]:
-            manifest = Manifest(tmp_path, job)
-            state = manifest.state(out, "s")
-            assert (state.done, state.reason, state.foreign) == (False, reason, foreign)
-
-    def test_options_that_werent_given_dont_count(self) -> None:
-        more = Job("encode", "m" * 64, {"seed": 0, "new": None, "other": False, "more": []})
-        assert more.digest == JOB.digest != Job("encode", "m" * 64, {"seed": 1}).digest
-
-    def test_every_line_may_be_torn(self, tmp_path: Path) -> None:
-        out = tmp_path / "a.png"
-        first = Manifest(tmp_path, JOB)
-        first.add([(out, "s", b"content", {}, "")])
-        out.write_bytes(b"content")
-        path = tmp_path / ".pdae" / "manifest.jsonl"
-        whole = path.read_bytes()
-        for length in range(len(whole)):
-            path.write_bytes(whole[:length])
-            after = Manifest(tmp_path, JOB)  # goes on in the same file
-            after.add([(tmp_path / "b.png", "s", b"other", {}, "")])
-            after = Manifest(tmp_path, JOB)
-            assert not after.state(out, "s").done or length >= len(whole) - 1
-            (tmp_path / "b.png").write_bytes(b"other")
-            assert after.state(tmp_path / "b.png", "s").done
-            (tmp_path / "b.png").unlink()
-
-    @pytest.mark.parametrize(
-        "line", [b"[]", b"1", b'{"output": 1}', b'{"output": "a.png", "sha256": []}', b"\xff{",
-                 b'{"job": {}}', b"[" * 5000],
-    )  # fmt: skip
-    def test_damage_is_as_good_as_nothing(self, tmp_path: Path, line: bytes) -> None:
-        (tmp_path / ".pdae").mkdir()
-        (tmp_path / ".pdae" / "manifest.jsonl").write_bytes(line + b"\n")
-        (tmp_path / "a.png").write_bytes(b"")
-        manifest = Manifest(tmp_path, JOB)
-        assert not manifest.state(tmp_path / "a.png", "s").done
 
 
 class TestAgain:

@@ -30,7 +30,7 @@ from ..output import Output
 from .destination import HOLDING, Destination
 from .inputs import Item
 from .launch import any_of_us
-from .loading import Load, Loaded, loaded_ahead, pictures_and_codes
+from .loading import Load, Loaded, anew, loaded_ahead, pictures_and_codes
 from .manifest import Job, Manifest, State, state_of_file
 from .recipes import options_that_matter, told
 from .tables import TABLE
@@ -103,6 +103,7 @@ class Run:
         self.counts: Counter[str] = Counter()  # of inputs, by status
         self.causes: Counter[str] = Counter()  # of failures
         self.failures: list[tuple[str, str]] = []  # names, without folders, and why
+        self.unread: set[str] = set()  # labels of inputs that couldn't be read
         self.manifest: Manifest | None = None
         self.resumable = False  # whether the same command goes on where this one stops
         self.whole = False  # whether one file is made of all inputs
@@ -163,7 +164,8 @@ class Run:
             self._check_room(items)
             items = items[self.share :: self.shares]
             self.bar.expect(len(items))
-        if self.destination.file and not self.file_wanted(items if made_of is None else made_of):
+        inputs = items if made_of is None else made_of
+        if self.destination.file and not self.file_wanted(inputs, load):
             return
         if self.destination.folder:
             part = f"-{self.share}" if self.shares > 1 else ""
@@ -192,6 +194,7 @@ class Run:
             for item, loaded in loaded_ahead(items, load, self._find, 2 * size):
                 if isinstance(loaded, InputError):
                     self.fail(item.label, loaded)
+                    self.unread.add(item.label)
                     loaded = []
                 self._check_folder(len(loaded), f"pictures of {item.label}")
                 for note in {one.note for one in loaded if one.note}:
@@ -259,14 +262,18 @@ class Run:
         self._taken[file] = one.label
         return self._may_write(path, one.label, one.state, one)
 
-    def file_wanted(self, items: Iterable[Item]) -> bool:
+    def file_wanted(self, items: Iterable[Item], load: Load) -> bool:
         """Whether the one file is still to be made; where we named it, under which name."""
         if not isinstance(items, Sequence):  # a stream, of which nobody knows
             items = [Item("-", Path(), name="-")]
         label = items[0].label if len(items) == 1 else self.destination.target
+
+        def read(item: Item) -> None:
+            list(load(item, anew))
+
         for path in self.destination.candidates():
             by_name = self.options.skip_existing and path.suffix == TABLE  # its inputs aren't read
-            state = State() if by_name else state_of_file(path, self.job, items)
+            state = State() if by_name else state_of_file(path, self.job, items, read)
             theirs = not state.done and path.exists()
             if self.destination.named and (theirs or self._file(path) in self._taken):
                 continue

@@ -15,22 +15,22 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...files import append, read_limited, sha256, unwritable
-from ...pictures.listing import CODES, is_folder
+from ...files import append, read_limited, sha256_limited, unwritable
+from ...pictures.listing import CODES, HEAD, MAX_PICTURE, is_folder, kind_of
 from ...pictures.listing import MANIFEST as FOLDER
-from .destination import PICTURE_SUFFIXES
-from .inputs import MAX_CODES, Item
-from .recipes import PARTS, Recipe
+from .inputs import MAX_CODES, SEALED, Item
+from .recipes import PARTS, Recipe, told
 from .tables import PART_NAME, TABLE
 
 LINE = 1 << 20  # bytes of a line; longer ones are damage
 LARGEST = 1 << 30  # bytes of a manifest
+WRITTEN = ("PNG", "JPEG", "WEBP", "GIF")  # pictures that we write
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,15 @@ class Job:
     @property
     def digest(self) -> str:
         """SHA-256 of all three; options that weren't given don't count."""
-        told = {k: v for k, v in self.options.items() if given(v)}
-        text = json.dumps([self.command, self.model, told], sort_keys=True, default=str)
+        said = {k: v for k, v in self.options.items() if given(v)}
+        text = json.dumps([self.command, self.model, said], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def digests(self) -> set[str]:
+        """Its own, and that of versions that didn't record the model's settings."""
+        older = {k: v for k, v in self.options.items() if k != "config_sha256"}
+        return {self.digest, replace(self, options=older).digest}
 
     def difference(self, other: dict[str, Any]) -> str:
         """Why this job isn't the other, in words."""
@@ -91,9 +97,11 @@ class State:
     failed: Sequence[Sequence[str]] = ()  # of its inputs: names, and why
 
 
-def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
+def state_of_file(
+    path: Path, job: Job, items: Sequence[Item], read: Callable[[Item], object]
+) -> State:
     """Return what is to be done about the one file that a job makes of all items: its own recipe
-    says what it was made of."""
+    says what it was made of. Inputs that failed then are tried again by `read`."""
     if not os.path.exists(path):  # noqa: PTH110, Path.exists raises on names that are too long
         return State()
     try:
@@ -103,14 +111,34 @@ def state_of_file(path: Path, job: Job, items: Sequence[Item]) -> State:
     if recipe.command != job.command:
         return State(foreign=True)
     theirs = Job(job.command, recipe.digest, recipe.options)
-    if theirs.digest != job.digest:
+    if theirs.digest not in job.digests:
         return State(reason=job.difference(vars(theirs)))
     if "-" in [item.name for item in items]:
         return State(reason="standard input can be read only once")
-    now = [digest_of(items)] if path.suffix == TABLE else [sha_of(item) for item in items]
+    failed = {name for name, _ in recipe.failed}
+    unread = _unread([item for item in items if told(item.label) in failed], read)
+    now = [digest_of(items, unread)] if path.suffix == TABLE else list(_shas(items, unread))
     if [sha for _, sha in recipe.sources] != now:
         return State(reason="its input changed")
-    return State(done=True, failed=recipe.failed)
+    names = {told(label) for label in unread}
+    others = [one for one in recipe.failed if one[0] not in names]
+    return State(done=True, failed=[*unread.items(), *others])
+
+
+def _unread(items: Iterable[Item], read: Callable[[Item], object]) -> dict[str, str]:
+    """The labels of those that can't be read, and why."""
+    found = {}
+    for item in items:
+        try:
+            read(item)
+        except InputError as error:
+            found[item.label] = str(error)
+    return found
+
+
+def _shas(items: Iterable[Item], unread: Collection[str]) -> Iterator[str]:
+    """The SHA-256 of each input's content; "" for the unread, whatever they hold by now."""
+    return ("" if item.label in unread else sha_of(item) for item in items)
 
 
 def sha_of(item: Item) -> str:
@@ -121,29 +149,50 @@ def sha_of(item: Item) -> str:
         return ""
 
 
-def digest_of(items: Iterable[Item]) -> str:
-    """Compute a SHA-256 of many inputs' contents, also of those that can't be read."""
+def digest_of(items: Iterable[Item], unread: Collection[str]) -> str:
+    """Compute a SHA-256 of many inputs' contents, without the content of the unread (labels)."""
     whole = hashlib.sha256()
-    for item in items:
-        whole.update(bytes.fromhex(sha_of(item)) or bytes(1))
+    for sha in _shas(items, unread):
+        whole.update(bytes.fromhex(sha) or bytes(1))
     return whole.hexdigest()
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file that isn't as we wrote it is in order, and so somebody's work: a damaged one
-    is nobody's. Of tables and arrays only emptiness tells."""
-    from ...pictures.decoding import open_picture  # imports Pillow, which codes don't need
-
+def _is_damaged(path: Path) -> bool:
+    """Whether a file that isn't as we wrote it is surely nobody's work: it is empty, or begins as
+    ours do and can't be decoded. One that is too large for us or closed to us is somebody's."""
+    is_codes = path.suffix.lower() == CODES
     try:
-        if path.suffix.lower() == CODES:
-            from ...engine.codes import from_bytes  # imports torch
-
-            from_bytes(read_limited(path, MAX_CODES), str(path))
-        elif path.suffix.lower() in PICTURE_SUFFIXES:
-            open_picture(path, str(path))
+        data = read_limited(path, MAX_CODES if is_codes else MAX_PICTURE)
     except InputError:
         return False
-    return path.stat().st_size > 0
+    if not data:
+        return True
+    return _are_damaged_codes(data) if is_codes else _is_damaged_picture(data)
+
+
+def _are_damaged_codes(data: bytes) -> bool:
+    """Not those of another version, whose file is in order."""
+    from ...engine.tensors import LARGEST_HEADER, check, load  # imports torch
+
+    try:
+        load(data, check(data, None, LARGEST_HEADER))
+    except ValueError:
+        return data[4:9] == SEALED
+    return False
+
+
+def _is_damaged_picture(data: bytes) -> bool:
+    """Not one with more pixels than we decode."""
+    from PIL.Image import DecompressionBombError
+
+    from ...pictures.decoding import open_picture
+
+    try:
+        open_picture(data, "")
+    except InputError as error:
+        refused = error.__cause__ is None or isinstance(error.__cause__, DecompressionBombError)
+        return kind_of(data[:HEAD]) in WRITTEN and not refused
+    return False
 
 
 def _read(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
@@ -194,39 +243,56 @@ class Manifest:
         """`part` names this process among those that share the work. Raises InputError."""
         self.folder, self.job = folder, job
         self._own = folder / FOLDER / f"manifest{part}.jsonl"
+        self._size = -1  # bytes of all manifests when they were read
         try:
             self._own.parent.mkdir(parents=True, exist_ok=True)
             if self._own.parent.is_symlink():  # another's, who has us write elsewhere
                 raise OSError(errno.ELOOP, f"{FOLDER} is a link")
-            self._entries, self._jobs = _read(folder)
+            self._read_anew()
         except OSError as error:
             raise unwritable(folder, error) from error
-        if job.digest not in self._jobs:
+        if job.digest not in self._said[1]:
             self._append([{"job": job.digest, **vars(job)}])
 
     def state(self, output: Path, source: str) -> State:
         """What is to be done about an output, made of an input with this SHA-256."""
-        entries = self._entries.get(self._key(output), [])
         if not os.path.exists(output):  # noqa: PTH110, Path.exists raises on names that are too long
-            return State(reason="it is missing" if entries else "")
-        if not entries:
+            return State(reason="it is missing" if self._entries(output) else "")
+        if not (self._entries(output) or self._entries(output, anew=True)):
             return State(foreign=True)
-        now = sha256(output)
-        alike = [entry for entry in entries if entry.get("sha256") == now]
+        try:
+            now = sha256_limited(output, MAX_CODES)
+        except InputError:
+            return State(foreign=True, reason="and can't be read")
+        alike = self._entries(output, now) or self._entries(output, now, anew=True)
         for entry in alike:
-            if entry.get("job") == self.job.digest and entry.get("source") == source:
+            if entry.get("job") in self.job.digests and entry.get("source") == source:
                 said = str(entry.get("text", ""))
                 return State(done=True, record=entry.get("record"), text=said)
-        if not alike and _is_whole(output):
+        if not alike and not _is_damaged(output):
             return State(foreign=True, reason="and was changed since it was written")
         if not alike:
             return State(reason="it isn't what was written")
-        before = self._jobs.get(str(alike[-1].get("job")), {})
+        before = self._said[1].get(str(alike[-1].get("job")), {})
         if before.get("command") != self.job.command:
             return State(foreign=True)
-        if alike[-1].get("job") != self.job.digest:
+        if alike[-1].get("job") not in self.job.digests:
             return State(reason=self.job.difference(before))
         return State(reason="its input changed")
+
+    def _entries(self, output: Path, sha: str = "", anew: bool = False) -> list[dict[str, Any]]:
+        """The lines of an output, or of this content of it; `anew` also what another run has added
+        since."""
+        if anew:
+            self._read_anew()
+        lines = self._said[0].get(self._key(output), [])
+        return [line for line in lines if sha in ("", line.get("sha256"))]
+
+    def _read_anew(self) -> None:
+        """Read all manifests again where they have grown."""
+        size = sum(one.stat().st_size for one in self._own.parent.glob("manifest*.jsonl"))
+        if size != self._size:
+            self._size, self._said = size, _read(self.folder)
 
     def _key(self, output: Path) -> str:
         return output.relative_to(self.folder).as_posix()

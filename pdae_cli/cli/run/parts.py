@@ -4,7 +4,7 @@ follow one another. A part is there when it is whole, and says what it was made 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ def write_parts(
     run.bar.expect(sum(len(some) for _, some in parts if isinstance(some, Sequence)))
     for path, some in parts:
         run.destination = replace(target, target=str(path), folder=False)
-        if not run.file_wanted(some):
+        if not run.file_wanted(some, load):
             continue
         run.failures.clear()
         with CodesWriter(Path(run.destination.target)) as file:
@@ -42,20 +42,21 @@ def write_parts(
                     file.add(codes_of(batch))
             if not file.count:
                 continue
-            whole = _whole(some)
+            whole = _whole(some, run.unread)
             made = recipe(run, [whole], {"failed": run.failures})
             file.finish({"recipe": json.dumps(made, sort_keys=True, default=str)})
         said = f": {counted(file.count, 'picture')}"
         run.report(whole, Made(None, record | {"pictures": file.count}, said))
 
 
-def _whole(items: Iterable[Item]) -> Loaded:
+def _whole(items: Iterable[Item], unread: Collection[str]) -> Loaded:
     """All items of a part as one input."""
     if not isinstance(items, Sequence):
         return Loaded(Item("-", Path(), name="-"), "-", Path(), "")
     first, last = items[0].label, items[-1].label
     label = first if first == last else f"{first} … {last}"
-    return Loaded(replace(items[0], name=items[0].label), label, Path(), digest_of(items))
+    named = replace(items[0], name=items[0].label)
+    return Loaded(named, label, Path(), digest_of(items, unread))
 
 
 def _cut(run: Run, items: Iterable[Item]) -> list[tuple[Path, Iterable[Item]]]:

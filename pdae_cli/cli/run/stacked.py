@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...pictures.listing import SUFFIXES
+from ...pictures.listing import HEIC_SUFFIXES, SUFFIXES
 from .batches import Run
 from .inputs import Item
 from .loading import Loaded
@@ -48,20 +48,21 @@ class StackedFile:
 
     def _sources(self) -> list[Loaded]:
         """All inputs in their order, also those that failed: for the same ones it isn't made
-        again."""
+        again. What couldn't be read has no SHA-256: by now it may be whole."""
         kept = [one for one, _ in self.run.kept]
         if not (self.run.failures and self.items):
             return kept
-        shas = {one.item.label: one.input_sha for one in kept}
+        shas = dict.fromkeys(self.run.unread, "")
+        shas |= {one.item.label: one.input_sha for one in kept}
         return [
-            Loaded(item, item.label, item.place, shas.get(item.label) or sha_of(item))
-            for item in self.items
+            Loaded(one, one.label, one.place, shas[one.label] if one.label in shas else sha_of(one))
+            for one in self.items
         ]
 
 
 def _is_picture(item: Item) -> bool:
     """Whether its name or its table says that it is one."""
-    named = Path(item.name).suffix.lower() in SUFFIXES
+    named = Path(item.name).suffix.lower() in SUFFIXES | HEIC_SUFFIXES
     return named or (item.table is not None and not item.is_codes)
 
 
