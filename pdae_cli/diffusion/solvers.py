@@ -118,10 +118,9 @@ def corrected(
 ) -> tuple[Tensor, Tensor]:
     """x_T with decode(x_T) = x_0, by defect correction: w ← w + (x_0 - decode(encode(w))).
 
-    Row by row: a picture within `tolerance` (half a step of 8 bits) is done; one that got worse, or
-    isn't finite, goes back to its best x_T and stays there; one that is off by more than
-    TRUSTED_DEFECT isn't tried. The last correction isn't measured. Returns x_T and whether each row
-    went well, (N,).
+    Row by row: a picture within `tolerance` (half a step of 8 bits) is done; one that got worse
+    goes back to its best x_T and stays there; one that is off by more than TRUSTED_DEFECT isn't
+    tried. The last correction isn't measured. Returns x_T and whether each row went well, (N,).
     """
 
     def where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -140,9 +139,7 @@ def corrected(
         if not going.any():
             return best, done
         w = where(going, w + defect, w)
-        tried = encode(w)
-        going = going & tried.flatten(1).isfinite().all(1)
-        x_T = where(going, tried, best)
+        x_T = where(going, encode(w), best)
     return x_T, going | done
 
 

@@ -206,10 +206,7 @@ class Trajectory:
             decode = partial(solver.solve, watched, grid=grid)
             x_T, good = corrected(encode, decode, x, count) if count else (encode(x), None)
             found = Inverted(x_T, None, good)
-        if found.converged is None:
-            watched.check(x_T=found.x_T, residual_T=found.residual_T)
-        else:  # evaluations of a correction that isn't kept don't count
-            check_finite(x_T=found.x_T)
+        watched.check(x_T=found.x_T, residual_T=found.residual_T)
         return found
 
     def to_picture(

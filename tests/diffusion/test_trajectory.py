@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
-import mixture
 import pytest
 import torch
 from conftest import tiny_model
-from torch import Tensor
 
 from pdae_cli.diffusion.schedule import Schedule
 from pdae_cli.diffusion.trajectory import Sampling, Trajectory
 from pdae_cli.engine.model import Model
-from pdae_cli.errors import InputError, UsageError
+from pdae_cli.errors import UsageError
 
 
 @pytest.mark.parametrize("until", [None, 0])
@@ -62,23 +57,3 @@ def test_samples_leave_the_end_to_eps_theta_unless_told() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Trajectory(Schedule(), Sampling().changed(settings), "small", False).timesteps()
-
-
-def test_a_correction_that_overflows_leaves_the_picture_as_it_was() -> None:
-    """The network's answers to a try that isn't kept may be infinite; those that count mayn't."""
-    x, way = mixture.pictures(2), Sampling(12, corrections=3)
-    asked = 0
-
-    def overflows(x: Tensor, t: int) -> Tensor:
-        nonlocal asked
-        asked += 1
-        eps = mixture.eps(x, t)
-        return eps if asked <= 24 else eps * math.inf  # after one way there and back
-
-    found = Trajectory(mixture.SCHEDULE, way, "small", False).to_noise(overflows, x)
-    plain = replace(way, corrections=0)
-    exact = Trajectory(mixture.SCHEDULE, plain, "small", False).to_noise(mixture.eps, x)
-    assert found.x_T is not None and exact.x_T is not None and found.converged is not None
-    assert torch.equal(found.x_T, exact.x_T) and not found.converged.any()
-    with pytest.raises(InputError, match="x_T has numbers that aren't finite; use --dtype float32"):
-        Trajectory(mixture.SCHEDULE, way, "small", False).to_noise(overflows, x)

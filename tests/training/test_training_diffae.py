@@ -172,7 +172,7 @@ def test_the_comparison_trains_both_on_the_same(
 
     rows = baseline.compared(
         Namespace(data=photos, dpm=str(tiny_folder), images=[4, 8], z_dim=6, batch_size=4, lr=1e-3,
-                  output=tmp_path / "runs", precision="no")
+                  output=tmp_path / "runs", precision="no", optimizer="adam", gamma=0.1)
     )  # fmt: skip
     assert [(row["method"], row["images"]) for row in rows] == [
         ("PDAE", 4), ("PDAE", 8), ("Diff-AE", 4), ("Diff-AE", 8)
