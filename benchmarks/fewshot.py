@@ -2,7 +2,8 @@
 
 The pictures are held out: no model and no attribute was learnt from them.
 
-    python benchmarks/fewshot.py DATA --judge runs/judge.safetensors --attr Eyeglasses Smiling
+    python benchmarks/fewshot.py DATA --judge runs/judge.safetensors --attr Eyeglasses Smiling \
+        --scales 1 2 4
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--attr", nargs="+", required=True)
     parser.add_argument("--labelled", type=int, default=50, help="pictures of each kind")
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="powers of p(y | z)")
     parser.add_argument("--sheets", type=Path, help="folder for the pictures")
     args = parser.parse_args()
     model, (judge, _) = pdae.load(args.model), read_judge(args.judge)
@@ -65,15 +67,13 @@ def main() -> None:
         )
         for kind, unlike in (("with, without", without), ("with alone", None)):
             likeness = guidance.learn(with_, unlike, drawn)
-            x = guidance.pictures_like(model, likeness, numbers, Sampling(), seed=0)
-            print(
-                f"{name:12} {kind:13} {share(judge, name, x):.0%}; AUROC {likeness.auroc:.3f}, "
-                f"share {likeness.share:.1%}",
-                flush=True,
-            )
-            if args.sheets:
-                path = args.sheets / f"{name}-{kind.replace(', ', '-')}.png"
-                write_sheet(path, x, 8, {"command": "benchmarks/fewshot.py"})
+            told = f"AUROC {likeness.auroc:.3f}, share {likeness.share:.1%}"
+            for scale in args.scales:
+                x = guidance.pictures_like(model, likeness, scale, numbers, Sampling(), seed=0)
+                print(f"{name:12} {kind:13} scale {scale:g}: {share(judge, name, x):.0%}; {told}")
+                if args.sheets:
+                    path = args.sheets / f"{name}-{kind.replace(', ', '-')}-{scale:g}.png"
+                    write_sheet(path, x, 8, {"command": "benchmarks/fewshot.py"})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,7 +58,9 @@ class SampleOptions(
         None, None, "Folder of a classifier, whose gradient guides to --label."
     )
     classifier_scale: str | None = option(
-        None, SOLVING, "Strength of that gradient, or several; 1, the default, is Bayes' rule."
+        None,
+        SOLVING,
+        "Strength of the --classifier, or of that of --like; or several. 1: Bayes' rule.",
     )
     fit: Literal["crop", "pad", "stretch"] = option(
         "crop", PICTURES, "Of the pictures of --like.", rare=True
@@ -76,9 +79,9 @@ class SampleOptions(
             raise UsageError(f"{' and '.join(names)} exclude each other")
         if self.unconditional:
             self.unguided("--unconditional is of eps_theta alone")
-        if self.classifier is None and self.classifier_scale is not None:
-            how = "--classifier-scale is how strongly a --classifier guides"
-            raise UsageError(f"{how}; give that too")
+        if self.classifier is None and self.like is None and self.classifier_scale is not None:
+            how = "--classifier-scale is of a --classifier, or of that which --like learns"
+            raise UsageError(f"{how}; give one of them too")
         if self.classifier is not None:
             if not self.label:
                 raise UsageError("--classifier guides to a --label; give that too")
@@ -95,18 +98,25 @@ class SampleOptions(
 
     def changes(self) -> dict[str, Any]:
         """As of one strength, the first."""
-        return super().changes() | ({} if self.guidance is None else {"guidance": self.wanted()[0]})
+        return super().changes() | (
+            {} if self.guidance is None else {"guidance": self.wanted()[0][0]}
+        )
 
-    def wanted(self) -> list[float]:
-        """Each strength of G_psi, or of a classifier's gradient. Raises UsageError."""
-        if self.classifier is not None:
-            return strengths("--classifier-scale", self.classifier_scale or "1")
-        return [1.0] if self.guidance is None else strengths("--guidance", self.guidance)
+    def wanted(self) -> list[tuple[float, float]]:
+        """Each strength of G_psi with each of a classifier. Raises UsageError."""
+        guidance = strengths("--guidance", self.guidance or "1")
+        scales = strengths("--classifier-scale", self.classifier_scale or "1")
+        if self.like is not None and min(scales) < 0:
+            raise UsageError("--classifier-scale of --like is a power of a probability: 0 or more")
+        return list(product(guidance, scales))
 
-    def rows(self, paint: Callable[[Sampling, Sequence[int]], Tensor]) -> list[Paint]:
-        """One for each strength of G_psi. Raises UsageError."""
+    def rows(self, paint: Callable[[Sampling, float, Sequence[int]], Tensor]) -> list[Paint]:
+        """One for each strength. Raises UsageError."""
         sampling = self.sampling()
-        return [partial(paint, sampling.changed({"guidance": one})) for one in self.wanted()]
+        return [
+            partial(paint, sampling.changed({"guidance": guidance}), scale)
+            for guidance, scale in self.wanted()
+        ]
 
 
 def strengths(option: str, text: str) -> list[float]:
@@ -145,7 +155,7 @@ def plain(run: Run, options: SampleOptions) -> list[Paint]:
     if not unconditional:
         _record_latent_dpm(run)
 
-    def paint(sampling: Sampling, numbers: Sequence[int]) -> Tensor:
+    def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
         how: dict[str, Any] = {"seed": options.seed, "unconditional": unconditional}
         return model.sample(numbers, sampling, **how)[0]
 
@@ -165,9 +175,11 @@ def of_label(run: Run, options: SampleOptions, labels: Sequence[str]) -> list[Pa
     from ..engine.guidance import chosen, embedding, labelled
 
     y = chosen(embedding(run.model).cfg.classes, labels)
-    return options.rows(
-        lambda sampling, numbers: labelled(run.model, y, numbers, sampling, options.seed)
-    )
+
+    def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
+        return labelled(run.model, y, numbers, sampling, options.seed)
+
+    return options.rows(paint)
 
 
 def by_gradient(
@@ -177,13 +189,13 @@ def by_gradient(
     from ..checkpoints import read_classifier
     from ..engine.guidance import by_classifier, chosen
 
-    classifier, sampling = read_classifier(folder), options.sampling()
+    classifier = read_classifier(folder)
     y = chosen(classifier.config.classes, labels)
 
-    def paint(scale: float, numbers: Sequence[int]) -> Tensor:
+    def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
         return by_classifier(run.model, classifier, y, scale, numbers, sampling, options.seed)
 
-    return [partial(paint, one) for one in options.wanted()], classifier.weights_sha
+    return options.rows(paint), classifier.weights_sha
 
 
 def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], str]:
@@ -201,8 +213,9 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
         f"{likeness.share:.1%} of what the model makes is like them"
     )
 
-    def paint(sampling: Sampling, numbers: Sequence[int]) -> Tensor:
-        return guidance.pictures_like(model, likeness, numbers, sampling, options.seed)
+    def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
+        seed = options.seed
+        return guidance.pictures_like(model, likeness, scale, numbers, sampling, seed)
 
     return options.rows(paint), likeness.sha()
 

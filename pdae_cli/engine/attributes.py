@@ -95,8 +95,9 @@ class Attributes:
         return [row for row, name in rows if self.unit(name) is None and name not in found]
 
     def direction(self, name: str, keep: Sequence[str] = ()) -> Tensor:
-        """w/|w| (D,) float64 without its part along the weights of the attributes to keep, so that
-        moving along it leaves their scores as they are. Raises UsageError where nothing is left."""
+        """w/|w| (D,) float64; with attributes to keep, what is left of w without its part along
+        their weights, of length 1 again, so that moving along it leaves their scores as they are
+        and goes as far as without them. Raises UsageError where nothing is left."""
         weight = self.weight[self.index(name)].double()
         unit = weight / weight.norm()
         if not keep:
@@ -107,7 +108,7 @@ class Attributes:
         left = unit - (axes @ unit) @ axes
         if left.norm() < LEFT:
             raise UsageError(f"{name} can't move while {', '.join(keep)} stays: it moves with it")
-        return left
+        return left / left.norm()
 
     def move(
         self,
@@ -117,8 +118,8 @@ class Attributes:
         length: int | None = None,
         keep: Sequence[str] = (),
     ) -> Tensor:
-        """Move normalised z (N, D) along an attribute's `direction`. By a number s: z + s
-        sqrt(length) w/|w| (PDAE sec. 4.5); `length` is dim z. By sd or units: as far as changes
+        """Move normalised z (N, D) along an attribute's `direction` d. By a number s: z + s
+        sqrt(length) d (PDAE sec. 4.5); `length` is dim z. By sd or units: as far as changes
         the score by so many. Raises UsageError where those aren't known, or `keep` leaves nothing.
         """
         scale = scale if isinstance(scale, Scale) else Scale(scale)

@@ -3,6 +3,7 @@ classifier, or by the z that the latent DPM draws and a classifier of z keeps.
 
 The last is few-shot generation (PDAE sec. 4.7, after D2C: Sinha et al. 2021): z is kept with
 probability p(y | z), learnt from 10 to 100 pictures and others that lack y, or any z that is drawn.
+Of either classifier, p(y | .)^s may take the place of p(y | .): s is its scale.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .model import Model
 
 FOLDS = 5
 UNLABELLED = 512  # z that stand for all z of the latent DPM
+FEW_DECAY = 0.1  # from 50 pictures tells more of the others than `DECAY`, which is for thousands
 CALIBRATION_DECAY = 1e-4  # of the one slope that held-out scores are calibrated by
 TRIES = 5000  # draws of z a sample
 
@@ -227,7 +229,7 @@ def learn(like: Tensor, unlike: Tensor | None, drawn: Tensor) -> FewShot:
     return FewShot(weight, bias, unlike is None, share, told)
 
 
-def _logistic(z: Tensor, labels: Tensor, decay: float | None = None) -> Attributes:
+def _logistic(z: Tensor, labels: Tensor, decay: float = FEW_DECAY) -> Attributes:
     return fit(["like"], z, labels, z, labels, decay=decay)
 
 
@@ -247,10 +249,14 @@ def unlabelled(model: Model) -> Tensor:
 
 
 def draw(
-    model: Model, likeness: FewShot, generators: Sequence[Generator], sampling: Sampling
+    model: Model,
+    likeness: FewShot,
+    generators: Sequence[Generator],
+    sampling: Sampling,
+    scale: float = 1.0,
 ) -> Tensor:
-    """Draw z (N, D) from the latent DPM, each by its own generator until one is kept. Raises
-    InputError where TRIES draws aren't enough."""
+    """Draw z (N, D) of p(z) p(y | z)^scale, p(z) being the latent DPM's: each by its own generator
+    until one is kept. Raises InputError where TRIES draws aren't enough."""
     kept: dict[int, Tensor] = {}
     for _ in range(TRIES):
         waiting = [row for row in range(len(generators)) if row not in kept]
@@ -259,18 +265,28 @@ def draw(
         own = [generators[row] for row in waiting]
         z = model.sample_z(own, sampling)
         chance = torch.stack([torch.rand((), generator=one) for one in own])
-        found = (chance < likeness(model.normalise(z))).tolist()
+        found = (chance < likeness(model.normalise(z)) ** scale).tolist()
         kept |= {row: one for row, one, good in zip(waiting, z, found, strict=True) if good}
-    raise InputError(f"of {TRIES} draws of z none is like these pictures; give more, or others")
+    raise InputError(
+        f"of {TRIES} draws of z none is like these pictures at scale {scale:g}; give more, or "
+        "others, or a smaller --classifier-scale"
+    )
 
 
 def pictures_like(
-    model: Model, likeness: FewShot, numbers: Sequence[int], sampling: Sampling, seed: int
+    model: Model,
+    likeness: FewShot,
+    scale: float,
+    numbers: Sequence[int],
+    sampling: Sampling,
+    seed: int,
 ) -> Tensor:
-    """Make pictures (N, C, H, W) like those that the likeness was learnt from. Picture i depends on
-    (seed, i) only; as in `Model.sample`, G_psi guides the first 70 % of the trajectory."""
+    """Make pictures (N, C, H, W) like those that the likeness was learnt from, p(y | z) to the
+    power of `scale`. Picture i depends on (seed, i) only, its x_T not on the scale; as in
+    `Model.sample`, G_psi guides the first 70 % of the trajectory."""
     generators = [generator(seed, "like", number) for number in numbers]
     if sampling.guide_until is None and not model.takes_z:
         sampling = replace(sampling, guide_until=model.trajectory(sampling).unguided_below())
-    z = draw(model, likeness, generators, sampling)
-    return model.to_pictures(model.noise(generators), [z], generators, sampling)
+    x_T = model.noise(generators)  # before z, which takes more draws the greater the scale
+    z = draw(model, likeness, generators, sampling, scale)
+    return model.to_pictures(x_T, [z], generators, sampling)

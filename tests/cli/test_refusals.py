@@ -108,7 +108,7 @@ REFUSED = [
         (4, "--classifier nowhere --label a", "is no classifier"),
         (2, "--classifier x --label a --guidance 2", "--classifier-scale"),
         (2, "--classifier x --label a --classifier-scale 1,x", "'1,x' isn't"),
-        (2, "--label a --classifier-scale 2", "a --classifier guides"),
+        (2, "--label a --classifier-scale 2", "of a --classifier"),
         (2, "--unlike x", "--like"),
         (2, "--like x --unconditional", "exclude"),
         (2, "--like in/0.png", "several"),

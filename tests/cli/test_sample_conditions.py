@@ -114,6 +114,17 @@ class TestLikeness:
         assert pdae("sample", "--like", "bright", "-n", 2, *FAST, "-o", "x.png").code == 0
         assert Path("x.png").exists()
 
+    def test_each_scale_is_a_row(self, pdae: Command) -> None:
+        """One below the other, from the same x_T; 1 is the default, 0 what the model makes."""
+        args = ("sample", "--like", "bright", *FAST, "-n", 2, "--overwrite", "-o")
+        assert pdae(*args, "rows", "--classifier-scale", "0,1,4").code == 0
+        assert pdae(*args, "one").code == 0
+        with Image.open("rows/00001.png") as rows, Image.open("one/00001.png") as one:
+            assert rows.size == (32, 96)
+            assert rows.crop((0, 32, 32, 64)).tobytes() == one.convert("RGB").tobytes()
+        result = pdae(*args, "x.png", "--classifier-scale", "-1")
+        assert result.code == 2 and "0 or more" in result.err
+
     def test_tables_of_codes_and_of_pictures(
         self, pdae: Command, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -87,16 +87,24 @@ class TestKeep:
         assert change[:, 0].min() > 0.01
 
     def test_what_is_left_is_the_nearest_such_direction(self) -> None:
-        """The least squares' residual: of all directions that keep the scores, nearest to w/|w|."""
+        """Along the least squares' residual: of all unit vectors that keep the scores, nearest to
+        w/|w|."""
         known = attributes()
         direction = known.direction("Smiling", ["Male", "Hat"])
         unit = (known.weight[0] / known.weight[0].norm()).double()
         kept = known.weight[[1, 3]].double().T
         solution = torch.linalg.lstsq(kept, unit[:, None]).solution
-        assert torch.allclose(direction, unit - (kept @ solution)[:, 0], atol=1e-12)
-        assert direction.norm() < 1
+        left = unit - (kept @ solution)[:, 0]
+        assert left.norm() < 0.99
+        assert torch.allclose(direction, left / left.norm(), atol=1e-12)
         twice = known.direction("Smiling", ["Male", "Hat", "male"])
         assert torch.allclose(twice, direction, atol=1e-12)
+
+    def test_a_number_goes_as_far_as_without(self) -> None:
+        known, z = attributes(), normal(5, 8)
+        for keep in ([], ["Male"], ["Male", "Hat"]):
+            step = known.move(z, "Smiling", 0.3, keep=keep) - z
+            assert step.norm(dim=1).tolist() == pytest.approx([0.3 * math.sqrt(8)] * 5, abs=1e-5)
 
     @pytest.mark.parametrize("keep", [["Smiling"], ["Male", "smiling"]])
     def test_what_is_kept_cant_move(self, keep: list[str]) -> None:

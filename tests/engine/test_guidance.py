@@ -245,8 +245,8 @@ class Normal:
 NORMAL = cast(Model, Normal())
 
 
-def drawn(likeness: FewShot, count: int) -> Tensor:
-    return draw(NORMAL, likeness, [generator(0, n) for n in range(count)], Sampling())
+def drawn(likeness: FewShot, count: int, scale: float = 1.0) -> Tensor:
+    return draw(NORMAL, likeness, [generator(0, n) for n in range(count)], Sampling(), scale)
 
 
 def z_of(count: int, mean: float, key: str) -> Tensor:
@@ -255,15 +255,16 @@ def z_of(count: int, mean: float, key: str) -> Tensor:
 
 
 class TestRejection:
+    @pytest.mark.parametrize("scale", [0.0, 1.0, 1.5])
     @pytest.mark.parametrize("likeness", [FewShot(AXIS, -4.0, True, 0.0, 0.0), LOGISTIC], ids=str)
-    def test_z_are_those_of_the_tilted_density(self, likeness: FewShot) -> None:
-        """p(z) p(y | z) / Z with p = N(0, 1) along the axis, its moments by quadrature."""
+    def test_z_are_those_of_the_tilted_density(self, likeness: FewShot, scale: float) -> None:
+        """p(z) p(y | z)^s / Z with p = N(0, 1) along the axis, its moments by quadrature."""
         grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
-        density = (-grid.square() / 2).exp() * likeness(grid[:, None].float() * AXIS)
+        density = (-grid.square() / 2).exp() * likeness(grid[:, None].float() * AXIS) ** scale
         density /= density.sum()
         mean = (density * grid).sum().item()
         sd = (density * (grid - mean).square()).sum().sqrt().item()
-        z = drawn(likeness, 2000)
+        z = drawn(likeness, 2000, scale)
         assert z.mean(0) == pytest.approx([0, mean, 0], abs=4 / math.sqrt(2000))
         assert z.std(0) == pytest.approx([1, sd, 1], abs=4 / math.sqrt(4000))
 
@@ -276,8 +277,8 @@ class TestRejection:
 
     def test_what_none_is_like_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guidance, "TRIES", 20)
-        with pytest.raises(InputError, match="of 20 draws"):
-            drawn(FewShot(0 * AXIS, -100.0, True, 0.0, 0.0), 2)
+        with pytest.raises(InputError, match=r"of 20 draws.* at scale 2; .*--classifier-scale"):
+            drawn(FewShot(0 * AXIS, -100.0, True, 0.0, 0.0), 2, 2.0)
 
 
 class TestLearning:
