@@ -35,6 +35,7 @@ UNLABELLED = 512  # z that stand for all z of the latent DPM
 FEW_DECAY = 0.1  # from 50 pictures tells more of the others than `DECAY`, which is for thousands
 CALIBRATION_DECAY = 1e-4  # of the one slope that held-out scores are calibrated by
 TRIES = 5000  # draws of z a sample
+TOGETHER = 32  # of them at once, at most
 
 
 def chosen(classes: Classes, labels: Sequence[str]) -> Tensor:
@@ -255,22 +256,27 @@ def draw(
     sampling: Sampling,
     scale: float = 1.0,
 ) -> Tensor:
-    """Draw z (N, D) of p(z) p(y | z)^scale, p(z) being the latent DPM's: each by its own generator
-    until one is kept. Raises InputError where TRIES draws aren't enough."""
+    """Draw z (N, D) of p(z) p(y | z)^scale, p(z) being the latent DPM's: each by its own generator,
+    more at once the longer none is kept, and the first that is. Raises InputError where TRIES draws
+    aren't enough."""
     kept: dict[int, Tensor] = {}
-    for _ in range(TRIES):
-        waiting = [row for row in range(len(generators)) if row not in kept]
-        if not waiting:
-            return torch.stack([kept[row] for row in range(len(generators))])
-        own = [generators[row] for row in waiting]
+    waiting, tried, together = list(range(len(generators))), 0, 1
+    while waiting and tried < TRIES:
+        own = [generators[row] for row in waiting for _ in range(together)]
         z = model.sample_z(own, sampling)
         chance = torch.stack([torch.rand((), generator=one) for one in own])
-        found = (chance < likeness(model.normalise(z)) ** scale).tolist()
-        kept |= {row: one for row, one, good in zip(waiting, z, found, strict=True) if good}
-    raise InputError(
-        f"of {TRIES} draws of z none is like these pictures at scale {scale:g}; give more, or "
-        "others, or a smaller --classifier-scale"
-    )
+        found = chance < likeness(model.normalise(z)) ** scale
+        for row, some, good in zip(waiting, z.split(together), found.split(together), strict=True):
+            if good.any():
+                kept[row] = some[good][0]
+        waiting = [row for row in waiting if row not in kept]
+        tried, together = tried + together, min(2 * together, TOGETHER)
+    if waiting:
+        raise InputError(
+            f"of {tried} draws of z none is like these pictures at scale {scale:g}; give more, or "
+            "others, or a smaller --classifier-scale"
+        )
+    return torch.stack([kept[row] for row in range(len(generators))])
 
 
 def pictures_like(

@@ -272,12 +272,17 @@ class TestRejection:
         """And what all are like is its first draw."""
         alone = draw(NORMAL, LOGISTIC, [generator(0, 7)], Sampling())
         assert torch.equal(drawn(LOGISTIC, 12)[7:8], alone)
+        several = drawn(LOGISTIC, 12, 6.0)  # of which most take more than one draw
+        assert (several != drawn(LOGISTIC, 12)).any(1).sum() > 6
+        for n in range(12):
+            alone = draw(NORMAL, LOGISTIC, [generator(0, n)], Sampling(), 6.0)
+            assert torch.equal(several[n : n + 1], alone)
         certain = FewShot(0 * AXIS, 1.0, True, 0.0, 0.0)
         assert torch.equal(drawn(certain, 5), normal([generator(0, n) for n in range(5)], (3,)))
 
     def test_what_none_is_like_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guidance, "TRIES", 20)
-        with pytest.raises(InputError, match=r"of 20 draws.* at scale 2; .*--classifier-scale"):
+        with pytest.raises(InputError, match=r"of 31 draws.* at scale 2; .*--classifier-scale"):
             drawn(FewShot(0 * AXIS, -100.0, True, 0.0, 0.0), 2, 2.0)
 
 
