@@ -206,7 +206,7 @@ def _of_sheet(sheet: Sheet) -> Labels:
     rows = zip(*marks, strict=True) if marks else ([] for _ in sheet.names)
     found.rows = {name: list(row) for name, row in zip(sheet.names, rows, strict=True)}
     if left:
-        found.remarks.append(f"{sheet.source}: no labels to learn from: {_some(left)}")
+        found.remarks.append(f"{sheet.source}: columns left out, no labels: {_some(left)}")
     return found
 
 
