@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import pdae_cli as pdae
@@ -36,8 +35,7 @@ def held_out_z(
 
 def share(judge: Judge, attribute: str, x: Tensor) -> float:
     """Of pictures (N, C, H, W), the share that the judge finds the attribute in."""
-    with torch.no_grad():
-        return (judge(x)[:, judge.names.index(attribute)] > 0).float().mean().item()
+    return (judge.logits(x)[:, judge.names.index(attribute)] > 0).float().mean().item()
 
 
 def main() -> None:

@@ -173,7 +173,9 @@ def samples(model: Model, held_out: Pictures, judge_path: Path) -> Figures:
     """Fréchet distance of samples to held-out pictures in the judge's features, beside that of one
     half of these to the other."""
     judge, _ = read_judge(judge_path)
-    real = judge.features(to_float(held_out.stack(range(len(held_out)))))
+    # In any order: by name one half would be CelebA's, the other LFW's.
+    order = torch.randperm(len(held_out), generator=generator(0, "halves")).tolist()
+    real = judge.features(to_float(held_out.stack(order)))
     found: Figures = {"halves": metrics.frechet(*real.tensor_split(2)), "pictures": JUDGED}
     for steps in (20, 50):
         made, _ = model.sample(JUDGED, inference_steps=steps)

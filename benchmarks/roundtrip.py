@@ -28,6 +28,7 @@ import pdae_cli
 from pdae_cli.cli.output import plain
 from pdae_cli.diffusion import solvers
 from pdae_cli.diffusion.likelihood import trapezoid
+from pdae_cli.diffusion.noise import generator
 from pdae_cli.diffusion.solvers import decode_grid
 from pdae_cli.diffusion.trajectory import PRESETS, Sampling
 from pdae_cli.engine.codes import Codes, between
@@ -161,10 +162,11 @@ def implicit_trips(model: Model, x_0: Tensor) -> list[Figures]:
         noises, backs = [], []
         for x, code in zip(x_0.split(model.batch_size), z.split(model.batch_size), strict=True):
             predict = model.guided(Sampling(inference_steps=steps), code)
-            noises.append(implicit(predict, x, grid[::-1], weights, iterations))
+            x_T = implicit(predict, x.to(model.device), grid[::-1], weights, iterations)
+            noises.append(x_T.cpu())
             back = partial(implicit, weights=weights, iterations=iterations)
             decode = solvers.ddim if weights is backward_ddim else back
-            backs.append(decode(predict, noises[-1], grid))
+            backs.append(decode(predict, x_T, grid).cpu())
         there = iterations * steps + 1
         rows.append(
             {"name": name, "nfe": there + (steps if weights is backward_ddim else there)}
@@ -219,8 +221,9 @@ def _rows(codes: Codes, rows: list[int]) -> Codes:
 def samples(model: Model, judge: Judge, count: int, real: Tensor) -> list[Figures]:
     """Fréchet distance (judge's features) of samples to real faces, by solver and steps."""
     rows: list[Figures] = []
-    half = len(real) // 2
-    floor = metrics.frechet(judge.features(real[:half]), judge.features(real[half:]))
+    # In any order: by name one half would be CelebA's, the other LFW's.
+    features = judge.features(real[torch.randperm(len(real), generator=generator(0, "halves"))])
+    floor = metrics.frechet(*features.tensor_split(2))
     rows.append({"name": "real faces, one half to the other", "nfe": 0, "frechet": floor})
     wanted = [("dpmpp", "asinh", n) for n in (5, 10, 20, 50)]
     wanted += [("leapfrog", "asinh", n) for n in (10, 20)]
@@ -230,7 +233,7 @@ def samples(model: Model, judge: Judge, count: int, real: Tensor) -> list[Figure
         sampling = Sampling(solver=solver, spacing=spacing, inference_steps=steps)
         pictures, _ = model.sample(count, sampling)
         nfe = model.trajectory(sampling).evaluations()[1]
-        distance = metrics.frechet(judge.features(pictures), judge.features(real))
+        distance = metrics.frechet(judge.features(pictures), features)
         rows.append({"name": f"{solver}, {spacing}, {steps}", "nfe": nfe, "frechet": distance})
         print(rows[-1], flush=True)
     return rows

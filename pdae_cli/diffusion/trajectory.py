@@ -53,7 +53,7 @@ class Sampling:
     guidance: Annotated[float, Range(-1_000_000, 1_000_000)] = 1.0  # w: how much of G_psi is added
     guide_from: Timestep | None = None  # guide only at timesteps t ≤ this; None: from the start
     guide_until: Timestep | None = (
-        None  # … and t ≥ this; None: to the end, samples for 70 % of the way
+        None  # … and t ≥ this; None: to the end; samples of z drawn, for 70 %
     )
     parity: str | None = None  # follow another program's procedure: see parity.PROGRAMS
 
