@@ -32,6 +32,7 @@ FACTS = (
     | {"score_mean": Range(-1e30, 1e30), "score_sd": Range(0, 1e30)}
 )  # fmt: skip
 LEFT = 1e-3  # of a direction: less of it than this is rounding
+FURTHEST = 1e30  # of normalised z: beyond it, z itself may be too large for float32
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,10 @@ class Attributes:
     def direction(self, name: str, keep: Sequence[str] = ()) -> Tensor:
         """w/|w| (D,) float64; with attributes to keep, what is left of w without its part along
         their weights, of length 1 again, so that moving along it leaves their scores as they are
-        and goes as far as without them. Raises UsageError where nothing is left."""
+        and goes as far as without them. Raises UsageError where nothing is left, or w is 0."""
         weight = self.weight[self.index(name)].double()
+        if not weight.any():
+            raise UsageError(f"{name} has no direction, its weights are all 0; fit it again")
         unit = weight / weight.norm()
         if not keep:
             return unit
@@ -120,8 +123,8 @@ class Attributes:
     ) -> Tensor:
         """Move normalised z (N, D) along an attribute's `direction` d. By a number s: z + s
         sqrt(length) d (PDAE sec. 4.5); `length` is dim z. By sd or units: as far as changes
-        the score by so many. Raises UsageError where those aren't known, or `keep` leaves nothing.
-        """
+        the score by so many. Raises UsageError where those aren't known, `keep` leaves nothing, or
+        it is too far."""
         scale = scale if isinstance(scale, Scale) else Scale(scale)
         direction = self.direction(name, keep)
         if scale.unit:
@@ -129,7 +132,10 @@ class Attributes:
             step = scale.count * self._counted(name, scale.unit) / gain
         else:
             step = scale.count * math.sqrt(length or z.shape[1])
-        return z + (step * direction).to(z.dtype)
+        moved = z + (step * direction).to(z.dtype)
+        if not (moved.abs() <= FURTHEST).all():
+            raise UsageError(f"{name} moves z further than numbers go; choose a smaller scale")
+        return moved
 
     def _counted(self, name: str, unit: str) -> float:
         """How far one of what a scale counts in moves the score."""

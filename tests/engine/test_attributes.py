@@ -75,6 +75,22 @@ class TestScales:
         with pytest.raises(UsageError, match="unknown unit 'years'"):
             Scale(10, "years")  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("scale", [1e39, -1e38, Scale(1e39, "sd"), Scale(1e308, "sd")], ids=str)
+    def test_none_leaves_what_cant_be_a_number(self, scale: float | Scale) -> None:
+        """Whatever is written can be read again."""
+        known, z = attributes(), normal(2, 8)
+        with pytest.raises(UsageError, match="choose a smaller scale"):
+            known.move(z, "smiling", scale)
+        assert known.move(z, "smiling", 1e6).isfinite().all()
+
+    def test_weights_of_0_have_no_direction(self) -> None:
+        known = attributes()
+        known.weight[0] = 0
+        for keep in ([], ["Male"]):
+            with pytest.raises(UsageError, match="Smiling has no direction"):
+                known.move(normal(1, 8), "Smiling", 0.3, keep=keep)
+        assert known.move(normal(1, 8), "Young", 0.3, keep=["Smiling"]).isfinite().all()
+
 
 class TestKeep:
     @pytest.mark.parametrize("scale", SCALES, ids=str)
