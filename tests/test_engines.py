@@ -196,6 +196,25 @@ class TestEncoding:
         assert pdae("decode", "two", "-o", "back/", "--random-noise").code == 0
         assert len(outputs(tmp_path / "back")) == 4
 
+    def test_a_picture_that_is_replaced_meanwhile_is_encoded_by_the_next_run(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the file says that it was made of is what was encoded."""
+        source, add = folder_of(tmp_path / "in", 2), CodesWriter.add
+
+        def replaced(file: CodesWriter, codes: Codes) -> None:
+            add(file, codes)
+            picture(9).save(source / "0.png")
+
+        line = ("encode", source, "--no-noise", "-o", "c.parquet")
+        with monkeypatch.context() as patch:
+            patch.setattr(CodesWriter, "add", replaced)
+            assert pdae(*line).code == 0
+        before = codes_in("c.parquet")
+        assert "c.parquet is made again: its input changed" in pdae(*line).err
+        after = codes_in("c.parquet")
+        assert before.picture_shas[0] != after.picture_shas[0] and "1 unchanged" in pdae(*line).err
+
     def test_data_sets_are_inputs(self, pdae: Command, tmp_path: Path) -> None:
         """Names come from a column, the pictures' files or the row; shares are disjoint."""
         photos(tmp_path / "a.parquet", 4, bad=1)

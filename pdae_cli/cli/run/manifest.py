@@ -117,7 +117,8 @@ def state_of_file(
         return State(reason="standard input can be read only once")
     failed = {name for name, _ in recipe.failed}
     unread = _unread([item for item in items if told(item.label) in failed], read)
-    now = [digest_of(items, unread)] if path.suffix == TABLE else list(_shas(items, unread))
+    shas = _shas(items, unread)
+    now = [digest_of(shas)] if path.suffix == TABLE else list(shas)
     if [sha for _, sha in recipe.sources] != now:
         return State(reason="its input changed")
     names = {told(label) for label in unread}
@@ -149,10 +150,10 @@ def sha_of(item: Item) -> str:
         return ""
 
 
-def digest_of(items: Iterable[Item], unread: Collection[str]) -> str:
-    """Compute a SHA-256 of many inputs' contents, without the content of the unread (labels)."""
+def digest_of(shas: Iterable[str]) -> str:
+    """Compute a SHA-256 of many inputs, by that of each one's content; "" is of the unread."""
     whole = hashlib.sha256()
-    for sha in _shas(items, unread):
+    for sha in shas:
         whole.update(bytes.fromhex(sha) or bytes(1))
     return whole.hexdigest()
 

@@ -4,7 +4,7 @@ follow one another. A part is there when it is whole, and says what it was made 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,27 +36,29 @@ def write_parts(
         if not run.file_wanted(some, load):
             continue
         run.failures.clear()
+        shas: dict[str, str] = {}  # of what was encoded: by now a file may hold something else
         with CodesWriter(Path(run.destination.target)) as file:
             for batch in run.through(some, load):
+                shas |= {one.item.label: one.input_sha for one in batch}
                 with batch:
                     file.add(codes_of(batch))
             if not file.count:
                 continue
-            whole = _whole(some, run.unread)
+            whole = _whole(some, shas)
             made = recipe(run, [whole], {"failed": run.failures})
             file.finish({"recipe": json.dumps(made, sort_keys=True, default=str)})
         said = f": {counted(file.count, 'picture')}"
         run.report(whole, Made(None, record | {"pictures": file.count}, said))
 
 
-def _whole(items: Iterable[Item], unread: Collection[str]) -> Loaded:
-    """All items of a part as one input."""
+def _whole(items: Iterable[Item], shas: Mapping[str, str]) -> Loaded:
+    """All items of a part as one input, of the SHA-256 by label of those that were read."""
     if not isinstance(items, Sequence):
         return Loaded(Item("-", Path(), name="-"), "-", Path(), "")
     first, last = items[0].label, items[-1].label
     label = first if first == last else f"{first} … {last}"
     named = replace(items[0], name=items[0].label)
-    return Loaded(named, label, Path(), digest_of(items, unread))
+    return Loaded(named, label, Path(), digest_of(shas.get(item.label, "") for item in items))
 
 
 def _cut(run: Run, items: Iterable[Item]) -> list[tuple[Path, Iterable[Item]]]:
