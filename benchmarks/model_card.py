@@ -170,13 +170,13 @@ def judged(judge: Judge, pictures: Tensor) -> Tensor:
 
 
 def samples(model: Model, held_out: Pictures, judge_path: Path) -> Figures:
-    """Fréchet distance of samples to held-out pictures in the judge's features, beside that of one
-    half of these to the other."""
+    """Fréchet distance of samples to held-out pictures in the judge's features, beside that of as
+    many of these to the others."""
     judge, _ = read_judge(judge_path)
-    # In any order: by name one half would be CelebA's, the other LFW's.
-    order = torch.randperm(len(held_out), generator=generator(0, "halves")).tolist()
+    # In any order: by name the first are all CelebA's.
+    order = torch.randperm(len(held_out), generator=generator(0, "real")).tolist()
     real = judge.features(to_float(held_out.stack(order)))
-    found: Figures = {"halves": metrics.frechet(*real.tensor_split(2)), "pictures": JUDGED}
+    found: Figures = {"real": metrics.frechet(real[:JUDGED], real[JUDGED:]), "pictures": JUDGED}
     for steps in (20, 50):
         made, _ = model.sample(JUDGED, inference_steps=steps)
         found[str(steps)] = metrics.frechet(judge.features(made), real)
@@ -243,7 +243,7 @@ def markdown(figures: Figures) -> str:
         parts.append(table(f"{header}|after, {KEPT} kept|others moved, {KEPT} kept", rows))
     if "samples" in figures:
         v = figures["samples"]
-        rows = [["real faces, one half to the other", v["halves"]]]
+        rows = [["as many real faces to the others", v["real"]]]
         rows += [[f"samples of {steps} steps", v[str(steps)]] for steps in (20, 50)]
         parts.append(table(f"{v['pictures']} samples|Fréchet distance (judge's features)", rows))
     if "memorised" in figures:

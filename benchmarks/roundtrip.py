@@ -221,10 +221,10 @@ def _rows(codes: Codes, rows: list[int]) -> Codes:
 def samples(model: Model, judge: Judge, count: int, real: Tensor) -> list[Figures]:
     """Fréchet distance (judge's features) of samples to real faces, by solver and steps."""
     rows: list[Figures] = []
-    # In any order: by name one half would be CelebA's, the other LFW's.
-    features = judge.features(real[torch.randperm(len(real), generator=generator(0, "halves"))])
-    floor = metrics.frechet(*features.tensor_split(2))
-    rows.append({"name": "real faces, one half to the other", "nfe": 0, "frechet": floor})
+    # In any order: by name the first are all CelebA's.
+    features = judge.features(real[torch.randperm(len(real), generator=generator(0, "real"))])
+    floor = metrics.frechet(features[:count], features[count:])
+    rows.append({"name": "as many real faces to the others", "nfe": 0, "frechet": floor})
     wanted = [("dpmpp", "asinh", n) for n in (5, 10, 20, 50)]
     wanted += [("leapfrog", "asinh", n) for n in (10, 20)]
     wanted += [("ddim", "asinh", n) for n in (10, 20, 50)]
