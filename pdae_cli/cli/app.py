@@ -31,6 +31,7 @@ from .output import Output
 from .push import push
 from .reconstruct import reconstruct
 from .redo import redo
+from .run.launch import on_its_machine
 from .sample import sample
 from .selftest import selftest
 from .streams import standard_streams
@@ -151,7 +152,7 @@ def _code() -> Any:
         return _explained(error)
     while not isinstance(stop, KeyboardInterrupt | None):
         stop = stop.__cause__ or stop.__context__
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if on_its_machine() == 0:
         Output().say("; ".join(["interrupted", *map(str, stop.args if stop else ())]))
     return STOPPED
 
@@ -168,7 +169,7 @@ def _explained(error: Exception) -> int:
     if isinstance(error, OSError):  # whatever the system refuses: the user's to mend, not ours
         error = unwritable(error.filename or "a file", error)
     if isinstance(error, PdaeError):
-        if not (isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"):
+        if not (isinstance(error, UsageError) and on_its_machine() > 0):
             Output().error(str(error))  # of a launcher's processes one says what all got wrong
         return error.exit_code
     where = traceback.extract_tb(error.__traceback__)[-1]

@@ -18,7 +18,7 @@ from .complete import models
 from .output import Output
 from .run.destination import writable
 from .run.inputs import Item, check_names
-from .run.launch import device_of, join, launched
+from .run.launch import device_of, forget_leftovers, join, launched
 
 if TYPE_CHECKING:
     from ..checkpoints import PretrainedModel
@@ -153,6 +153,7 @@ class ModelOptions(SaidOptions):
         """Load the model onto its device, or onto this one."""
         from ..checkpoints import load
 
+        forget_leftovers()
         announce = Output(quiet=self.quiet).say
         model = load(self.model, device or self.device, self.dtype, announce, self.compile)
         model.batch_size, model.notify = self.batch_size, announce

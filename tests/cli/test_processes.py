@@ -11,16 +11,27 @@ import time
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from cli_runs import ended, folder_of, outputs, records, running
 from conftest import Command
 
 from pdae_cli.cli.run.launch import NAMES
 
 FAST = ("--inference-steps", "3")
+SLOW = ("--inference-steps", "60", "--batch-size", "1")
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"),
     "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m"),
 }
+
+
+def launch(launcher: str, model: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """The command as two processes."""
+    return subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[launcher], "pdae_cli", *command],
+        env=os.environ | {"PDAE_MODEL": str(model), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 class TestShares:
@@ -33,11 +44,7 @@ class TestShares:
         (source / "bad.png").write_bytes(b"")
         command = ("encode", str(source), "--json", "--no-noise", "-o")
         alone = ended(running(tiny_folder, *command, one))
-        done = subprocess.run(
-            [sys.executable, "-m", *LAUNCHERS[launcher], "pdae_cli", *command, str(two)],
-            env=os.environ | {"PDAE_MODEL": str(tiny_folder), "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        done = launch(launcher, tiny_folder, *command, str(two))
         assert alone[0] == 3 and done.returncode != 0
         assert "exitcode: 3" in done.stderr.replace(" ", "").replace("exitcode:", "exitcode: ")
         assert outputs(two) == outputs(one) and len(outputs(two)) == 5
@@ -45,6 +52,16 @@ class TestShares:
         assert len(records("\n".join(said))) == len(records(alone[1])) == 6
         parts = {path.name for path in (two / ".pdae").glob("manifest*")}
         assert parts == {"manifest-0.jsonl", "manifest-1.jsonl"}
+
+    def test_a_share_that_fails_at_once_lets_the_other_finish(
+        self, tiny_folder: Path, tmp_path: Path
+    ) -> None:
+        """Its launcher would kill the other where it ended first."""
+        source, out = folder_of(tmp_path / "in", 8), tmp_path / "o"
+        for number in range(0, 8, 2):
+            (source / f"{number}.png").write_bytes(b"")
+        done = launch("torchrun", tiny_folder, "encode", str(source), *SLOW, "-o", str(out))
+        assert done.returncode != 0 and len(outputs(out)) == 4
 
     @pytest.mark.parametrize("numbers", [range(1, 5), range(4)], ids=["from 1", "from 0"])
     def test_job_arrays_count_as_schedulers_do(
@@ -76,17 +93,30 @@ class TestShares:
 
     @pytest.mark.parametrize(
         "left", [{"WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "1"},
-                 {"WORLD_SIZE": ""}, dict.fromkeys(NAMES, "x"), dict.fromkeys(NAMES, "2")],
+                 {"WORLD_SIZE": ""}, dict.fromkeys(NAMES, "x"), dict.fromkeys(NAMES, "2"),
+                 {"LOCAL_RANK": "1"}, {"LOCAL_RANK": "x"},
+                 dict(zip(NAMES, ("0", "2", "x", "localhost", "0"), strict=True))],
         ids=str,
     )  # fmt: skip
     def test_what_a_launcher_left_in_the_environment_is_nothing(
         self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: dict[str, str]
     ) -> None:
         source = folder_of(tmp_path / "in", 3)
+        AcceleratorState._reset_state(reset_partial_state=True)
         for name, value in left.items():
             monkeypatch.setenv(name, value)
+        result = pdae("encode", "-o", tmp_path / "o")
+        assert result.code == 2 and "no input" in result.err
         result = pdae("encode", source, "-o", tmp_path / "o", "--no-noise")
         assert result.code == 0 and len(outputs(tmp_path / "o")) == 3
+
+    def test_so_it_is_in_a_process_of_its_own(
+        self, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which asks accelerate for the device before anything else does."""
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        source, z = folder_of(tmp_path / "in", 1) / "0.png", tmp_path / "z.safetensors"
+        assert ended(running(tiny_folder, "encode", source, *FAST, "-o", z))[0] == 0
 
     @pytest.mark.parametrize(
         ("variables", "share", "words"),

@@ -26,8 +26,9 @@ def launched() -> tuple[int, int]:
 
     Launchers set all of NAMES; what an old shell or a pod's environment left of them is none.
     """
-    rank, size, *rest = (os.environ.get(name, "") for name in NAMES)
-    if not all(rest) or not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+    rank, size, local, *rest = (os.environ.get(name, "") for name in NAMES)
+    numbers = all(map(str.isdecimal, (rank, size, local)))
+    if not all(rest) or not numbers or int(rank) >= int(size):
         return 0, 1
     return int(rank), int(size)
 
@@ -53,9 +54,12 @@ def join(share: str | None, dtype: str, say: Callable[[str], None]) -> None:
     if launched()[1] > 1:
         from datetime import timedelta
 
+        import torch
         from accelerate import PartialState
 
-        PartialState(timeout=timedelta(days=30))
+        # Without a GPU and unless told so accelerate takes each process to be alone.
+        cpu = not torch.accelerator.is_available()
+        PartialState(cpu=cpu, timeout=timedelta(days=30))
 
 
 def strangers() -> Iterator[tuple[str, int, str]]:
@@ -68,10 +72,17 @@ def strangers() -> Iterator[tuple[str, int, str]]:
             yield count, int(size), number
 
 
+def forget_leftovers() -> None:
+    """Forget what is left of a launcher that didn't start this process, which accelerate would wait
+    for."""
+    if launched() == (0, 1):
+        for name in NAMES:
+            os.environ.pop(name, None)
+
+
 def check_training() -> None:
     """Raise UsageError for an engine that training doesn't use, and for tasks that know nothing of
-    one another; forget what is left of a launcher that didn't start this process, which accelerate
-    would wait for."""
+    one another; forget what a launcher left."""
     for engine in ENGINES:
         if asked(f"USE_{engine}") in YES:
             raise UsageError(f"the launcher asks for {engine}, which isn't used; launch it without")
@@ -81,9 +92,7 @@ def check_training() -> None:
             f"torchrun … -m pdae_cli train … or accelerate launch in it; where it is alone, unset "
             f"{count}"
         )
-    if launched() == (0, 1):
-        for name in NAMES:
-            os.environ.pop(name, None)
+    forget_leftovers()
 
 
 def set_aside(accumulate: int, compiled: bool) -> Iterator[str]:
