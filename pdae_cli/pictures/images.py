@@ -65,7 +65,8 @@ def with_alpha(pixels: Tensor, alpha: Tensor) -> Tensor:
 def as_tensor(images: Pictures, size: int, channels: int = 3, fit: str = "crop") -> Tensor:
     """Tensors, Pillow pictures or paths in a model's frame: (N, channels, size, size) float32.
 
-    Raises InputError for a tensor of another shape or a file that can't be read.
+    Raises InputError for a tensor of another shape or of whole numbers, a file that can't be read,
+    and for no pictures.
     """
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1:] != (channels, size, size):
@@ -73,9 +74,16 @@ def as_tensor(images: Pictures, size: int, channels: int = 3, fit: str = "crop")
                 f"pictures of shape {tuple(images.shape)} don't fit the model, "
                 f"which takes (N, {channels}, {size}, {size})"
             )
-        return images.float()
-    if isinstance(images, str | Path | Image.Image):
+        if not images.is_floating_point():
+            kind = str(images.dtype).removeprefix("torch.")
+            made = "pdae_cli.pictures.images.to_float makes them of 0 to 255"
+            raise InputError(f"pictures are floats in [-1, 1], not {kind}; {made}")
+    elif isinstance(images, str | Path | Image.Image):
         images = [images]
+    if not len(images):
+        raise InputError("no pictures; give at least one")
+    if isinstance(images, Tensor):
+        return images.float()
     opened = (
         one if isinstance(one, Image.Image) else open_picture(Path(one), str(one)) for one in images
     )

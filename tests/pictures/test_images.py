@@ -150,6 +150,18 @@ def test_pictures_of_any_kind_are_one_batch(tmp_path: Path) -> None:
     assert torch.equal(images.as_tensor(from_files, 16), from_files)
     with pytest.raises(InputError, match=r"takes \(N, 3, 32, 32\)"):
         images.as_tensor(from_files, 32)
+    nothing: list[images.Pictures] = [[], from_files[:0]]
+    for none in nothing:
+        with pytest.raises(InputError, match="no pictures"):
+            images.as_tensor(none, 16)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_arent_taken_as_values_from_minus_1_to_1(kind: torch.dtype) -> None:
+    pixels = torch.ones(1, 3, 16, 16, dtype=kind)
+    with pytest.raises(InputError, match=r"floats in \[-1, 1\], not .*to_float"):
+        images.as_tensor(pixels, 16)
+    assert images.as_tensor(images.to_float(pixels), 16).dtype == torch.float32
 
 
 def test_heic_is_read_upright_as_a_jpeg_is() -> None:
