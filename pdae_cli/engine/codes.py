@@ -73,6 +73,10 @@ class Codes:
         same = sampling.same_way(Sampling().changed(self.sampling))
         return self.residual_T if same else None
 
+    def names(self) -> Sequence[str]:
+        """What names each row's random numbers: its picture's SHA-256, else its own."""
+        return self.picture_shas or [self.row_sha(row) for row in range(len(self))]
+
     def row_sha(self, row: int) -> str:
         """SHA-256 of one row's z and states."""
         parts = [part[row].flatten() for part in self.tensors().values()]

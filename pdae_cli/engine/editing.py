@@ -175,7 +175,7 @@ def decode_within(
         raise InputError(f"{Z_ALONE}; edit with --random-noise, or encode with x_T")
     sampling = to_decode(codes.sampling, changes, sampling)
     trajectory = model.trajectory(sampling)
-    draws = generators or [generator(0, name) for name in codes.picture_shas]
+    draws = generators or [generator(0, name) for name in codes.names()]
     z, x_T = torch.stack([codes.z, edited.z]), torch.stack([codes.x_T, edited.x_T])
     residuals = [one.residual_of(sampling) for one in (codes, edited)]
     residual_T = torch.stack([torch.zeros_like(codes.x_T) if r is None else r for r in residuals])

@@ -229,7 +229,7 @@ class Model:
         seed 0 and its SHA). Raises InputError for codes of another model or without x_T."""
         self.check(codes)
         sampling = to_decode(codes.sampling, changes, sampling)
-        generators = generators or [generator(0, sha) for sha in codes.picture_shas]
+        generators = generators or [generator(0, name) for name in codes.names()]
         if random_noise:
             return self.to_pictures(self.noise(generators), [codes.z], generators, sampling)
         if codes.x_T is None:
@@ -261,6 +261,8 @@ class Model:
 
     def check(self, codes: Codes) -> None:
         """Raise InputError unless this model can decode the codes."""
+        if not len(codes):
+            raise InputError("these codes hold no rows; encode at least one picture")
         name, ours, theirs = self.name, self.weights_sha, codes.weights_sha
         if ours and theirs and ours != theirs:
             other = f"these codes are of another model ({codes.model}, weights {theirs[:12]})"
@@ -306,9 +308,11 @@ class Model:
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
         sampling = to_decode(codes.sampling, changes, sampling)
         way = torch.linspace(0, 1, count).tolist() if isinstance(count, int) else list(count)
+        if not way:
+            raise UsageError("no pictures to make; ask for at least one")
         found: dict[float, Tensor] = {}
         if {0.0, 1.0} & set(way):
-            own = [generator(seed, sha) for sha in codes.picture_shas]
+            own = [generator(seed, name) for name in codes.names()]
             found |= zip((0.0, 1.0), self.decode(codes, sampling, generators=own), strict=True)
         if within := [share for share in way if 0 < share < 1]:
             middle, share = between(codes, within), torch.tensor(within)[:, None, None, None]
@@ -364,6 +368,8 @@ class Model:
         sampling = (sampling or Sampling()).changed(changes)
         numbers = range(count) if isinstance(count, int) else count
         generators = [generator(seed, "sample", number) for number in numbers]
+        if not generators:
+            raise UsageError("no pictures to make; ask for at least one")
         zs = [] if unconditional else [self.sample_z(generators, sampling)]
         if sampling.guide_until is None and not unconditional and not self.takes_z:
             until = self.trajectory(sampling).unguided_below()

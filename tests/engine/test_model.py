@@ -297,6 +297,31 @@ def test_z_alone_needs_random_noise(model: Model) -> None:
     assert torch.equal(both[1:], model.decode(codes[1:], random_noise=True, **STEPS))
 
 
+def test_random_numbers_are_named_by_rows_that_have_no_picture(model: Model) -> None:
+    """As those of codes that somebody else computes: each row has its own, whatever is beside."""
+    codes = replace(model.encode(pictures_of(2), **STEPS), picture_shas=())
+    for how in ({"random_noise": True}, {"solver": "ddpm"}):
+        both = model.decode(codes, **STEPS, **how)  # type: ignore[arg-type]
+        alone = model.decode(codes[1:], **STEPS, **how)  # type: ignore[arg-type]
+        assert torch.equal(both[1:], alone)
+    ends = [model.interpolate(codes, 2, seed=seed, solver="ddpm", **STEPS) for seed in (0, 0, 1)]
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_no_pictures_are_a_line(model: Model) -> None:
+    codes = model.encode(pictures_of(2), **STEPS)
+    with pytest.raises(InputError, match="no pictures"):
+        model.encode(pictures_of(2)[:0])
+    for made in (model.decode, lambda none: model.manipulate(none, [("smiling", 0.3)])):
+        with pytest.raises(InputError, match="no rows"):
+            made(codes[:0])
+    for count in (0, []):
+        with pytest.raises(UsageError, match="no pictures to make"):
+            model.sample(count)
+        with pytest.raises(UsageError, match="no pictures to make"):
+            model.interpolate(codes, count)
+
+
 def test_parts_that_a_model_lacks_are_named(model: Model) -> None:
     plain = Model(model.config, model.dpm)
     assert plain.encoder is None and plain.gradient_estimator is None
