@@ -44,16 +44,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             if sys.platform == "win32":  # which renames no open file
                 file.close()
             temporary.replace(path)
-        if hasattr(os, "O_DIRECTORY"):  # a rename outlives a power failure, where that can be asked
-            handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        _keep_names(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _keep_names(folder: Path) -> None:
+    """Have renames outlive a power failure, where a folder and its disk let that be asked."""
+    if hasattr(os, "O_DIRECTORY"):
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def _temporary(folder: Path) -> tuple[Path, BinaryIO]:

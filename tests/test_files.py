@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,22 @@ class TestAtomicWrites:
         with pytest.raises(InputError, match="can't write"):
             write_bytes(tmp_path / "folder", b"")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+    @pytest.mark.parametrize("refused", ["open", "fsync"])
+    def test_a_file_in_its_place_is_written_whatever_its_folder_refuses(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+    ) -> None:
+        """One that can't be listed, or a disk that syncs no folders."""
+        ask = vars(os)[refused]
+
+        def refuse(what: str | int, *how: int) -> object:
+            if os.path.isdir(what):  # noqa: PTH112, it may be a number
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return ask(what, *how)
+
+        monkeypatch.setattr(os, refused, refuse)
+        write_bytes(tmp_path / "it", b"whole")
+        assert (tmp_path / "it").read_bytes() == b"whole"
 
     def test_places_are_tried_before_the_work(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
