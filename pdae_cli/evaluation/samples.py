@@ -48,14 +48,15 @@ def samples(
     some, others = features.tensor_split([min(count, len(features) // 2)])
     protocol = {"features": judge.protocol}
     rows: list[Row] = [{"samples": REAL} | _distances(some, others) | protocol]
-    shown = {"held out": real[:SHOWN]}
+    columns = min(SHOWN, count)
+    shown = {"held out": real[:columns]}
     for kind, number in track(list(product(kinds, steps))):
         how = (sampling or Sampling()).changed({"inference_steps": number})
         made, _ = model.sample(count, how, seed=seed, unconditional=kind == "unconditional")
         row = {"samples": KINDS[kind], "inference_steps": number, "solver": how.solver}
         rows.append(row | _distances(judge.features(made), features) | protocol)
         if number == steps[-1]:
-            shown[KINDS[kind]] = made[:SHOWN]
+            shown[KINDS[kind]] = made[:columns]
     lines = [
         curve(rows, KINDS[kind], "inference_steps", "judge_frechet", samples=KINDS[kind])
         for kind in kinds
@@ -63,7 +64,7 @@ def samples(
     lines.append(Line(REAL, list(steps), [rows[0]["judge_frechet"]] * len(steps), dashed=True))
     title = f"Judge-Fréchet distance, {count} samples, {len(real)} real pictures (not FID)"
     plot = Plot(title, "solver steps", "judge-Fréchet", lines, log_x=True)
-    pixels = laid_out(torch.cat([*shown.values()]), len(real[:SHOWN]), row_titles=[*shown])
+    pixels = laid_out(torch.cat([*shown.values()]), columns, row_titles=[*shown])
     return Finding("samples", _words(rows, count, features.shape[1]), rows, plot, pixels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pdae_cli.evaluation import metrics
 from pdae_cli.evaluation.judge import Judge, read_judge, write_judge
 from pdae_cli.evaluation.reconstruction import reconstruction
 from pdae_cli.evaluation.samples import samples
+from pdae_cli.pictures.sheets import GAP, WIDTH
 
 
 def judge(size: int = 32) -> Judge:
@@ -88,6 +90,23 @@ class TestSamples:
         assert row["judge_frechet"] == metrics.frechet(a, b)
         assert row["judge_kid"] == metrics.kernel_distance(a, b)
         assert (row["precision"], row["recall"]) == metrics.precision_recall(b, a)
+
+    @pytest.mark.parametrize(("count", "columns"), [(5, 5), (7, 7), (9, 8)])
+    def test_the_sheet_has_a_row_of_each_kind(
+        self, model: Model, monkeypatch: pytest.MonkeyPatch, count: int, columns: int
+    ) -> None:
+        """Real ones white, those of eps_theta alone black, PDAE's grey."""
+
+        def sample(_: Model, count: int, *__: Any, unconditional: bool, **___: Any) -> Any:
+            return torch.full((count, 3, 32, 32), -1.0 if unconditional else 0.0), None
+
+        monkeypatch.setattr(Model, "sample", sample)
+        finding = samples(model, judge(), torch.ones(10, 3, 32, 32), count=count, steps=(2,))
+        assert finding.sheet is not None
+        across = finding.sheet.shape[2] - columns * (WIDTH + GAP)
+        for row, value in enumerate((255, 0, 128)):
+            middle = finding.sheet[:, GAP + row * (WIDTH + GAP) + WIDTH // 2, across:]
+            assert (middle.unflatten(1, (columns, -1))[..., :WIDTH] == value).all()
 
     def test_fewer_real_pictures_than_make_two_sets_are_refused(self, model: Model) -> None:
         with pytest.raises(UsageError, match="at least 10 pictures, not 9"):
