@@ -40,11 +40,13 @@ def reach(
     scores: Sequence[tuple[str, Scale]],
     keep: Sequence[str] = (),
 ) -> Codes:
-    """Move each z along attributes to scores: so many standard deviations from the mean, or a
-    number's own value. None of them is changed by another, nor those of attributes to `keep`.
-    Raises UsageError where a score's mean isn't known, or one can't move without the others."""
+    """Move each z along attributes to scores: so many standard deviations from the mean, "sd" or
+    "", or a number's own value, "u". None of them is changed by another, nor those of attributes to
+    `keep`. Raises UsageError where a score's mean isn't known, or one can't move without the
+    others."""
     if (known := model.attributes) is None:
         raise ModelError(f"{model.name} has no attributes")
+    model.check(codes)
     rows, names = [codes[row : row + 1] for row in range(len(codes))], [name for name, _ in scores]
     for name, target in scores:
         spread = (0.0, 1.0) if target.unit == "u" else known.spread(name)
@@ -53,7 +55,7 @@ def reach(
         kept, column = [*keep, *(one for one in names if one != name)], known.index(name)
         for row, one in enumerate(rows):
             now = (model.scores(one)[0, column].item() - spread[0]) / spread[1]
-            left = replace(target, count=target.count - now)
+            left = Scale(target.count - now, target.unit or "sd")
             rows[row] = model.manipulate(one, [(name, left)], kept)
     return stack(rows)
 

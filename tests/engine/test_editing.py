@@ -16,6 +16,8 @@ from pdae_cli.diffusion.noise import generator, normal
 from pdae_cli.diffusion.schedule import Schedule
 from pdae_cli.diffusion.solvers import SOLVERS
 from pdae_cli.diffusion.trajectory import Sampling, Trajectory
+from pdae_cli.engine.attributes import Scale
+from pdae_cli.engine.codes import Codes
 from pdae_cli.engine.editing import (
     LUMA,
     alongside,
@@ -24,6 +26,7 @@ from pdae_cli.engine.editing import (
     colourise,
     decode_within,
     inpaint,
+    reach,
     settled,
 )
 from pdae_cli.engine.model import Model
@@ -209,6 +212,16 @@ class TestCompletion:
         assert (made.amax(1) - made.amin(1) > 1e-3).float().mean() > 0.9
         with pytest.raises(ModelError, match="without colours"):
             colourise(tiny_model(channels=1), torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("unit", ["", "sd"])
+def test_a_score_is_reached_in_its_standard_deviations(model: Model, unit: Any) -> None:
+    """Whatever PDAE's own step would be."""
+    assert model.attributes is not None
+    model.attributes.facts["Smiling"] = {"score_mean": 0.5, "score_sd": 2.0}
+    codes = Codes(z=torch.randn(3, 6))
+    moved = reach(model, codes, [("smiling", Scale(1.5, unit))])
+    assert model.scores(moved)[:, 0].tolist() == pytest.approx([0.5 + 1.5 * 2] * 3, abs=1e-4)
 
 
 class TestLocalEdits:
