@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, BinaryIO
 
-from ..errors import InputError
-from ..files import unwritable
+from ..errors import InputError, StorageError
 
 
 class Messages(io.FileIO):
@@ -25,8 +24,8 @@ class Messages(io.FileIO):
 
 
 class Results(io.FileIO):
-    """Standard output: what can't be written is InputError or StorageError, once; a reader who left
-    ends the process without a word, as filters end."""
+    """Standard output: what can't be written is StorageError, once, whatever comes after it; a
+    reader who left ends the process without a word, as filters end."""
 
     failed = False
 
@@ -38,7 +37,8 @@ class Results(io.FileIO):
             if isinstance(error, BrokenPipeError) and sys.platform != "win32":
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 signal.raise_signal(signal.SIGPIPE)
-            raise unwritable("standard output", error) from error
+            why = f"{error.strerror or error}; make room, or send it elsewhere, and run it again"
+            raise StorageError(f"can't write standard output: {why}") from error
 
 
 def results() -> BinaryIO:

@@ -36,6 +36,15 @@ def test_a_full_disk_as_standard_output_is_a_line(
     assert "can't write standard output: No space left on device; make room" in err
 
 
+def test_records_that_cant_be_written_end_the_run(tmp_path: Path, tiny_folder: Path) -> None:
+    """They are no input's failure, after which its batch would be tried again without a word."""
+    folder_of(tmp_path / "in", 8)
+    line = f"ulimit -f 1; {PDAE} reconstruct in --inference-steps 2 --json > log.jsonl"
+    code, _, err = shell(line, tmp_path, tiny_folder)
+    assert code == 3 and err.count("\n") == 1
+    assert "can't write standard output: File too large; make room, or send it elsewhere" in err
+
+
 def test_closed_and_full_streams_stop_no_work(tmp_path: Path, tiny_folder: Path) -> None:
     """As of cron, daemons and readers that left: the files are made, and the exit code is right."""
     folder_of(tmp_path / "in", 2)
