@@ -83,7 +83,7 @@ def _complete(
     model = options.load()
     parity = changes.get("parity")  # else what suits completing pictures, with what was given
     sampling = options.sampling() if parity else editing.COMPLETING.changed(changes)
-    tried = like is None and sampling.guidance != 0  # first without z
+    tried = like is None and sampling.guidance != 0 and not model.takes_z  # first without z
     nfe = model.trajectory(sampling).evaluations()[1] * (2 if tried else 1)
     record = {"model": model.name, "seed": options.seed}
     with Run(model, options, command, destination, nfe) as run:

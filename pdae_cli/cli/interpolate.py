@@ -72,7 +72,7 @@ def interpolate(
     if one_file and not moves:
         size = model.config.image_size
         check_tiled(steps, steps, size, size, destination.suffix)
-    nfe = model.trajectory(options.sampling()).evaluations()[1] * (1 if mode == "latent" else 2)
+    nfe = model.trajectory(options.sampling()).evaluations()[1]
     record = {"input": [a, b], "steps": steps, "model": model.name, "seed": options.seed}
     way, how = shares(steps, options.ease), {"seed": options.seed} | options.changes()
     frames: list[Tensor] = []

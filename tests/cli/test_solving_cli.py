@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from cli_runs import pixels_of
 from conftest import Command, picture
+from small_runs import untrained_diffae
 
+from pdae_cli.checkpoints.native import write_whole
 from pdae_cli.cli.options import SolvingOptions
+from pdae_cli.cli.output import ProgressLine
 from pdae_cli.diffusion.parity import PROGRAMS
 from pdae_cli.diffusion.solvers import SOLVERS, SPACINGS
 from pdae_cli.diffusion.trajectory import PRESETS
@@ -181,3 +184,37 @@ def test_standard_input_is_read_once(pdae: Command, pictures: list[Path]) -> Non
     data = pictures[0].read_bytes()
     codes = pdae("encode", "-", pictures[1], "-o", "-", *FAST, stdin=data)
     assert len(from_bytes(codes.out, "-")) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("interpolate", "a.safetensors", "b.safetensors", "-o", "out/", "--mode", "latent"),
+        ("interpolate", "a.safetensors", "b.safetensors", "-o", "out/", "--mode", "trajectory"),
+        ("inpaint", "a.png", "--mask", "mask.png", "-o", "out/"),
+        ("diffae", "inpaint", "a.png", "--mask", "mask.png", "-o", "out/"),
+    ],
+    ids=lambda line: " ".join(line[:2] + line[-1:]),
+)
+def test_a_bar_expects_as_many_evaluations_as_there_are(
+    pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = None
+    if line[0] == "diffae":
+        model, line = tmp_path / "diffae", line[1:]
+        write_whole(model, untrained_diffae(), torch.float32, {})
+    for seed, name in enumerate("ab"):
+        picture(seed).save(f"{name}.png")
+        pdae("encode", f"{name}.png", "-o", f"{name}.safetensors", *FAST)
+    picture(2, mode="L").save("mask.png")
+    bars, begin = list[ProgressLine](), ProgressLine.__init__
+
+    def begun(self: ProgressLine, *how: Any) -> None:
+        begin(self, *how)
+        bars.append(self)
+
+    monkeypatch.setattr(ProgressLine, "__init__", begun)
+    assert pdae(*line, *FAST, model=model).code == 0
+    (bar,) = bars
+    assert bar.total is not None and bar.evaluations == bar.total * bar.nfe > 0
