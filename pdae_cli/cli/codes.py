@@ -48,15 +48,14 @@ class CodesOptions(SaidOptions):
         their `states` for what is done with z alone. Raises UsageError, InputError."""
         from ..engine.codes import from_bytes
 
-        named = inputs or []
         items = collect(
-            named, self.files_from, self.recursive, null=self.null,
+            inputs, self.files_from, self.recursive, null=self.null,
             without=own_outputs("codes", self.given), say=Output(quiet=self.quiet).say,
         )  # fmt: skip
         last, found = None, []  # type: ignore[var-annotated]
         for item in items:
             table = item.table if item.is_codes else None
-            if (item.is_codes or item.name in named) and (table is None or table is not last):
+            if (item.is_codes or not item.found) and (table is None or table is not last):
                 codes = from_bytes(table.read() if table else item.read(), item.name)
                 codes = codes if states else replace(codes, x_T=None, residual_T=None)
                 found.append((item.name, codes))

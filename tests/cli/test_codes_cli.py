@@ -84,6 +84,20 @@ class TestMergeAndSplit:
         piped = from_bytes(result.out, "piped")
         assert piped.sources == ("1-0.png", "2-0.png") and result.code == 0
 
+    def test_what_is_named_is_read_whatever_its_suffix(
+        self, pdae: Command, files: dict[str, Path], tmp_path: Path
+    ) -> None:
+        """Also by a list or a pattern; of a folder's files those that say that they are codes."""
+        odd, out = tmp_path / "a.codes", tmp_path / "all.safetensors"
+        files["a"].rename(odd)
+        names = f"{odd}\n{files['b']}\n".encode()
+        for line in (("--files-from", "-"), (tmp_path / "*.codes", files["b"])):
+            assert pdae("codes", "merge", *line, "-o", out, "--overwrite", stdin=names).code == 0
+            assert read(out).sources == ("1-0.png", "2-0.png")
+        odd.write_bytes(b"no codes")
+        result = pdae("codes", "split", "--files-from", "-", "-o", tmp_path / "z", stdin=names)
+        assert result.code == 3 and f"{odd}: not a codes file" in result.err
+
     def test_other_models_are_refused_with_names_and_digests(
         self, pdae: Command, files: dict[str, Path], tmp_path: Path
     ) -> None:

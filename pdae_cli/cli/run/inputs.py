@@ -48,6 +48,7 @@ class Item:
     name: str = ""  # of its file, as typed
     table: Any = None  # that it is a row of
     source: str = ""  # what that calls the picture
+    found: bool = False  # in a folder or zip that was named, where it wasn't itself
 
     @property
     def is_codes(self) -> bool:
@@ -210,7 +211,8 @@ def _items(listing: Listing, tables: Mapping[str, Any]) -> Iterator[Item | Items
             yield _of_table(tables[name], label, _place(Path(name)))
             continue
         limit = MAX_CODES if name.lower().endswith(CODES) else MAX_PICTURE
-        yield Item(label, _place(Path(name)), partial(listing.read, name, limit), label)
+        read = partial(listing.read, name, limit)
+        yield Item(label, _place(Path(name)), read, label, found=True)
     for name, reason in sorted(listing.closed.items()):
         label = str(listing.root / name)
         yield _failed(label, Path(name), f"{label}: can't be opened: {reason}")
