@@ -186,6 +186,7 @@ def all_(
     options.free(output)
     needs_matplotlib()
     m = options.material(data, QUICK if quick else USUAL)
+    pictures = _pictures(m)  # raises before all work
     findings, code, begun = [], 0, perf_counter()
     for name, measure in every(m, judge, quick).items():
         m.out.say(f"{name} …")
@@ -203,8 +204,7 @@ def all_(
     facts = {
         "model": m.model.name,
         "digest": m.model.weights_sha,
-        "data": f"{told(str(data))}: {len(m.train)} pictures to learn from, "
-        f"{len(m.drawn_from)} to measure on",
+        "data": f"{told(str(data))}: {pictures}",
         "seed": options.seed,
         "made": f"pdae {__version__} in {perf_counter() - begun:.0f} s on {m.model.device}",
     }
@@ -214,6 +214,16 @@ def all_(
     m.out.say(f"{output} shows all of them")
     if code:
         raise typer.Exit(code)
+
+
+def _pictures(m: Material) -> str:
+    """How many pictures are learnt from and measured on, in words. Raises UsageError where there
+    are none to measure on."""
+    try:
+        learnt = len(m.train)
+    except UsageError:  # all are held out
+        learnt = 0
+    return f"{learnt} pictures to learn from, {len(m.drawn_from)} to measure on"
 
 
 def _ways(steps: str) -> list[int]:

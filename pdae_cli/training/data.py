@@ -243,7 +243,8 @@ def open_pictures(
 
 def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures]:
     """Part training and validation pictures: by the labels' `split`, else by their names' hashes,
-    the same 2 % whatever else there is; of small sets a twelfth, or ENOUGH where that is less."""
+    the same 2 % whatever else there is; of small sets a twelfth, or ENOUGH where that is less.
+    Raises UsageError where one of the two parts is empty."""
     held_out = labels.held_out if labels and labels.held_out else None
     if held_out is None:
         shares = sorted((_hash_share(name), name) for name in pictures.names)
@@ -253,7 +254,10 @@ def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures
     train = [name for name in pictures.names if name not in held_out]
     validation = [name for name in pictures.names if name in held_out]
     if not train or not validation:
-        raise UsageError(f"{pictures.root} needs at least two pictures to hold one out")
+        why = "needs at least two pictures to hold one out"
+        if len(validation) > 1:
+            why = f"has {len(validation)} pictures, all held out by its labels; say train of some"
+        raise UsageError(f"{pictures.root} {why}")
     return pictures.subset(train), pictures.subset(validation)
 
 

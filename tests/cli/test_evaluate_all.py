@@ -20,6 +20,7 @@ from PIL import Image
 from pdae_cli.checkpoints.native import write_whole
 from pdae_cli.cli.evaluation_data import Material, every
 from pdae_cli.errors import InputError, OutOfMemory, PdaeError, StorageError, UsageError
+from pdae_cli.evaluation.figures import Finding
 
 EXPERIMENTS = ["gap", "reconstruction", "stages", "attributes", "samples", "semantics"]
 
@@ -32,11 +33,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def zipped(folder: Path, count: int, labels: bool) -> Path:
-    """A zip of generated pictures, a third of them held out."""
+def zipped(folder: Path, count: int, labels: bool, train: int | None = None) -> Path:
+    """A zip of generated pictures, a third of them held out, or all but so many."""
+    train = 2 * count // 3 if train is None else train
     path = folder / "faces.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for file in labelled(folder / "faces", count, train=2 * count // 3, size=16).iterdir():
+        for file in labelled(folder / "faces", count, train=train, size=16).iterdir():
             if labels or file.suffix == ".png":
                 archive.write(file, file.name)
     return path
@@ -129,6 +131,22 @@ def test_an_experiment_that_fails_costs_itself_alone(
     assert result.code == code and result.err.count(f"is left out: {told}") == 5
     page = Page(out.read_text())
     assert headings(page) == EXPERIMENTS and len(page.tables) == 1
+
+
+def test_where_labels_hold_out_all_what_learns_nothing_is_measured(
+    pdae: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all of the data; what is held out alone has no other part, which is said at once."""
+    for name in set(EXPERIMENTS) - {"gap", "attributes"}:
+        monkeypatch.setattr(Material, name, lambda *_, **__: Finding("it", "It is."))
+    out, data = tmp_path / "page.html", zipped(tmp_path, 12, labels=True, train=0)
+    result = pdae("evaluate", "all", "--quick", "--whole", data, "-o", out, model=small)
+    assert result.code == 0, result.err
+    assert "attributes is left out: " in result.err and "all held out by its labels" in result.err
+    assert "0 pictures to learn from, 12 to measure on" in out.read_text()
+    out.unlink()
+    result = pdae("evaluate", "all", "--quick", data, "-o", out, model=small)
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and not out.exists()
 
 
 def test_a_judge_that_is_none_ends_it_before_all_work(

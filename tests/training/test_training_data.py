@@ -12,9 +12,10 @@ import torch
 from conftest import picture
 from small_runs import OPTIONS, drawn, folder_of
 
-from pdae_cli.errors import InputError
+from pdae_cli.errors import InputError, UsageError
 from pdae_cli.pictures.listing import Listing
 from pdae_cli.training.data import Pictures, PictureSource, Task, open_pictures, split
+from pdae_cli.training.labels import Labels
 from pdae_cli.training.stage import order
 
 
@@ -132,6 +133,19 @@ def test_split_follows_names_not_order(tmp_path: Path, count: int, held_out: int
     assert max(shares[n] for n in chosen.names) < min(shares[n] for n in train.names)
     if count == 5000:
         assert set(chosen.names) == {n for n in names if shares[n] < 0.02}
+
+
+def test_what_leaves_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
+    """Too few pictures, or labels that hold out all of many."""
+    names = [f"{number}.png" for number in range(2000)]
+    for some, held_out, words in (
+        (names[:1], set[str](), "needs at least two pictures"),
+        (names, set(names), "has 2000 pictures, all held out by its labels; say train of some"),
+    ):
+        labels = Labels([], {name: [] for name in some}, held_out, {}, {})
+        pictures = Pictures(PictureSource(tmp_path, some, str.encode), 1, 1, "crop")
+        with pytest.raises(UsageError, match=words):
+            split(pictures, labels)
 
 
 def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
