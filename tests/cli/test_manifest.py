@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import picture
+from conftest import Command, picture
+from random_codes import codes_of
 
 from pdae_cli.cli.run.manifest import Job, Manifest, State
+from pdae_cli.engine.codes import to_bytes
 from pdae_cli.engine.tensors import sealed
 
 JOB = Job("encode", "m" * 64, {"seed": 0})
+# Lines that say what they should, but for one thing of another kind: of an empty file, of its job.
+OUTPUT = b'{"output": "a.png", "sha256": "' + sha256(b"").hexdigest().encode() + b'", "job": %s}'
+JOB_LINE = b'\n{"job": "j", "command": "encode", "model": "' + b"m" * 64 + b'", "options": null}'
 
 
 class TestManifest:
@@ -123,7 +129,7 @@ class TestManifest:
 
     @pytest.mark.parametrize(
         "line", [b"[]", b"1", b'{"output": 1}', b'{"output": "a.png", "sha256": []}', b"\xff{",
-                 b'{"job": {}}', b"[" * 5000],
+                 b'{"job": {}}', b"[" * 5000, OUTPUT % b"[]", OUTPUT % b'"j"' + JOB_LINE],
     )  # fmt: skip
     def test_damage_is_as_good_as_nothing(self, tmp_path: Path, line: bytes) -> None:
         (tmp_path / ".pdae").mkdir()
@@ -131,3 +137,14 @@ class TestManifest:
         (tmp_path / "a.png").write_bytes(b"")
         manifest = Manifest(tmp_path, JOB)
         assert not manifest.state(tmp_path / "a.png", "s").done
+
+    def test_what_no_command_asks_of_it_may_be_unreadable(
+        self, pdae: Command, tmp_path: Path
+    ) -> None:
+        """It is of folders that `encode` fills: splitting codes into one needs none."""
+        (tmp_path / "z.safetensors").write_bytes(to_bytes(codes_of(2)))
+        (tmp_path / "out" / ".pdae" / "manifest.jsonl").mkdir(parents=True)
+        result = pdae("codes", "split", tmp_path / "z.safetensors", "-o", tmp_path / "out")
+        assert result.code == 0, result.err
+        result = pdae("encode", tmp_path / "z.safetensors", "-o", tmp_path / "out")
+        assert result.code == 3 and "manifest.jsonl: not a regular file" in result.err

@@ -121,6 +121,14 @@ def test_what_failed_is_read_again_by_the_next_run(
     assert pdae(*line).code == 0
 
 
+def test_a_table_may_be_named_in_capitals(pdae: Command, photos: Path) -> None:
+    pytest.importorskip("pyarrow")
+    line = ("encode", photos, "--no-noise", "-o", "codes.PARQUET")
+    assert pdae(*line).code == 0
+    assert "1 unchanged" in pdae(*line).err
+    assert "1 skipped" in pdae(*line, "--skip-existing").err
+
+
 def test_a_file_that_doesnt_say_of_which_settings_isnt_made_again(
     pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

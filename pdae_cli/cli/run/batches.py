@@ -272,7 +272,8 @@ class Run:
             list(load(item, anew))
 
         for path in self.destination.candidates():
-            by_name = self.options.skip_existing and path.suffix == TABLE  # its inputs aren't read
+            is_table = path.suffix.lower() == TABLE
+            by_name = self.options.skip_existing and is_table  # its inputs aren't read
             state = State() if by_name else state_of_file(path, self.job, items, read)
             theirs = not state.done and path.exists()
             if self.destination.named and (theirs or self._file(path) in self._taken):

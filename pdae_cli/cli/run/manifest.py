@@ -30,6 +30,10 @@ from .tables import PART_NAME, TABLE
 
 LINE = 1 << 20  # bytes of a line; longer ones are damage
 LARGEST = 1 << 30  # bytes of a manifest
+KINDS: dict[str, type] = {  # of what a line says, if it says it
+    "output": str, "sha256": str, "source": str, "record": dict, "text": str,
+    "job": str, "command": str, "model": str, "options": dict,
+}  # fmt: skip
 WRITTEN = ("PNG", "JPEG", "WEBP", "GIF")  # pictures that we write
 
 
@@ -118,7 +122,7 @@ def state_of_file(
     failed = {name for name, _ in recipe.failed}
     unread = _unread([item for item in items if told(item.label) in failed], read)
     shas = _shas(items, unread)
-    now = [digest_of(shas)] if path.suffix == TABLE else list(shas)
+    now = [digest_of(shas)] if path.suffix.lower() == TABLE else list(shas)
     if [sha for _, sha in recipe.sources] != now:
         return State(reason="its input changed")
     names = {told(label) for label in unread}
@@ -207,13 +211,13 @@ def _read(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict
             except (ValueError, RecursionError):
                 continue  # torn by a full disk or a power failure: its output is made again
             if not isinstance(entry, dict) or not all(
-                isinstance(entry.get(part) or {}, dict) for part in ("record", "options")
+                isinstance(entry.get(name, kind()), kind) for name, kind in KINDS.items()
             ):
                 continue
             if "output" in entry:
-                entries[str(entry["output"])].append(entry)
+                entries[entry["output"]].append(entry)
             elif "job" in entry:
-                jobs[str(entry["job"])] = entry
+                jobs[entry["job"]] = entry
     return entries, jobs
 
 
@@ -227,12 +231,12 @@ def own_outputs(command: str, given: dict[str, Any]) -> set[str]:
     for folder in [Path(one) for one in found if is_folder(Path(one))]:
         try:
             entries, jobs = _read(folder)
-        except OSError:
+        except (OSError, InputError):
             continue  # as opening it will say
         if command == "encode":
             found |= {str(one) for one in folder.iterdir() if PART_NAME.fullmatch(one.name)}
         for name, lines in entries.items():
-            if any(jobs.get(str(line.get("job")), {}).get("command") == command for line in lines):
+            if any(jobs.get(line.get("job", ""), {}).get("command") == command for line in lines):
                 found.add(str(folder / name))
     return found
 
@@ -268,13 +272,12 @@ class Manifest:
         alike = self._entries(output, now) or self._entries(output, now, anew=True)
         for entry in alike:
             if entry.get("job") in self.job.digests and entry.get("source") == source:
-                said = str(entry.get("text", ""))
-                return State(done=True, record=entry.get("record"), text=said)
+                return State(True, record=entry.get("record"), text=entry.get("text", ""))
         if not alike and not _is_damaged(output):
             return State(foreign=True, reason="and was changed since it was written")
         if not alike:
             return State(reason="it isn't what was written")
-        before = self._said[1].get(str(alike[-1].get("job")), {})
+        before = self._said[1].get(alike[-1].get("job", ""), {})
         if before.get("command") != self.job.command:
             return State(foreign=True)
         if alike[-1].get("job") not in self.job.digests:
