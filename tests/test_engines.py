@@ -112,6 +112,16 @@ class TestTables:
             from_table(table.set_column(at, column, pa.array(values)), "t.parquet")
         assert str(error.value).startswith("t.parquet: ")
 
+    @pytest.mark.parametrize("limit", ["MAX_BYTES", "LARGEST_HEADER"])
+    def test_too_many_rows_are_told_as_that(
+        self, monkeypatch: pytest.MonkeyPatch, limit: str
+    ) -> None:
+        """Nothing is wrong with the table, and encoding them again would make the same."""
+        table = to_table(codes_of(30))
+        monkeypatch.setattr(f"pdae_cli.engine.codes.{limit}", 2000)
+        with pytest.raises(InputError, match=r"^t: codes of 30 pictures are more than can be read"):
+            from_table(table, "t")
+
     def test_an_older_second_state_is_refused(self) -> None:
         """Left out as a foreign column it would be missing in silence."""
         table = to_table(codes_of(3, residual_T=torch.zeros(3, 3, 16, 16)))

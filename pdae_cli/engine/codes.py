@@ -31,8 +31,8 @@ Z_ALONE = "these codes hold z alone, as `pdae encode --no-noise` makes them"
 NOISES = ("sphere", "plain", "first", "none")
 METRICS = ("cosine", "euclidean")
 TOO_MANY = (
-    "codes of {:,} pictures are more than can be read of one safetensors file, 8 GiB and 100 MB of "
-    "names; write a folder (-o codes/), or have `pdae encode` write Parquet"
+    "codes of {:,} pictures are more than can be read at once, 8 GiB and 100 MB of names; have "
+    "`pdae encode` write a folder (-o codes/), with --format parquet of larger parts"
 )
 LONGEST = 1000  # characters of a sum's name
 CHUNK = 1 << 24  # distances in memory at once

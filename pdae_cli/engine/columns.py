@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
-from .codes import TENSORS, Codes, from_bytes, to_bytes
+from .codes import TENSORS, Codes, from_bytes, one_file
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -57,7 +57,8 @@ def to_parquet(codes: Codes) -> bytes:
 
 def from_table(table: Table, name: str = "table") -> Codes:
     """Read codes from an Arrow table with the columns of `to_table`, and whatever others. Raises
-    InputError, which begins with its name, for what isn't so, or of several models or settings."""
+    InputError, which begins with its name, for what isn't so, of several models or settings, or
+    more than a codes file holds."""
     try:
         found = {one: table[one].combine_chunks() for one in table.column_names}
         if "eps_T" in found:
@@ -70,7 +71,9 @@ def from_table(table: Table, name: str = "table") -> Codes:
         rows = [tuple(found[one].to_pylist()) for one in ("name", "picture_sha")]
         converged = tuple(found["converged"].to_pylist()) if "converged" in found else ()
         facts: Any = *tensors, *rows, model, sha, json.loads(sampling), converged
-        return from_bytes(to_bytes(Codes(*facts)), name)  # which checks all of it
+        return from_bytes(one_file(Codes(*facts)), name)  # which checks all of it
+    except UsageError as error:
+        raise InputError(f"{name}: {error}") from error
     except (
         AttributeError,
         KeyError,
