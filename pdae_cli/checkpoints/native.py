@@ -79,13 +79,15 @@ def read_model(folder: Path, name: str) -> Model:
         config, recorded = _read_config(path)
     with guarded(weights):
         safe.check(weights)
-        found = sha256(weights)
+        before, found = weights.stat(), sha256(weights)
         if recorded and found not in recorded:
             raise ValueError(
                 f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded[0])[1:13]}; "
                 "it was damaged or edited"
             )
         networks = fill(lambda: build_networks(config), weights)
+        if (now := weights.stat()).st_ino != before.st_ino or now.st_mtime_ns != before.st_mtime_ns:
+            raise ModelError(f"{weights} was replaced while it was read; run the command again")
     more: dict[str, Any] = {"name": name, "weights_sha": found}
     if (file := folder / ATTRIBUTES).exists():
         more["attributes"] = known = read_attributes(file, config.z_dim)

@@ -23,6 +23,7 @@ from pdae_cli.engine.config import Normalisation
 from pdae_cli.engine.guidance import Classifier
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError, UsageError
+from pdae_cli.files import sha256
 from pdae_cli.networks.classifier import Classes
 from pdae_cli.training.classifier import new_classifier
 
@@ -51,6 +52,25 @@ class TestModels:
         write_model(tmp_path, once, torch.float16)
         twice = read_model(tmp_path, "twice")
         assert once.weights_sha == twice.weights_sha
+
+    def test_weights_never_have_the_sha_of_others(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Training may save new ones while the old ones are read."""
+        write_model(tmp_path, tiny_model())
+
+        def meanwhile(path: Path) -> str:
+            found = sha256(path)
+            with monkeypatch.context() as patch:
+                patch.setattr("pdae_cli.checkpoints.native.sha256", sha256)
+                write_model(tmp_path, tiny_model(seed=1))
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr("pdae_cli.checkpoints.native.sha256", meanwhile)
+            with pytest.raises(ModelError, match="replaced while it was read; run the command"):
+                read_model(tmp_path, "old")
+        assert read_model(tmp_path, "new").weights_sha == sha256(tmp_path / "model.safetensors")
 
     def test_unknown_names_say_what_there_is(self) -> None:
         with pytest.raises(ModelError, match="neither a folder nor bundled"):
