@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -145,7 +146,8 @@ def _read(path: Path, data: Path) -> Labels | None:
 
 def _placed(path: Path, data: Path) -> Path:
     """Where a table lies that people name: a file, else a member, below the zip's own name."""
-    return path if path.exists() or path.as_posix() not in _members(data) else data / path
+    there = os.path.exists(path)  # noqa: PTH110, Path.exists raises where a folder is closed
+    return path if there or path.as_posix() not in _members(data) else data / path
 
 
 def _member(path: Path, data: Path) -> str | None:
@@ -168,7 +170,8 @@ def _members(data: Path) -> list[str]:
 def _own(data: Path) -> list[Path]:
     """Files of labels inside a folder or zip, there also in its one folder, as OWN has them."""
     if is_folder(data):
-        return [data / name for name in OWN if (data / name).is_file()]
+        files = (data / name for name in OWN)
+        return [path for path in files if os.path.isfile(path)]  # noqa: PTH113, as in _placed
     shallow = [PurePosixPath(name) for name in _members(data) if name.count("/") < 2]
     return [data / one for name in OWN for one in shallow if one.name == name]
 

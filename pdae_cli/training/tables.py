@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.hub import is_hub_id
 from ..errors import InputError, UsageError
 from ..files import read_limited
-from ..pictures.listing import is_folder
+from ..pictures.listing import MAX_PICTURE, is_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,6 @@ PICTURE = ("image", "png", "jpg", "jpeg", "webp")  # columns that hold one, what
 NAMES = ("name", "file_name", "filename", "__key__", "key", "id")  # columns that name a picture
 TEXTS = ("split", "partition", "source")  # columns of texts that are read
 MOST = 100_000  # files that a pattern may name
-MAX_FILE = 256 << 20  # bytes of a picture
 
 
 class Table:
@@ -58,7 +57,7 @@ class Table:
             (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         )
         if data is None and path:
-            return read_limited(Path(path), MAX_FILE)  # of a folder
+            return read_limited(Path(path), MAX_PICTURE)  # of a folder
         if not isinstance(data, bytes):
             raise InputError(f"row {row}: no picture")
         return data
@@ -98,7 +97,8 @@ def source_of(data: Path) -> dict[str, Any] | None:
     """Say how `datasets` is to load what a user named, and which split; None for folders and zips.
     Raises UsageError for a pattern of too many files."""
     if is_folder(data):
-        described = any((data / name).is_file() for name in METADATA)
+        # Path.is_file raises where a folder is closed, of which listing it tells.
+        described = any(os.path.isfile(data / name) for name in METADATA)  # noqa: PTH113
         return {"path": "imagefolder", "data_dir": str(data)} if described else None
     # A path has left one slash of a URL's two.
     text = re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", data.as_posix())

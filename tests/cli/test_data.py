@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shlex
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runs import folder_of, outputs
@@ -165,3 +170,26 @@ class TestCheck:
         for name, code in (("a.zip", 3), ("none", 3), (".", 3)):
             result = pdae("data", "check", tmp_path / name)
             assert result.code == code and result.err.count("\n") <= 2, name
+
+    def test_a_closed_folder_is_told_as_that(
+        self, pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing was to be written."""
+
+        def refusing(name: str, ask: Callable[..., Any]) -> None:
+            @wraps(ask)
+            def asked(path: Any, *rest: Any, **how: Any) -> Any:
+                if not isinstance(path, int) and name in Path(path).parts:
+                    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+                return ask(path, *rest, **how)
+
+            monkeypatch.setattr(os, ask.__name__, asked)
+
+        refusing("labels.csv", os.stat)
+        result = pdae("data", "check", photos, "--labels", photos / "labels.csv")
+        assert result.code == 3 and "photos/labels.csv: no such file" in result.err
+        assert pdae("data", "check", photos).code == 0
+        refusing("metadata.csv", os.stat)
+        refusing("photos", os.scandir)
+        result = pdae("data", "check", photos)
+        assert result.code == 3 and "photos: can't be opened: Permission denied" in result.err

@@ -20,6 +20,8 @@ from conftest import Command, picture
 from small_runs import TINY, assert_equal, drawn, folder_of, state
 
 from pdae_cli.errors import InputError, UsageError
+from pdae_cli.pictures.listing import MAX_PICTURE
+from pdae_cli.training import tables
 from pdae_cli.training.conditional import condition
 from pdae_cli.training.data import open_pictures, split
 from pdae_cli.training.labels import find_labels
@@ -106,6 +108,13 @@ class TestSources:
         ours = zip(pictures.stack(range(24)), labels.matrix(pictures.names)[:, 0], strict=True)
         seen = [{(one.numpy().tobytes(), int(y)) for one, y in both} for both in (ours, theirs)]
         assert seen[0] == seen[1] and len(seen[0]) == 24
+
+    def test_a_picture_may_be_as_large_as_in_a_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        table = open_table(data_of("imagefolder", tmp_path, 2))
+        monkeypatch.setattr(tables, "read_limited", lambda path, limit: b"%d" % limit)
+        assert table is not None and int(table.read(0)) == MAX_PICTURE
 
     def test_labels_by_column(self, tmp_path: Path) -> None:
         """1 / 0, bool with gaps, numbers, classes by name, a split; other texts are named."""
