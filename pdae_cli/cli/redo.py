@@ -67,6 +67,7 @@ def redo(
     if as_json and keep and keep.stdout:
         raise UsageError("--json and -o - both want standard output; write to a file")
     root: Any = context.find_root().command
+    _check_device(device)
     try:
         command = root.commands[_followed(recipe)]
         what = [*_options(recipe, command, file, places), f"--model={_model(recipe, model)}"]
@@ -88,6 +89,17 @@ def redo(
     kept = keep.target if keep else None
     record = {"status": "done", "input": str(file), "output": kept, "same": same}
     Output(as_json, quiet=kept == "-").result(record, f"{file}: the same picture again")
+
+
+def _check_device(device: str) -> None:
+    """Raise UsageError for a device that isn't here: it is the user's choice, not the recipe's."""
+    import torch
+
+    try:
+        torch.empty(1, device="cpu" if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {device!r} can't be used: {reason}; try cpu") from error
 
 
 def _kept(output: str, file: Path, recipe: Recipe, overwrite: bool) -> Destination:

@@ -126,6 +126,13 @@ class TestRedo:
         result = pdae("redo", out)
         assert result.code == code and ("records no frames" in result.err) == (code == 3)
 
+    def test_a_device_that_isnt_here_is_the_users_own(self, pdae: Command, tmp_path: Path) -> None:
+        out = tmp_path / "out.png"
+        assert pdae("sample", "-n", 1, "-o", out, *FAST).code == 0
+        result = pdae("redo", out, "--device", "abacus")
+        assert result.code == 2 and "device 'abacus' can't be used" in result.err
+        assert result.err.count("\n") == 1 and "recipe" not in result.err
+
     def test_another_model_is_named(
         self, pdae: Command, pictures: list[Path], tmp_path: Path
     ) -> None:
