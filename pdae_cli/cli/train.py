@@ -84,6 +84,7 @@ def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
             elif not out.interactive:
                 out.say(f"step {record['step']} images {record['images']} {note}")
 
+        training.warn = out.warn
         training.train(report)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..diffusion.noise import generator
 from ..engine.computing import check_compiler, within_memory
+from ..engine.model import ignore
 from ..errors import PdaeError, UsageError
 from ..files import check_writable
 from ..pictures.images import write_sheet
@@ -111,6 +112,7 @@ class Training:
         Raises UsageError for options that don't fit together, the processes, or the state.
         """
         self.stage, self.options, self.folder = stage, options, folder / "training"
+        self.warn: Callable[[str], None] = ignore  # told what a caller may want to say
         self.state_path = self.folder / f"{stage.name}.safetensors"
         self.log_path = self.folder / f"{stage.name}.jsonl"
         self.accelerator = accelerator_of(self.folder / "trackers", cpu, trackers)
@@ -230,7 +232,17 @@ class Training:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UsageError(f"a tracker can't begin: {reason}; mend it or leave it out") from error
         for tracker in self.accelerator.trackers:
-            stack.callback(tracker.finish)
+            stack.callback(self._tell, tracker.finish)
+
+    def _tell(self, tell: Callable[..., object], *what: object) -> None:
+        """Tell trackers something; where one fails, warn, and go on without any."""
+        try:
+            tell(*what)
+        except Exception as error:  # of whichever package
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            if self.accelerator.trackers:
+                self.warn(f"a tracker fails: {reason}; {self.log_path} has the rest")
+            self.accelerator.trackers = []
 
     def _train(self, report: Report, interrupted: Callable[[], bool]) -> None:
         begun, begun_step, losses = time.perf_counter(), self.step, []
@@ -347,7 +359,7 @@ class Training:
             images = self.step * self.options.batch_size
             record: dict[str, object] = {"step": self.step, "images": images, **values}
             append_log(self.log_path, record)
-            self.accelerator.log(values, self.step)
+            self._tell(self.accelerator.log, values, self.step)
             report(record)
 
     # --- Among processes ---------------------------------------------------------------------

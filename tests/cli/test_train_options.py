@@ -8,7 +8,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from conftest import Command
 from safetensors import safe_open
-from small_runs import TINY, assert_equal, folder_of, state, untrained_diffae
+from small_runs import TINY, assert_equal, folder_of, losses, state, untrained_diffae
 
 from pdae_cli.checkpoints import write_model
 from pdae_cli.cli.run.launch import on_its_machine
@@ -126,6 +126,24 @@ def test_a_tracker_that_fails_is_one_line(
     result = pdae("train", "dpm", photos, "-o", tmp_path, *TINY, "--tracker", "tensorboard", "-q")
     assert result.code == 2 and "can't begin: ConnectionError: no login" in result.err
     assert result.err.count("\n") == 1
+
+
+def test_a_tracker_that_fails_later_costs_no_training(
+    pdae: Command, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once, and the log has the rest."""
+
+    def fail(self: object, *what: object, **how: object) -> None:
+        raise ConnectionError("the server\nis gone")
+
+    pytest.importorskip("tensorboard")
+    for name in ("log", "finish"):
+        monkeypatch.setattr(f"accelerate.tracking.TensorBoardTracker.{name}", fail)
+    line = ("train", "dpm", photos, "-o", tmp_path, *TINY, "--images", 32)
+    result = pdae(*line, "--tracker", "tensorboard", "-q")
+    assert result.code == 0 and result.err.count("\n") == 1
+    assert "warning: a tracker fails: ConnectionError: the server is gone" in result.err
+    assert len(losses(tmp_path)) == 4 and (tmp_path / "model.safetensors").exists()
 
 
 def test_what_the_environment_says_of_model_and_device(
