@@ -19,6 +19,7 @@ from .output import Output
 from .run.destination import writable
 from .run.inputs import Item, check_names
 from .run.launch import device_of, forget_leftovers, join, launched
+from .run.recipes import recordable
 
 if TYPE_CHECKING:
     from ..checkpoints import PretrainedModel
@@ -79,12 +80,11 @@ def option(
 def _hints(kind: type) -> dict[str, Any]:
     """The fields' types with their options. Reading them takes milliseconds, and many commands
     share them."""
-    hints, options = get_type_hints(kind, include_extras=True), {}
+    hints = get_type_hints(kind, include_extras=True)
     for one in fields(kind):
-        options[one.name] = hints[one.name]
         if one.metadata:
-            options[one.name] = Annotated[hints[one.name], one.metadata["option"]]
-    return options
+            hints[one.name] = Annotated[hints[one.name], one.metadata["option"]]
+    return hints
 
 
 def takes(
@@ -162,7 +162,7 @@ class ModelOptions(SaidOptions):
 
 @dataclass(frozen=True)
 class SeedOptions:
-    seed: int = option(0, MODEL, "Of all random numbers.")
+    seed: int = option(0, MODEL, "Of all random numbers.", callback=recordable)
 
 
 @dataclass(frozen=True)
@@ -322,8 +322,7 @@ class FileOptions(StreamOptions):
     def items(
         self, command: str, inputs: list[str] | None, streamed: bool = True
     ) -> Iterable[Item]:
-        """The inputs, without what the command wrote itself; unless they are `streamed`, --stream
-        is about the output alone."""
+        """The inputs, without what the command wrote itself; --stream is of them if `streamed`."""
         from .run.inputs import collect
         from .run.manifest import own_outputs
 

@@ -15,6 +15,7 @@ from .run.destination import Destination
 from .run.inputs import Item
 from .run.loading import numbered
 from .run.making import picture_file, recipe
+from .run.recipes import recordable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +43,10 @@ def sample(
 
     from ..pictures.images import check_tiled, encode_picture, tile, to_pixels
 
+    recordable(first + count)
     destination = Destination.parse(output, f".{format}", stream=options.stream, stem="samples")
     if grid and destination.folder:
-        path = str(destination.path(Path("samples")))
-        destination = Destination.parse(path, destination.suffix)
+        destination = Destination.parse(str(destination.path(Path("samples"))), destination.suffix)
     if grid and destination.stream:
         raise UsageError("--grid is one sheet, --stream many pictures; leave one of them out")
     one_file = not (destination.folder or destination.stream)

@@ -215,6 +215,14 @@ class TestRedo:
         assert pdae("redo", out, "--input", pictures[0]).code == 0
 
 
+@pytest.mark.parametrize("seed", [2**63 - 1, 1 - 2**63])
+def test_all_seeds_that_are_taken_can_be_said(pdae: Command, tmp_path: Path, seed: int) -> None:
+    line = ("sample", "-n", 1, "--seed", seed, "-o", tmp_path / "a.png", *FAST)
+    assert pdae(*line).code == 0
+    again = pdae(*line)
+    assert again.code == 0 and "1 unchanged" in again.err
+
+
 def test_rows_of_one_file_are_made_of_one_file(
     pdae: Command, pictures: list[Path], tmp_path: Path
 ) -> None:

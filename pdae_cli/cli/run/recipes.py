@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, UsageError
 from ...files import read_limited
 from .inputs import CODES, MAX_CODES
 from .tables import TABLE, opened
@@ -29,6 +29,13 @@ OPTION = re.compile("[a-z_][a-z0-9_]{0,39}")
 MOST_OPTIONS, MOST_VALUES = 64, 100  # of a recipe, and of an option that can be given repeatedly
 LONGEST = 4096  # characters of a text
 LARGEST = 1 << 63
+
+
+def recordable(number: int) -> int:
+    """Return a number, also as its option's callback, if a recipe can say it. Raises UsageError."""
+    if abs(number) >= LARGEST:  # the file would be taken for a stranger's
+        raise UsageError(f"{number} is too large: files record numbers below 2^63")
+    return number
 
 
 def options_that_matter(parameters: dict[str, Any]) -> dict[str, Any]:
