@@ -147,8 +147,6 @@ def _code() -> Any:
             return end.code
         stop = end
     except Exception as error:
-        if os.environ.get("PDAE_DEBUG"):
-            raise
         return _explained(error)
     while not isinstance(stop, KeyboardInterrupt | None):
         stop = stop.__cause__ or stop.__context__
@@ -158,7 +156,9 @@ def _code() -> Any:
 
 
 def _explained(error: Exception) -> int:
-    """Say what went wrong in a line; return the exit code."""
+    """Say what went wrong in a line; return the exit code. With PDAE_DEBUG the traceback comes too:
+    before the line of what can be expected, and raised alone for what can't."""
+    debug = bool(os.environ.get("PDAE_DEBUG"))
     full = isinstance(error, MemoryError)
     if isinstance(error, RuntimeError) and "torch" in sys.modules:  # whose errors these would be
         from ..engine.computing import ran_out
@@ -169,9 +169,13 @@ def _explained(error: Exception) -> int:
     if isinstance(error, OSError):  # whatever the system refuses: the user's to mend, not ours
         error = unwritable(error.filename or "a file", error)
     if isinstance(error, PdaeError):
+        if debug:
+            traceback.print_exc()
         if not (isinstance(error, UsageError) and on_its_machine() > 0):
             Output().error(str(error))  # of a launcher's processes one says what all got wrong
         return error.exit_code
+    if debug:
+        raise error
     where = traceback.extract_tb(error.__traceback__)[-1]
     Output().error(
         f"unexpected {type(error).__name__}: {error} ({where.name}, line {where.lineno}); "

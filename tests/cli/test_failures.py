@@ -92,6 +92,18 @@ class TestFailures:
         with pytest.raises(RuntimeError):
             pdae("reconstruct", pictures[0])
 
+    def test_debugging_changes_no_exit_code(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where all of an expected failure is wanted, that comes before its line."""
+        for line, code in ((("encode",), 2), (("redo", "none"), 3), (("info", "none"), 4)):
+            monkeypatch.delenv("PDAE_DEBUG", raising=False)
+            plain = pdae(*line)
+            monkeypatch.setenv("PDAE_DEBUG", "1")
+            result = pdae(*line)
+            assert result.code == plain.code == code
+            assert result.err.startswith("Traceback") and result.err.endswith(plain.err)
+
     @pytest.mark.parametrize(
         "error",
         [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate"),
