@@ -24,7 +24,7 @@ def decode(
     """
     items = options.items("decode", inputs, streamed=False)
     stem = stem_of(items, "-decoded")
-    destination = Destination.parse(output, f".{format}", stream=options.stream, stem=stem)
+    destination = Destination.parse(output, f".{format}", stream_out=options.stream, stem=stem)
     model = options.load()
     nfe = model.trajectory(options.sampling()).evaluations()[1]
     record = {"model": model.name, "seed": options.seed}

@@ -62,7 +62,7 @@ def interpolate(
 
     ends = list(collect([a, b]))
     stem = "-".join(end.place.name for end in ends)
-    destination = Destination.parse(output, ".png", stream=options.stream, stem=stem)
+    destination = Destination.parse(output, ".png", stream_out=options.stream, stem=stem)
     one_file = not (destination.folder or destination.stream)
     moves = one_file and destination.suffix in ANIMATIONS
     if not moves and (options.fps or options.duration or options.loop):

@@ -44,7 +44,7 @@ def sample(
     from ..pictures.images import check_tiled, encode_picture, tile, to_pixels
 
     recordable(first + count)
-    destination = Destination.parse(output, f".{format}", stream=options.stream, stem="samples")
+    destination = Destination.parse(output, f".{format}", stream_out=options.stream, stem="samples")
     if grid and destination.folder:
         destination = Destination.parse(str(destination.path(Path("samples"))), destination.suffix)
     if grid and destination.stream:

@@ -40,6 +40,10 @@ REFUSED = [
     (2, "decode a.png --keep-alpha --format gif -o out/", "--keep-alpha is for .png"),
     (2, "reconstruct a.png --keep-exif -o x.gif", "--keep-exif is for .png, .jpg"),
     (2, "encode a.png --stream png", "give - as the one input"),
+    *[(2, f"{line} --stream png", "--stream png is for -o -; leave it out") for line in (
+        "sample -n 1 -o out/", "sample -n 1 -o x.png", "decode a.png -o out/",
+        "interpolate a.png b.png -o out/",
+    )],
     (2, "sample -n 1 -o out --report r.txt", "r.txt"),
     (2, "sample -n 1 -o out --report -", "ends in .html"),
     (2, "sample -n 1 -o out --sheet s.gif", "s.gif"),

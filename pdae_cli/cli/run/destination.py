@@ -36,15 +36,20 @@ class Destination:
         allowed: Set[str] = PICTURE_SUFFIXES,
         *,
         stream: str | None = None,
+        stream_out: str | None = None,
         stem: str = "out",
     ) -> Destination:
         """Understand -o: a folder (see `is_folder`), or a file whose suffix names the format, else
         it is `suffix`. Without -o results go to standard output, or where that is a terminal to a
-        file here whose name begins with `stem`.
+        file here whose name begins with `stem`. --stream is `stream_out` where it says nothing of
+        inputs, so that it needs standard output.
 
         Raises UsageError for a format that can't be written, and for a terminal as -o -;
         InputError, StorageError where nothing can be written.
         """
+        if stream_out and not (target == "-" or (target is None and not sys.stdout.isatty())):
+            raise UsageError(f"--stream {stream_out} is for -o -; leave it out, or write there")
+        stream = stream or stream_out
         if target is None and sys.stdout.isatty():
             return cls(writable(stem + suffix), suffix, named=True)
         if target in (None, "-"):
