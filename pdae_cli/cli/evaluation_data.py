@@ -242,7 +242,7 @@ class Material:
 
         if path is not None:
             found = read_judge(path)[0]
-            found.check(self.train.channels, self.train.size)
+            found.check(self.pictures.channels, self.pictures.size)
             return found
         labels = needed(self.labels, self.data, ", or a judge's file as --judge")
         pictures, held_out = self.train, self.held_out.checked()
