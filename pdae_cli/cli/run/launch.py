@@ -4,6 +4,7 @@ else a launcher puts into the environment is followed, said or refused.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 
@@ -59,7 +60,8 @@ def join(share: str | None, dtype: str, say: Callable[[str], None]) -> None:
 
         # Without a GPU and unless told so accelerate takes each process to be alone.
         cpu = not torch.accelerator.is_available()
-        PartialState(cpu=cpu, timeout=timedelta(days=30))
+        us = PartialState(cpu=cpu, timeout=timedelta(days=30))
+        atexit.register(us.destroy_process_group)  # whose threads may abort a process that ends
 
 
 def strangers() -> Iterator[tuple[str, int, str]]:
