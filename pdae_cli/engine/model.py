@@ -336,7 +336,7 @@ class Model:
         return z * torch.tensor(known.std) + torch.tensor(known.mean)
 
     def scores(self, codes: Codes) -> Tensor:
-        """Logits (N, A) of every attribute of this model."""
+        """Score codes by every attribute of this model: (N, A), logits, or numbers of numbers."""
         attributes: Attributes = self._needs(self.attributes, "attributes")
         return attributes.scores(self.normalise(codes.z))
 
