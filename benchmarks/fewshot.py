@@ -3,7 +3,7 @@
 The pictures are held out: no model and no attribute was learnt from them.
 
     python benchmarks/fewshot.py DATA --judge runs/judge.safetensors --attr Eyeglasses Smiling \
-        --scales 1 2 4
+        --scales 1 2
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main() -> None:
             told = f"AUROC {likeness.auroc:.3f}, share {likeness.share:.1%}"
             for scale in args.scales:
                 x = guidance.pictures_like(model, likeness, scale, numbers, Sampling(), seed=0)
-                print(f"{name:12} {kind:13} scale {scale:g}: {share(judge, name, x):.0%}; {told}")
+                found = f"scale {scale:g}: {share(judge, name, x):.0%}"
+                print(f"{name:12} {kind:13} {found}; {told}", flush=True)
                 if args.sheets:
                     path = args.sheets / f"{name}-{kind.replace(', ', '-')}-{scale:g}.png"
                     write_sheet(path, x, 8, {"command": "benchmarks/fewshot.py"})

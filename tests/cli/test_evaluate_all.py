@@ -21,6 +21,7 @@ from pdae_cli.checkpoints.native import write_whole
 from pdae_cli.cli.evaluation_data import Material, every
 from pdae_cli.errors import InputError, OutOfMemory, PdaeError, StorageError, UsageError
 from pdae_cli.evaluation.figures import Finding
+from pdae_cli.evaluation.judge import Judge, write_judge
 
 EXPERIMENTS = ["gap", "reconstruction", "stages", "attributes", "samples", "semantics"]
 
@@ -144,6 +145,11 @@ def test_where_labels_hold_out_all_what_learns_nothing_is_measured(
     assert result.code == 0, result.err
     assert "attributes is left out: " in result.err and "all held out by its labels" in result.err
     assert "0 pictures to learn from, 12 to measure on" in out.read_text()
+    out.unlink()
+    judge = tmp_path / "judge.safetensors"
+    write_judge(judge, Judge(["bright"], size=16), {"bright": 0.9})
+    args = ("--quick", "--whole", "--judge", judge, "-o", out)
+    assert pdae("evaluate", "all", data, *args, model=small).code == 0
     out.unlink()
     result = pdae("evaluate", "all", "--quick", data, "-o", out, model=small)
     assert result.code == 2 and len(result.err.splitlines()) == 1 and not out.exists()
