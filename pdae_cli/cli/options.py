@@ -177,7 +177,7 @@ class SolvingOptions:
         None, SOLVING, "Of the ODE; or by chance: ddpm, sde, pc."
     )
     guidance: float | None = option(None, SOLVING, "Strength of G_psi.")
-    spacing: Literal["asinh", "logsnr", "quadratic", "uniform"] | None = option(
+    spacing: Literal["asinh5", "asinh", "logsnr", "quadratic", "uniform"] | None = option(
         None, SOLVING, "Of timesteps.", rare=True
     )
     guide_from: int | None = option(None, SOLVING, "Guide at timesteps t <= this.", rare=True)

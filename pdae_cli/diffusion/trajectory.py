@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     name: {
         "inference_steps": steps,
         "solver": solver,
-        "spacing": "asinh",
+        "spacing": "asinh5",
         "corrections": 0,
         "parity": None,
     }
@@ -46,7 +46,7 @@ class Sampling:
 
     inference_steps: Annotated[int, Range(1, 1000)] = 20  # solver steps, each way
     solver: str = "dpmpp"  # see solvers.SOLVERS
-    spacing: str = "asinh"  # of the time grid: see solvers.SPACINGS
+    spacing: str = "asinh5"  # of the time grid: see solvers.SPACINGS
     corrections: Annotated[int, Range(0, 20)] = (
         0  # of encoding, through the decode map: see solvers.corrected
     )
@@ -66,7 +66,7 @@ class Sampling:
             if value not in known:
                 names = ", ".join(str(one) for one in known if one)
                 raise UsageError(f"unknown {name} {value!r}; known: {names}")
-        own = (self.solver, self.spacing, self.corrections) != ("dpmpp", "asinh", 0)
+        own = (self.solver, self.spacing, self.corrections) != ("dpmpp", "asinh5", 0)
         if self.parity is not None and own:
             theirs = "parity is DDIM on the other program's own time grid"
             raise UsageError(f"{theirs}; leave solver, spacing and corrections out")

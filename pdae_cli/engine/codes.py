@@ -202,7 +202,10 @@ def _checked(header: Header) -> CodesFacts:
     if facts.get("format") != FORMAT:
         raise ValueError(f"format {shown(facts.get('format'))}, this version reads {FORMAT}")
     read: CodesFacts = build(CodesFacts, facts, "its metadata")
-    sampling = build(Sampling, read.sampling, "sampling")  # 7 of a file is 7.0 of guidance
+    given = read.sampling
+    if given.get("parity") is not None:  # which has no spacing of ours: that is the default of then
+        given = {name: value for name, value in given.items() if name != "spacing"}
+    sampling = build(Sampling, given, "sampling")  # 7 of a file is 7.0 of guidance
     read = replace(read, sampling={name: vars(sampling)[name] for name in read.sampling})
     shapes = {name: spec.shape for name, spec in header.tensors.items()}
     z, x_T, residual_T = (shapes.get(name) for name in TENSORS)
