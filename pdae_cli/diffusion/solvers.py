@@ -44,8 +44,8 @@ SPACINGS: dict[str, Callable[[Schedule], Tensor]] = {
     "uniform": lambda schedule: torch.arange(schedule.timesteps, dtype=torch.float64),
     "quadratic": lambda schedule: torch.arange(schedule.timesteps, dtype=torch.float64).sqrt(),
     "logsnr": lambda schedule: schedule.snr.log(),
-    # Shorter steps around SNR = 1, where the content is decided; both ends' are, on DDPM's schedule,
-    # 1.4 and 2.2 times as long.
+    # Shorter steps around SNR = 1, where the content is decided: on DDPM's schedule, those at the
+    # ends are 1.4 and 2.2 times as long.
     "asinh": lambda schedule: (schedule.snr.log() / 10).asinh(),
     "asinh5": lambda schedule: (schedule.snr.log() / 5).asinh(),
 }
