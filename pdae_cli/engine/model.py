@@ -390,4 +390,8 @@ class Model:
             with computing(self.device, self.dtype):
                 return network(z, torch.full((len(z),), t, device=z.device)).float()
 
-        return self.denormalise(solve_latent(predict, z_T.to(self.device), sampling).cpu())
+        with computing(self.device, "float32"):
+            z = network.unwhiten(
+                solve_latent(predict, z_T.to(self.device), sampling, network.cfg.whitened)
+            )
+        return self.denormalise(z.cpu())

@@ -63,14 +63,15 @@ class Likeness:
 @torch.inference_mode()
 def _errors(model: Model, z: Tensor) -> Tensor:
     """Return the latent DPM's mean squared error (N,), with the same noise for each row."""
-    assert model.latent_dpm is not None
+    network = model.latent_dpm
+    assert network is not None
     noise = normal([generator(0, "noise", row) for row in range(NOISES)], z.shape[1:])
     noise = torch.cat([noise, -noise])
     errors = []
-    for rows in model.normalise(z).split(ROWS):
+    for rows in network.whiten(model.normalise(z).to(model.device)).cpu().split(ROWS):
         eps = noise.repeat(len(rows), 1)
         t = torch.full((len(eps),), TIMESTEP)
         z_t = LATENT_SCHEDULE.add_noise(rows.repeat_interleave(len(noise), 0), t, eps)
-        found = model.latent_dpm(z_t.to(model.device), t.to(model.device)).float().cpu()
+        found = network(z_t.to(model.device), t.to(model.device)).float().cpu()
         errors.append((found - eps).square().unflatten(0, (len(rows), -1)).mean((1, 2)))
     return torch.cat(errors)

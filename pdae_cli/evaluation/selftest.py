@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.native import ATTRIBUTES, CONFIG, LATENT_DPM, WEIGHTS, guarded
+from ..diffusion.trajectory import Sampling
 from ..engine import tensors as safe
 from ..engine.config import build
 from ..engine.model import Model
@@ -22,6 +23,8 @@ from ..pictures.images import to_float
 from .metrics import equal_share
 
 VALUES = "selftest.safetensors"
+# Said in full, because values that lie with weights are of them whatever the defaults become.
+SETTINGS = Sampling(inference_steps=20, solver="dpmpp", spacing="asinh")
 # Of any value: on CPUs some ten times what instruction sets differ by, elsewhere what TF32 may.
 # docs/trust.md has both.
 TOLERANCE, ELSEWHERE = 1e-4, 0.05
@@ -70,7 +73,7 @@ def computed(model: Model, pictures: Tensor) -> dict[str, Tensor]:
     each (N, …) float32 on the CPU. Raises ModelError where that is nothing."""
     found, latent = dict[str, Tensor](), model.latent_dpm is not None
     if model.encoder is not None:
-        codes = model.encode(pictures)
+        codes = model.encode(pictures, SETTINGS)
         found = codes.tensors() | {"decoded": model.decode(codes)}
         attributes = model.attributes
         if attributes is not None and attributes.names and model.config.normalisation is not None:
@@ -78,7 +81,7 @@ def computed(model: Model, pictures: Tensor) -> dict[str, Tensor]:
             found["edited"] = model.decode(model.manipulate(codes, edit))
     if latent or not model.takes_z:
         rows = range(len(pictures))
-        found["sampled"], _ = model.sample(rows, unconditional=not latent)
+        found["sampled"], _ = model.sample(rows, SETTINGS, unconditional=not latent)
     if not found:
         raise ModelError(f"{model.name} neither encodes nor samples, so there is nothing to test")
     return {name: one.cpu().contiguous() for name, one in found.items()}

@@ -1,4 +1,4 @@
-"""Stage 3: the latent DPM, on the normalised z of the training pictures (PDAE sec. 4.8)."""
+"""Stage 3: the latent DPM, on whitened z of the training pictures (in PDAE sec. 4.8 normalised)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .folder import check_latent
 from .stage import Stage
 
 CHUNK = 256
+LEAST = 0.01  # standard deviation, of z normalised: below it along an axis there is only rounding
 
 
 def encode_all(
@@ -45,7 +46,7 @@ def encode_all(
 
 
 class Vectors:
-    """Normalised z as a training set."""
+    """z as a training set."""
 
     def __init__(self, z: Tensor) -> None:
         self.z = z
@@ -56,6 +57,14 @@ class Vectors:
     def stack(self, indices: Sequence[int]) -> Tensor:
         """Return rows as float32 (N, D)."""
         return self.z[torch.as_tensor(indices)]
+
+
+def principal_axes(z: Tensor) -> Tensor:
+    """Return (D, D) float32 whose columns are the axes along which z (N, D) doesn't covary about
+    zero, each as long as the standard deviation along it, at least LEAST."""
+    z = z.double()
+    variances, axes = torch.linalg.eigh(z.T @ z / len(z))
+    return (axes * variances.clamp(min=0).sqrt().clamp(min=LEAST)).float()
 
 
 class LatentLoss(nn.Module):
@@ -81,8 +90,11 @@ def latent_stage(
     if len(z_held_out) < HELD_OUT:
         z_held_out = z_held_out[held_out_rows(len(z_held_out))]
     torch.manual_seed(seed)
-    network = LatentDPM(LatentConfig(z.shape[1], width, layers, dropout)).train()
-    model.latent_dpm = network
+    cfg = LatentConfig(z.shape[1], width, layers, dropout, whitened=True)
+    model.latent_dpm = network = LatentDPM(cfg).train()
+    with torch.no_grad():
+        network.colour.weight.copy_(principal_axes(z))
+        z, z_held_out = network.whiten(z), network.whiten(z_held_out)
     schedule = LATENT_SCHEDULE.to(model.device)
     objective = LatentLoss(network, schedule)
     t = torch.linspace(0, schedule.timesteps - 1, len(z_held_out)).long()
@@ -104,6 +116,12 @@ def latent_stage(
         lambda: (model.sample(16, inference_steps=20)[0], 8),
         save,
         z.shape[1:],
-        settings={"frozen_sha": fingerprint(model.encoder), "dropout": dropout},
+        settings={
+            "frozen_sha": fingerprint(model.encoder),
+            "width": width,
+            "layers": layers,
+            "dropout": dropout,
+            "whitened": True,
+        },
         guard=lambda: check_latent(model, task.folder),
     )
