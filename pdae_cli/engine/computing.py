@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from ..errors import OutOfMemory, UsageError
 
@@ -72,8 +71,3 @@ def check_compiler(device: torch.device) -> None:
             f"--compile doesn't work here ({reason}); install a C++ compiler such as g++, "
             "or leave --compile out"
         ) from error
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Join batches into one, on the CPU."""
-    return torch.cat([part.cpu() for part in parts])

@@ -23,7 +23,6 @@ from ..errors import InputError, ModelError, UsageError
 from ..pictures.images import picture_sha, to_pixels
 from .attributes import Scale
 from .codes import Z_ALONE, Codes, stack
-from .computing import joined
 from .model import Model
 
 LUMA = (0.299, 0.587, 0.114)  # of R, G, B in a grey value (ITU-R BT.601, as Pillow's L)
@@ -126,19 +125,19 @@ def inpaint(
         seen = x_0 if model.takes_z else inpaint(model, x_0, mask, None, alone, generators=draws)
         z = model.encode(seen, noise=False).z
     trajectory, noise = model.trajectory(sampling), model.noise(generators)
-    level, made = model.schedule.level(trajectory.timesteps()[-1]), []
-    for part in model.parts(len(x_0)):
-        with part as rows:
-            pictures, eps = x_0[rows].to(model.device), noise[rows].to(model.device)
-            known = model.latents(pictures)
-            join = by_luma if states is None else by_mask(states[rows])
-            join_pictures = by_luma if mask is None else by_mask(mask[rows])
-            predict = model.guided(sampling, *([z[rows]] if guided and z is not None else []))
-            both = alongside(settled(model.schedule, known), predict, join)
-            x_T, draws = torch.cat([level.noised(known, eps), eps]), [*generators[rows]] * 2
-            free = trajectory.to_picture(both, x_T, draws).chunk(2)[1]
-            made.append(join_pictures(pictures, free))
-    return joined(made)
+    level = model.schedule.level(trajectory.timesteps()[-1])
+
+    def make(rows: slice) -> Tensor:
+        pictures, eps = x_0[rows].to(model.device), noise[rows].to(model.device)
+        known = model.latents(pictures)
+        join = by_luma if states is None else by_mask(states[rows])
+        join_pictures = by_luma if mask is None else by_mask(mask[rows])
+        predict = model.guided(sampling, *([z[rows]] if guided and z is not None else []))
+        both = alongside(settled(model.schedule, known), predict, join)
+        x_T, draws = torch.cat([level.noised(known, eps), eps]), [*generators[rows]] * 2
+        return join_pictures(pictures, trajectory.to_picture(both, x_T, draws).chunk(2)[1])
+
+    return model.by_rows(len(x_0), make)
 
 
 def colourise(
@@ -182,12 +181,13 @@ def decode_within(
     residuals = [one.residual_of(sampling) for one in (codes, edited)]
     residual_T = torch.stack([torch.zeros_like(codes.x_T) if r is None else r for r in residuals])
     weights = mask.expand(len(codes), -1, -1, -1)
-    of_states, made = states_mask(model, weights), []
-    for part in model.parts(len(codes)):
-        with part as rows:
-            lead, predict = (model.guided(sampling, one[rows]) for one in z)
-            both = alongside(lead, predict, by_mask(of_states[rows]))
-            x, r = (one[:, rows].flatten(0, 1).to(model.device) for one in (x_T, residual_T))
-            x_0 = trajectory.to_picture(both, x, [*draws[rows]] * 2, r)
-            made.append(by_mask(weights[rows])(*x_0.chunk(2)))
-    return joined(made)
+    of_states = states_mask(model, weights)
+
+    def make(rows: slice) -> Tensor:
+        lead, predict = (model.guided(sampling, one[rows]) for one in z)
+        both = alongside(lead, predict, by_mask(of_states[rows]))
+        x, r = (one[:, rows].flatten(0, 1).to(model.device) for one in (x_T, residual_T))
+        x_0 = trajectory.to_picture(both, x, [*draws[rows]] * 2, r)
+        return by_mask(weights[rows])(*x_0.chunk(2))
+
+    return model.by_rows(len(codes), make)

@@ -26,7 +26,7 @@ from ..networks.classifier import ClassEmbedding, Classes, NoisyClassifier
 from ..networks.layers import Side
 from ..networks.unet import UNetConfig
 from .attributes import Attributes, auroc, fit, simplified
-from .computing import computing, joined
+from .computing import computing
 from .config import ScheduleConfig
 from .model import Model
 
@@ -142,12 +142,12 @@ def by_classifier(
 
     predict = steered(model.guided(sampling), log_p, scale, model.schedule)
     generators = [generator(seed, "sample", number) for number in numbers]
-    x_T, trajectory, made = model.noise(generators), model.trajectory(sampling), []
-    for part in model.parts(len(numbers)):
-        with part as rows:
-            x = x_T[rows].to(model.device)
-            made.append(trajectory.to_picture(predict, x, generators[rows]))
-    return joined(made)
+    x_T, trajectory = model.noise(generators), model.trajectory(sampling)
+
+    def make(rows: slice) -> Tensor:
+        return trajectory.to_picture(predict, x_T[rows].to(model.device), generators[rows])
+
+    return model.by_rows(len(x_T), make)
 
 
 def steered(

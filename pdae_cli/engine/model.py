@@ -33,7 +33,7 @@ from ..networks.unet import UNet
 from ..pictures.images import Pictures, as_tensor, picture_sha, to_pixels
 from .attributes import Attributes, Scale
 from .codes import Z_ALONE, Codes, between, stack
-from .computing import PRECISIONS, Attempt, check_compiler, computing, joined
+from .computing import PRECISIONS, Attempt, check_compiler, computing
 from .config import ModelConfig
 from .tensors import fingerprint
 
@@ -184,6 +184,15 @@ class Model:
             else:
                 first += size
 
+    def by_rows(self, count: int, make: Callable[[slice], Tensor]) -> Tensor:
+        """Join what `make` makes of some rows at a time, (rows, …), cut as by `parts`, of all
+        `count`: on the CPU, where each part goes at once, so that the device holds one alone."""
+        made = list[Tensor]()
+        for part in self.parts(count):
+            with part as rows:
+                made.append(make(rows).cpu())
+        return torch.cat(made)
+
     def pictures(self, images: Pictures, fit: str = "crop") -> Tensor:
         """Bring tensors, Pillow pictures or paths into this model's frame: (N, C, H, W) float32."""
         return as_tensor(images, self.config.image_size, self.config.channels, fit)
@@ -249,15 +258,16 @@ class Model:
     ) -> Tensor:
         """Solve from x_T (N, C, H, W), and residual_T, to pictures, guided by `shares` (N, 1, 1, 1)
         of each z (N, D) of zs. The generators, one a row, are for a stochastic solver's noise."""
-        trajectory, made = self.trajectory(sampling), []
-        for part in self.parts(len(x_T)):
-            with part as rows:
-                some = [share[rows].to(self.device) for share in shares] if shares else (1.0,)
-                predict = self.guided(sampling, *(z[rows] for z in zs), shares=some)
-                residual = None if residual_T is None else residual_T[rows].to(self.device)
-                x = x_T[rows].to(self.device)
-                made.append(trajectory.to_picture(predict, x, generators[rows], residual))
-        return joined(made)
+        trajectory = self.trajectory(sampling)
+
+        def make(rows: slice) -> Tensor:
+            some = [share[rows].to(self.device) for share in shares] if shares else (1.0,)
+            predict = self.guided(sampling, *(z[rows] for z in zs), shares=some)
+            residual = None if residual_T is None else residual_T[rows].to(self.device)
+            x = x_T[rows].to(self.device)
+            return trajectory.to_picture(predict, x, generators[rows], residual)
+
+        return self.by_rows(len(x_T), make)
 
     def check(self, codes: Codes) -> None:
         """Raise InputError unless this model can decode the codes."""

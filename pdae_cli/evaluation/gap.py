@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import generator
-from ..engine.computing import joined
 from ..engine.model import Model
 from ..errors import ModelError
 from .figures import Finding, Plot, Row, Track, curve, half_interval, laid_out, on_schedule, require
@@ -53,11 +52,8 @@ def gap(
         raise ModelError(f"{model.name} has no G_psi, so there is no gap that it could close")
     require(x_0, 2)
     timesteps = timesteps or on_schedule(model, TIMESTEPS)
-    z, latents = model.encode(x_0, noise=False).z, []
-    for part in model.parts(len(x_0)):
-        with part as some:
-            latents.append(model.latents(x_0[some].to(model.device)))
-    clean = joined(latents)
+    z = model.encode(x_0, noise=False).z
+    clean = model.by_rows(len(x_0), lambda some: model.latents(x_0[some].to(model.device)))
     eps = torch.randn(clean.shape, generator=generator(seed, "gap"))
     rows = [_at(model, clean, eps, z, t) for t in track(timesteps)]
     lines = [
@@ -94,15 +90,16 @@ def _words(rows: Sequence[Row]) -> str:
 
 def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
     """Measure a row of `gap`: all pictures at one timestep."""
-    steps, s, found = torch.full((len(x_0),), t), model.schedule, []
-    for some in model.parts(len(x_0)):
-        with some as rows:
-            own, other = (
-                gap_residuals(model, x_0[rows], steps[rows], eps[rows], one[rows])
-                for one in (z, z.roll(1, 0))
-            )
-            found.append(torch.stack([*own, other[1]]))
-    residuals = torch.cat(found, dim=1).double()
+    steps, s = torch.full((len(x_0),), t), model.schedule
+
+    def measure(rows: slice) -> Tensor:
+        own, other = (
+            gap_residuals(model, x_0[rows], steps[rows], eps[rows], one[rows])
+            for one in (z, z.roll(1, 0))
+        )
+        return torch.stack([*own, other[1]], dim=1)
+
+    residuals = model.by_rows(len(x_0), measure).double().T.contiguous()
     factor = (s.beta[t] ** 2 / s.alpha[t] / (1 - s.alpha_bar[t])).item()
     row: Row = {"t": t, "pictures": len(x_0)}
     gaps = residuals * factor / x_0[0].numel()
@@ -120,15 +117,15 @@ def _at(model: Model, x_0: Tensor, eps: Tensor, z: Tensor, t: int) -> Row:
 
 def one_step(model: Model, x_t: Tensor, t: int, z: Tensor | None) -> Tensor:
     """Predict x_0 (N, C, H, W) from x_t by one evaluation, with the shift (PDAE eq. 9) if z."""
-    made = []
-    for part in model.parts(len(x_t)):
-        with part as rows:
-            x, steps = x_t[rows], torch.full((len(x_t[rows]),), t)
-            eps, gradient = model.predict(x, steps, None if z is None else z[rows])
-            if gradient is not None:
-                eps = model.schedule.level(t).guided(eps, gradient)
-            made.append(model.schedule.predict_x_0(x.to(eps), steps, eps))
-    return joined(made)
+
+    def make(rows: slice) -> Tensor:
+        x, steps = x_t[rows], torch.full((len(x_t[rows]),), t)
+        eps, gradient = model.predict(x, steps, None if z is None else z[rows])
+        if gradient is not None:
+            eps = model.schedule.level(t).guided(eps, gradient)
+        return model.schedule.predict_x_0(x.to(eps), steps, eps)
+
+    return model.by_rows(len(x_t), make)
 
 
 def one_step_sheet(model: Model, clean: Tensor, z: Tensor, seed: int = 0) -> Tensor:
@@ -141,12 +138,8 @@ def one_step_sheet(model: Model, clean: Tensor, z: Tensor, seed: int = 0) -> Ten
         x_t = model.schedule.add_noise(clean, torch.full((len(clean),), t), eps)
         columns.append(torch.stack([x_t, *(one_step(model, x_t, t, one) for one in (None, z))]))
     cells = torch.stack(columns, dim=2).transpose(0, 1).flatten(0, 2)  # by picture, kind, column
-    pictures = []
-    for part in model.parts(len(cells)):
-        with part as some:
-            pictures.append(model.from_latents(cells[some].to(model.device)))
     return laid_out(
-        joined(pictures),
+        model.by_rows(len(cells), lambda some: model.from_latents(cells[some].to(model.device))),
         columns=len(columns),
         titles=["picture", *(f"t = {t}" for t in timesteps)],
         row_titles=["x_t", "eps_theta", "PDAE"] * len(clean),

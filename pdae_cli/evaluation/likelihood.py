@@ -10,7 +10,6 @@ from torch import Generator, Tensor
 from ..diffusion.likelihood import LEVEL, bits_per_dimension, log_density
 from ..diffusion.noise import clone, normal
 from ..diffusion.trajectory import Sampling
-from ..engine.computing import joined
 from ..engine.model import Model
 from ..errors import ModelError
 
@@ -34,15 +33,16 @@ def likelihood(
     if model.first_stage is not None:
         raise ModelError(f"{model.name} diffuses latents, which have no likelihood of the picture")
     sampling = replace(sampling or Sampling(), solver="ddim", corrections=0)  # for its grid alone
-    grid, shape, found = model.trajectory(sampling).grid()[::-1], x_0.shape[1:], []
-    for part in model.parts(len(x_0)):
-        with part as rows:
-            own = [clone(one) for one in generators[rows]]
-            evenly = torch.stack([torch.rand(shape, generator=one) - 0.5 for one in own])
-            x = (x_0[rows] + LEVEL * evenly).to(model.device)
-            zs = [model.encode_z(x_0[rows])] if conditional else []
-            predict = model.guided(sampling, *zs, differentiable=True)
-            draw = partial(normal, own, shape)
-            estimates = [log_density(predict, x, grid, draw) for _ in range(probes)]
-            found.append(bits_per_dimension(torch.stack(estimates).mean(0), x[0].numel()))
-    return joined(found)
+    grid, shape = model.trajectory(sampling).grid()[::-1], x_0.shape[1:]
+
+    def measure(rows: slice) -> Tensor:
+        own = [clone(one) for one in generators[rows]]
+        evenly = torch.stack([torch.rand(shape, generator=one) - 0.5 for one in own])
+        x = (x_0[rows] + LEVEL * evenly).to(model.device)
+        zs = [model.encode_z(x_0[rows])] if conditional else []
+        predict = model.guided(sampling, *zs, differentiable=True)
+        draw = partial(normal, own, shape)
+        estimates = [log_density(predict, x, grid, draw) for _ in range(probes)]
+        return bits_per_dimension(torch.stack(estimates).mean(0), x[0].numel())
+
+    return model.by_rows(len(x_0), measure)

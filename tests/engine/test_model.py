@@ -224,6 +224,18 @@ def test_so_is_one_whose_copies_or_gradients_dont_fit(error: RuntimeError) -> No
         model.encode(x, noise=False)
 
 
+def test_what_is_made_leaves_the_device_part_by_part(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it holds the results of one batch, however many are made."""
+    seen, cpu = list[Any](), torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda one: (seen.append(len(one)), cpu(one))[1])
+    model.batch_size = 2
+    made = model.by_rows(5, lambda rows: (seen.append(rows), torch.arange(5.0)[rows])[1])
+    assert seen == [slice(0, 2), 2, slice(2, 4), 2, slice(4, 5), 1]
+    assert made.tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("settings", [{}, *PRESETS.values(), {"solver": "pc"}, {"parity": "pdae"}])
 def test_evaluations_are_those_that_are_made(settings: dict[str, Any]) -> None:
     model, asked = tiny_model(prediction="v"), []
