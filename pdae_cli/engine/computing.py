@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from ..errors import OutOfMemory, UsageError
 
@@ -30,6 +31,36 @@ class Attempt:
         if raw and not self.failed:
             raise OutOfMemory(FULL) from error
         return self.failed
+
+
+class Batching:
+    """What computes rows on its device, so many at once as fit."""
+
+    device: torch.device
+    batch_size: int
+    notify: Callable[[str], None]
+
+    def parts(self, count: int) -> Iterator[Attempt]:
+        """Yield `batch_size` of `count` rows at a time: `with part as rows`. Where memory runs out,
+        the batch size is halved for good; a single row that doesn't fit is an OutOfMemory."""
+        first = 0
+        while first < count:
+            size = min(self.batch_size, count - first)
+            yield (part := Attempt(slice(first, first + size)))
+            if part.failed:
+                self.batch_size = size // 2
+                self.notify(f"{self.device} is out of memory; going on with {size // 2} at once")
+            else:
+                first += size
+
+    def by_rows(self, count: int, make: Callable[[slice], Tensor]) -> Tensor:
+        """Join what `make` makes of some rows at a time, (rows, …), cut as by `parts`, of all
+        `count`: on the CPU, where each part goes at once, so that the device holds one alone."""
+        made = list[Tensor]()
+        for part in self.parts(count):
+            with part as rows:
+                made.append(make(rows).cpu())
+        return torch.cat(made)
 
 
 def ran_out(error: RuntimeError) -> bool:

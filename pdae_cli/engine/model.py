@@ -3,7 +3,7 @@ are float32 (N, C, H, W) in [-1, 1] on the CPU; Pillow pictures and paths come i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -33,7 +33,7 @@ from ..networks.unet import UNet
 from ..pictures.images import Pictures, as_tensor, picture_sha, to_pixels
 from .attributes import Attributes, Scale
 from .codes import Z_ALONE, Codes, between, stack
-from .computing import PRECISIONS, Attempt, check_compiler, computing
+from .computing import PRECISIONS, Batching, check_compiler, computing
 from .config import ModelConfig
 from .tensors import fingerprint
 
@@ -43,7 +43,7 @@ def ignore(told: object) -> None:
 
 
 @dataclass
-class Model:
+class Model(Batching):
     """A diffusion model and what PDAE adds to it. Parts that a model lacks are None."""
 
     config: ModelConfig
@@ -170,28 +170,6 @@ class Model:
         """The way back from `latents`."""
         with computing(self.device, "float32"):
             return latents if self.first_stage is None else self.first_stage.decode(latents)
-
-    def parts(self, count: int) -> Iterator[Attempt]:
-        """Yield `batch_size` of `count` rows at a time: `with part as rows`. Where memory runs out,
-        the batch size is halved for good; a single row that doesn't fit is an OutOfMemory."""
-        first = 0
-        while first < count:
-            size = min(self.batch_size, count - first)
-            yield (part := Attempt(slice(first, first + size)))
-            if part.failed:
-                self.batch_size = size // 2
-                self.notify(f"{self.device} is out of memory; going on with {size // 2} at once")
-            else:
-                first += size
-
-    def by_rows(self, count: int, make: Callable[[slice], Tensor]) -> Tensor:
-        """Join what `make` makes of some rows at a time, (rows, …), cut as by `parts`, of all
-        `count`: on the CPU, where each part goes at once, so that the device holds one alone."""
-        made = list[Tensor]()
-        for part in self.parts(count):
-            with part as rows:
-                made.append(make(rows).cpu())
-        return torch.cat(made)
 
     def pictures(self, images: Pictures, fit: str = "crop") -> Tensor:
         """Bring tensors, Pillow pictures or paths into this model's frame: (N, C, H, W) float32."""
