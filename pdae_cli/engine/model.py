@@ -156,6 +156,14 @@ class Model(Batching):
             z: Tensor = self._needs(self.encoder, "an encoder")(x_0.to(self.device))
             return z.float()
 
+    def z_of(self, images: Pictures) -> Tensor:
+        """Encode any number of pictures to z (N, D) on the CPU. Raises InputError where numbers
+        aren't finite."""
+        x_0 = self.pictures(images)
+        z = self.by_rows(len(x_0), lambda rows: self.encode_z(x_0[rows]))
+        check_finite(z=z)
+        return z
+
     @cached_property
     def first_stage_sha(self) -> str:
         """Compute what the first stage, and so its latents, are known again by; "" without one."""

@@ -52,7 +52,7 @@ def gap(
         raise ModelError(f"{model.name} has no G_psi, so there is no gap that it could close")
     require(x_0, 2)
     timesteps = timesteps or on_schedule(model, TIMESTEPS)
-    z = model.encode(x_0, noise=False).z
+    z = model.z_of(x_0)
     clean = model.by_rows(len(x_0), lambda some: model.latents(x_0[some].to(model.device)))
     eps = torch.randn(clean.shape, generator=generator(seed, "gap"))
     rows = [_at(model, clean, eps, z, t) for t in track(timesteps)]

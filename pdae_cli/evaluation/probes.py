@@ -25,7 +25,7 @@ Features = tuple[Tensor, Tensor]  # of training and of held-out pictures: (N, F)
 
 def encoded(model: Model, x_0: Tensor) -> Tensor:
     """Encode pictures: z (N, D), on the CPU."""
-    return model.encode(x_0, noise=False).z
+    return model.z_of(x_0)
 
 
 def standardised(train: Tensor, held_out: Tensor) -> Features:

@@ -24,6 +24,7 @@ from ..pictures.images import to_float
 from .data import Pictures, Task
 from .dpm import dpm_config, held_out_noise, held_out_rows, uniform
 from .folder import check_model, saving
+from .latent import encode_all
 from .stage import Stage
 
 STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
@@ -98,30 +99,23 @@ def gap_closed(
     `zs`: (N, D) of the pictures, where they aren't E_phi's."""
     here = on_schedule(model, (first, last))
     x_0, t, eps = held_out_noise(model, held_out, here[0], here[-1])
-    parts = [slice(n, n + model.batch_size) for n in range(0, len(x_0), model.batch_size)]
-    if zs is None:
-        z = torch.cat([model.encode_z(x_0[rows]) for rows in parts])
-    else:
-        z = zs[held_out_rows(len(held_out))]
-    codes = {"gap_closed": z, "gap_closed_shuffled": z.roll(1, 0)}
-    shares: dict[str, list[Tensor]] = {name: [] for name in list(codes)[: len(held_out)]}
-    for rows in parts:
+    z = model.z_of(x_0) if zs is None else zs[held_out_rows(len(held_out))]
+    names = ("gap_closed", "gap_closed_shuffled")[: len(held_out)]
+
+    def measure(rows: slice) -> Tensor:
         clean = model.latents(x_0[rows].to(model.device))
-        for name, found in shares.items():
-            plain, shifted = gap_residuals(model, clean, t[rows], eps[rows], codes[name][rows])
-            found.append(1 - shifted / plain)
-    return {name: torch.cat(found).mean().item() for name, found in shares.items()}
+        codes = [z[rows], z.roll(1, 0)[rows]][: len(names)]
+        gaps = [gap_residuals(model, clean, t[rows], eps[rows], one) for one in codes]
+        return torch.stack([1 - shifted / plain for plain, shifted in gaps], dim=1)
+
+    shares = model.by_rows(len(x_0), measure).T.contiguous()
+    return {name: share.mean().item() for name, share in zip(names, shares, strict=True)}
 
 
 def statistics(model: Model, pictures: Pictures) -> Normalisation:
     """Average z over (at most STATISTICS of) the training pictures: mean and deviation."""
     stride = -(-len(pictures) // STATISTICS)
-    rows = range(0, len(pictures), stride)
-    parts = [
-        model.encode_z(to_float(pictures.stack(rows[i : i + 256]))).double().cpu()
-        for i in range(0, len(rows), 256)
-    ]
-    z = torch.cat(parts)
+    z = encode_all(model, pictures.subset(pictures.names[::stride])).double()
     std = z.std(dim=0, correction=0).clamp(min=1e-6)
     return Normalisation(tuple(z.mean(dim=0).tolist()), tuple(std.tolist()))
 

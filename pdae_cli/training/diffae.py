@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..engine.model import Model
@@ -36,7 +35,7 @@ def held_out_losses(model: Model, held_out: Pictures) -> dict[str, float]:
     where there are any. If both are alike, z isn't used."""
     parts = held_out_noise(model, held_out, 0, model.schedule.timesteps - 1)
     objective = DPMLoss(model.heads, model.schedule, model.latents)
-    z = torch.cat([model.encode_z(x_0) for x_0 in parts[0].split(64)])
+    z = model.z_of(parts[0])
     losses = held_out_loss(model, objective, *parts, z)
     if len(held_out) > 1:
         shuffled = held_out_loss(model, objective, *parts, z.roll(1, 0))

@@ -79,10 +79,12 @@ def held_out_noise(
 
 def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[str, float]:
     """Average the objective over held-out rows: x_0, t, eps and what else it takes."""
-    total = 0.0
-    for batch in zip(*(part.split(64) for part in parts), strict=True):
-        total += objective(*(part.to(model.device) for part in batch)).item() * len(batch[0])
-    return {"held_out_loss": total / len(parts[0])}
+    total, count = 0.0, len(parts[0])
+    for part in model.parts(count):
+        with part as rows:
+            batch = [one[rows].to(model.device) for one in parts]
+            total += objective(*batch).item() * len(batch[0])
+    return {"held_out_loss": total / count}
 
 
 def check_plain(model: Model) -> None:

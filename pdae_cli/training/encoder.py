@@ -26,12 +26,12 @@ from .autoencoder import saving_statistics
 from .data import Pictures, Task
 from .dpm import HELD_OUT, uniform
 from .folder import check_model
+from .latent import CHUNK
 from .stage import Stage
 
 EARLY = 20  # features are those at t = T / EARLY, where a clean picture is hardly out of place
 SIDE = 4  # pixels of the averaged feature maps, as of the map that E_phi ends in
 SEEN = 4096  # pictures that the components are of
-AT_ONCE = 16  # of them
 SPARE = 64  # dimensions in which components are looked for, beyond their number
 PREVIEWED = 8
 
@@ -51,6 +51,11 @@ def features(model: Model, x_0: Tensor) -> Tensor:
             h = layer(h, modulation)
         h = unet.output.layers[0](torch.cat([h, deepest], dim=1), modulation)
         return F.adaptive_avg_pool2d(h, min(SIDE, h.shape[-1])).flatten(1)
+
+
+def _seen(model: Model, x_0: Tensor) -> Tensor:
+    """`features` of any number of pictures, on the CPU."""
+    return model.by_rows(len(x_0), lambda rows: features(model, x_0[rows]))
 
 
 def components(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -99,10 +104,10 @@ def teacher_of(
     if z_dim > taken:
         rows = torch.linspace(0, len(pictures) - 1, min(SEEN, len(pictures))).long().tolist()
         seen = []
-        for first in range(0, len(rows), AT_ONCE):
-            part = pictures.stack(rows[first : first + AT_ONCE])
+        for first in range(0, len(rows), CHUNK):
+            part = pictures.stack(rows[first : first + CHUNK])
             found.update(part.numpy().tobytes())
-            seen.append(features(model, to_float(part)).cpu())
+            seen.append(_seen(model, to_float(part)))
         mean, axes = components(torch.cat(seen), z_dim - taken)
     mean, axes = mean.to(model.device), axes.to(model.device)
 
@@ -158,8 +163,8 @@ def explained(model: Model, pictures: Pictures, teacher: Teacher) -> dict[str, f
     """Measure the objective on held-out pictures and, where those differ, which share of their z's
     variance E_phi gets right; 0 is what their mean gets."""
     x_0 = to_float(pictures.stack(range(min(HELD_OUT, len(pictures)))))
-    true = torch.cat([teacher(part) for part in x_0.split(AT_ONCE)])
-    errors = torch.cat([model.encode_z(part) for part in x_0.split(AT_ONCE)]) - true
+    true = model.by_rows(len(x_0), lambda rows: teacher(x_0[rows]))
+    errors = model.z_of(x_0) - true
     spread = (true - true.mean(0)).square().sum()
     measured = {"held_out_loss": errors.square().mean().item()}
     if spread > 0:
@@ -170,7 +175,7 @@ def explained(model: Model, pictures: Pictures, teacher: Teacher) -> dict[str, f
 def preview(model: Model, pictures: Pictures) -> tuple[Tensor, int]:
     """Make rows of a sheet: held-out pictures, and below each the one whose z is most like its."""
     x_0 = to_float(pictures.stack(range(min(HELD_OUT, len(pictures)))))
-    z = torch.cat([model.encode_z(part) for part in x_0.split(AT_ONCE)]).cpu()
+    z = model.z_of(x_0)
     z = F.normalize(z - z.mean(0), dim=1)
     alike = (z @ z.T).fill_diagonal_(-2)
     shown = min(PREVIEWED, len(x_0))

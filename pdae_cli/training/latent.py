@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..checkpoints import read_card, write_latent_dpm
 from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule
-from ..diffusion.trajectory import LATENT_SCHEDULE, check_finite
+from ..diffusion.trajectory import LATENT_SCHEDULE
 from ..engine.model import Model
 from ..engine.tensors import fingerprint
 from ..evaluation.likeness import Likeness
@@ -36,11 +36,7 @@ def encode_all(
     for first in range(0, len(pictures), CHUNK):
         rows = range(first, min(first + CHUNK, len(pictures)))
         x_0 = to_float(pictures.stack(rows))
-        for part in model.parts(len(rows)):
-            with part as some:
-                z = model.encode_z(x_0[some].flip(3) if mirrored else x_0[some])
-                check_finite(z=z)
-                parts.append(z.cpu())
+        parts.append(model.z_of(x_0.flip(3) if mirrored else x_0))
         progress(rows.stop)
     return torch.cat(parts)
 

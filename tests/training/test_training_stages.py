@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import tiny_model
 from small_runs import OPTIONS, folder_of, quiet, stage_of, task_of
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pdae_cli.checkpoints import read_model
 from pdae_cli.diffusion.noise import generator
@@ -71,6 +73,24 @@ class TestEncodingAll:
         next(model.encoder.parameters()).fill_(torch.nan)
         with pytest.raises(InputError, match="z has numbers that aren't finite"):
             encode_all(model, task.train)
+
+
+@pytest.mark.parametrize("kind", ["dpm", "autoencoder", "encoder", "diffae"])
+def test_a_save_fits_where_a_step_does(kind: str, task: Task, tmp_path: Path) -> None:
+    """Here of 8 rows, where 13 don't; and what it measures is the same."""
+    whole = stage_of(kind, tiny_model(), task).measure()
+
+    def crowded(module: object, given: tuple[object, ...]) -> None:
+        if given and isinstance(given[0], Tensor) and given[0].ndim == 4 and len(given[0]) > 12:
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = register_module_forward_pre_hook(crowded)
+    try:
+        stage = stage_of(kind, tiny_model(), replace(task, folder=tmp_path))
+        assert stage.measure() == pytest.approx(whole, rel=1e-5)
+        Training(stage, replace(OPTIONS, images=8), tmp_path).train(quiet)
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 128, 256, 512])
