@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..diffusion.noise import generator
 from ..engine.computing import check_compiler, within_memory
 from ..engine.model import ignore
-from ..errors import PdaeError, UsageError
+from ..errors import OutOfMemory, PdaeError, UsageError
 from ..files import check_writable
 from ..pictures.images import write_sheet
 from .muon import optimizer_of
@@ -188,7 +188,8 @@ class Training:
         """
         with ExitStack() as stack:
             interrupted = stack.enter_context(interrupted_between_steps())
-            # Not within the `try`: the others wait for this one's gradients, and hear no `_fail`.
+            # No `_fail` where memory runs out, here or in `computing`: the others wait for this
+            # one's gradients, and learn of it as this process ends.
             full = (
                 f"{self.accelerator.device} has no room for a step; choose a smaller --batch-size, "
                 "more --accumulate, or --checkpoint-activations"
@@ -203,7 +204,7 @@ class Training:
                     self._save(report, full=False)
                 stop.args = ("the same command goes on where it stopped",)
                 raise
-            except PeerLost:
+            except (PeerLost, OutOfMemory):
                 raise
             except PdaeError:
                 self._fail()

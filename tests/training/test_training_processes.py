@@ -7,7 +7,24 @@ import signal
 from pathlib import Path
 
 import pytest
-from small_runs import TINY, assert_equal, ended, folder_of, losses, started, state
+import torch
+from conftest import tiny_model
+from small_runs import (
+    OPTIONS,
+    TINY,
+    assert_equal,
+    ended,
+    folder_of,
+    losses,
+    quiet,
+    stage_of,
+    started,
+    state,
+    task_of,
+)
+
+from pdae_cli.errors import InputError, OutOfMemory
+from pdae_cli.training.loop import Training
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +59,29 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             code, err = training(processes, photos, folder / name, *more)
             assert code == 0, err
     return folder
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(OutOfMemory("no room"), False), (torch.OutOfMemoryError("CUDA"), False),
+     (InputError("a picture can't be read"), True)],
+)  # fmt: skip
+def test_who_waits_for_gradients_isnt_waited_for(
+    error: Exception, told: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one whose memory runs out within a step the others hear as it ends; of what fails before
+    a step it tells them."""
+
+    def fail(*args: object) -> None:
+        raise error
+
+    said = list[bool]()
+    run = Training(stage_of("dpm", tiny_model(), task_of(photos, tmp_path)), OPTIONS, tmp_path)
+    monkeypatch.setattr(run, "_fail", lambda: said.append(True))
+    monkeypatch.setattr(run, "batches" if told else "train_step", fail)
+    with pytest.raises(InputError if told else OutOfMemory):
+        run.train(quiet)
+    assert said == [True] * told
 
 
 @pytest.mark.slow
