@@ -6,11 +6,13 @@ Without torch, but for pictures of more than 8 bits: what a file says of itself 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from PIL import ExifTags, Image, ImageCms
 
@@ -19,12 +21,22 @@ from ..files import read_limited
 from .listing import HEAD, MAX_PICTURE, kind_of, reads_heic
 from .metadata import exif_tag
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # and HEIC; nothing else
 MAX_PIXELS = 64_000_000  # of a picture, or of all frames of an animation
 MAX_FRAMES = 10_000
 LARGE = 16_000_000  # pixels: several such pictures at once would take much memory
 LIMIT = f"the limit of {MAX_PIXELS // 10**6} million; make the picture smaller first"
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # 16-bit files open in one of these
+# Black and white of those of 32 bits. Beyond, they mean another range, and clipping would lose it;
+# but for a little, as resampling overshoots.
+RANGES, OVERSHOOT = {"F": (0.0, 1.0), "I": (0.0, 65535.0)}, 0.25
+# Where one file ends and another begins: a PNG, JPEG or GIF, and whatever may follow.
+SEAM = re.compile(
+    rb"(?:IEND\xaeB`\x82|\xff\xd9|;)(?:\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP)", re.S
+)
 T = Image.Transpose
 TURNS = {  # EXIF orientation → what makes it upright
     2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE,
@@ -40,7 +52,7 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
     with _naming(name):
         image = _opened(source, name)
         image.load()
-        _try_mode(image)
+        _try_mode(image, name)
         if image.format in ("WEBP", "AVIF") and _is_large(image) and not has_more_frames(image):
             # Their decoders keep the pixels twice for as long as the picture lives.
             format, image = image.format, image.copy()
@@ -91,7 +103,7 @@ def open_frames(source: Path | bytes, name: str) -> Iterator[Image.Image]:
                     f"{MAX_PIXELS // 10**6} million pixels in all; make it shorter or smaller"
                 )
             frame = image.copy()
-            _try_mode(frame)
+            _try_mode(frame, name)
         yield frame
 
 
@@ -101,6 +113,15 @@ def has_more_frames(image: Image.Image) -> bool:
     What cameras add to a JPEG (MPO: previews, the other eye's view) doesn't count.
     """
     return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def is_followed(data: bytes, image: Image.Image) -> bool:
+    """Tell whether another picture follows the one that these bytes begin with, as where files are
+    piped one after the other. What cameras add to a JPEG is none."""
+    if image.format == "WEBP":
+        size = int.from_bytes(data[4:8], "little") + 8
+        return kind_of(data[size : size + HEAD]) in FORMATS
+    return image.format != "MPO" and SEAM.search(data) is not None
 
 
 def _is_large(image: Image.Image) -> bool:
@@ -129,9 +150,18 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
     return image
 
 
-def _try_mode(image: Image.Image) -> None:
-    """Raise whatever Pillow does where it can't convert what it decoded, by one pixel of it."""
-    if image.mode not in DEEP_MODES:
+def _try_mode(image: Image.Image, name: str) -> None:
+    """Raise whatever Pillow does where it can't convert what it decoded, by one pixel of it, and
+    InputError for numbers of another range than `normalised` takes them to have."""
+    if image.mode in RANGES:
+        black, white = RANGES[image.mode]
+        room, (low, high) = OVERSHOOT * (white - black), _extrema(image)
+        if low < black - room or high > white + room:
+            raise InputError(
+                f"{name}: its values go from {low:.6g} to {high:.6g}, where {black:g} is black and "
+                f"{white:g} is white; scale them, or save it with 8 or 16 bits"
+            )
+    elif image.mode not in DEEP_MODES:
         pixel = image.crop((0, 0, 1, 1))
         pixel.palette = image.palette  # there may be none, where `crop` makes one up
         _to_plain_mode(pixel)
@@ -164,7 +194,7 @@ def normalised(image: Image.Image) -> Image.Image:
     """Make a decoded picture upright, of 8 bits and sRGB: a new one of mode L, LA, RGB or RGBA.
 
     16-bit values are scaled, not clipped, 32-bit integers are taken as 16-bit ones and floats as
-    0 … 1. Of its metadata nothing is left.
+    0 … 1: `open_picture` refuses others. Of its metadata nothing is left.
     """
     turn = TURNS.get(exif_tag(image, ExifTags.Base.Orientation))
     profile = image.info.get("icc_profile")
@@ -186,18 +216,34 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """DEEP_MODES → L, some rows at a time: a large picture's floats would take much memory."""
+    """DEEP_MODES → L."""
     import torch
 
     result = Image.new("L", image.size)
+    for top, strip in _strips(image):
+        values = strip * 255 if image.mode == "F" else strip / 257
+        pixels = values.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
+        result.paste(
+            Image.frombytes("L", (image.width, len(pixels) // image.width), pixels), (0, top)
+        )
+    return result
+
+
+def _extrema(image: Image.Image) -> tuple[float, float]:
+    """The least and the largest value of DEEP_MODES; infinite ones are very large."""
+    ends = [(strip.min().item(), strip.max().item()) for _, strip in _strips(image)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Tensor]]:
+    """The first row and the float32 values of some rows at a time: all of a large picture's floats
+    would take much memory. What is no number is 0."""
+    import torch
+
     rows = max(1, (1 << 20) // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("F")
-        values = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.float32)
-        values = values.nan_to_num() * 255 if image.mode == "F" else values / 257
-        pixels = values.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
-        result.paste(Image.frombytes("L", strip.size, pixels), (0, top))
-    return result
+        yield top, torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.float32).nan_to_num()
 
 
 def _to_plain_mode(image: Image.Image) -> Image.Image:

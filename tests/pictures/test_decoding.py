@@ -139,6 +139,29 @@ def test_deep_values_out_of_range_are_clipped_and_nan_is_black() -> None:
     assert images.prepare(ints, 2, channels=1).flatten().tolist() == [0, 255, 255, 0]
 
 
+@pytest.mark.parametrize(
+    ("mode", "values", "said"),
+    [("F", (0, 255), "from 0 to 255, where 0 is black and 1 is white"), ("F", (-1, 1), "from -1"),
+     ("F", (0, float("inf")), "e+38"), ("I", (0, 1 << 20), "to 1.04858e+06, where 0 is black and "),
+     ("F", (-0.2, 1.2), ""), ("F", (float("nan"), 1), ""), ("I", (0, 65535), "")],
+)  # fmt: skip
+def test_numbers_of_another_range_are_refused(
+    mode: str, values: tuple[float, float], said: str
+) -> None:
+    """Clipped, they would be a white picture, and nobody would know."""
+    sign = {"F": "f", "I": "i"}[mode]
+    data = struct.pack(f"<4{sign}", *values, *values)
+    film = [Image.frombytes(mode, (2, 2), data) for _ in range(2)]
+    content = animated(film, "TIFF")
+    if not said:
+        decoding.open_picture(content, "a.tif")
+        return
+    for opened in (decoding.open_picture, lambda *how: list(decoding.open_frames(*how))):
+        with pytest.raises(InputError, match=r"^a\.tif: its values go from ") as error:
+            opened(content, "a.tif")
+        assert said in str(error.value) and "scale them" in str(error.value)
+
+
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     values = list(range(0, 65536, 256))
     deep = Image.frombytes("I;16", (16, 16), struct.pack("<256H", *values))
