@@ -25,10 +25,9 @@ from .data import Pictures, Task
 from .dpm import dpm_config, held_out_noise, held_out_rows, uniform
 from .folder import check_model, saving
 from .latent import encode_all
-from .stage import Stage
+from .stage import PREVIEWED, Stage
 
 STATISTICS = 8192  # pictures that z's mean and standard deviation are computed on
-PREVIEWED = 8
 
 
 class Weighting(NamedTuple):

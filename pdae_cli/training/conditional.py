@@ -21,9 +21,7 @@ from .data import Task
 from .dpm import dpm_config
 from .folder import check_model, saving
 from .labels import Labels
-from .stage import Stage
-
-PREVIEWED = 8  # pictures of each class, and classes
+from .stage import PREVIEWED, Stage
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,7 @@ class Condition:
 
     def matrix(self, names: Sequence[str]) -> Tensor:
         """Return y of pictures, int8 (N, A); -1 is unknown."""
-        unknown = [-1] * len(self.classes.names)
-        return torch.tensor([self.rows.get(name, unknown) for name in names], dtype=torch.int8)
+        return Labels(list(self.classes.names), self.rows, set(), {}, {}).matrix(names)
 
 
 def condition(table: Labels | None, columns: Sequence[str]) -> Condition:

@@ -27,13 +27,12 @@ from .data import Pictures, Task
 from .dpm import HELD_OUT, uniform
 from .folder import check_model
 from .latent import CHUNK
-from .stage import Stage
+from .stage import PREVIEWED, Stage
 
 EARLY = 20  # features are those at t = T / EARLY, where a clean picture is hardly out of place
 SIDE = 4  # pixels of the averaged feature maps, as of the map that E_phi ends in
 SEEN = 4096  # pictures that the components are of
 SPARE = 64  # dimensions in which components are looked for, beyond their number
-PREVIEWED = 8
 
 Teacher = Callable[[Tensor], Tensor]  # pictures (N, C, H, W) → (N, D)
 

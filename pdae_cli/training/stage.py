@@ -23,6 +23,7 @@ from ..diffusion.noise import generator, normal
 from ..networks.layers import Attention
 from ..networks.unet import ResBlock
 
+PREVIEWED = 8  # pictures, or kinds of them, in a row or column of a sample sheet
 PREFETCH = 3  # micro-batches prepared ahead, in threads
 
 
