@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -89,6 +89,16 @@ def computing(device: torch.device, dtype: str, differentiable: bool = False) ->
     full = f"{device} has no room for this batch; choose a smaller --batch-size"
     with within_memory(full), torch.set_grad_enabled(gradients), low:
         yield
+
+
+def ignore(told: object) -> None:
+    """Do nothing with what is told."""
+
+
+def check_timesteps(timesteps: Iterable[int], count: int) -> None:
+    """Raise UsageError for one that isn't of the `count` that a schedule has."""
+    if wrong := [t for t in timesteps if not 0 <= t < count]:
+        raise UsageError(f"timesteps are 0 … {count - 1}, not {wrong[0]}")
 
 
 def check_compiler(device: torch.device) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -122,8 +122,9 @@ def by_classifier(
     seed: int,
 ) -> Tensor:
     """Make pictures (N, C, H, W) of labels y (1, A) by eps_theta and `scale` times the classifier's
-    gradient. Picture i depends on (seed, i); with scale 0 it is the unconditional sample i.
-    Raises UsageError for a classifier of other pictures, latents or noise."""
+    gradient. Picture i depends on (seed, i), but for a float's last digits: gradients are rounded
+    by torch's choice for the batch. With scale 0 it is the unconditional sample i. Raises
+    UsageError for a classifier of other pictures, latents or noise."""
     ours, theirs = (
         (one.image_size, one.unet.image_size, one.unet.channels, one.schedule)
         for one in (model.config, classifier.config)
@@ -291,8 +292,7 @@ def pictures_like(
     power of `scale`. Picture i depends on (seed, i) only, its x_T not on the scale; as in
     `Model.sample`, G_psi guides the first 70 % of the trajectory."""
     generators = [generator(seed, "like", number) for number in numbers]
-    if sampling.guide_until is None and not model.takes_z:
-        sampling = replace(sampling, guide_until=model.trajectory(sampling).unguided_below())
+    sampling = model.guided_in_part(sampling)
     x_T = model.noise(generators)  # before z, which takes more draws the greater the scale
     z = draw(model, likeness, generators, sampling, scale)
     return model.to_pictures(x_T, [z], generators, sampling)

@@ -33,13 +33,9 @@ from ..networks.unet import UNet
 from ..pictures.images import Pictures, as_tensor, picture_sha, to_pixels
 from .attributes import Attributes, Scale
 from .codes import Z_ALONE, Codes, between, stack
-from .computing import PRECISIONS, Batching, check_compiler, computing
+from .computing import PRECISIONS, Batching, check_compiler, check_timesteps, computing, ignore
 from .config import ModelConfig
 from .tensors import fingerprint
-
-
-def ignore(told: object) -> None:
-    """Do nothing with what is told."""
 
 
 @dataclass
@@ -102,7 +98,9 @@ class Model(Batching):
 
     def predict(self, x_t: Tensor, t: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Evaluate eps_theta(x_t, t) and G_psi(x_t, z, t) in one pass: both like x_t (N, C, H, W)
-        float32, for t (N,) of 0 … T-1 and z (N, D); without z the gradient is None."""
+        float32, for t (N,) of 0 … T-1 and z (N, D); without z the gradient is None. Raises
+        UsageError for other t."""
+        check_timesteps(t.flatten().tolist(), self.schedule.timesteps)
         zs = self._taken([] if z is None else [z])
         with computing(self.device, self.dtype):
             eps, gradients = self.heads(x_t.to(self.device), t.to(self.device), *zs)
@@ -303,9 +301,13 @@ class Model(Batching):
         if mode not in ("latent", "trajectory"):
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
         sampling = to_decode(codes.sampling, changes, sampling)
-        way = torch.linspace(0, 1, count).tolist() if isinstance(count, int) else list(count)
+        if isinstance(count, int):
+            count = torch.linspace(0, 1, max(0, count)).tolist()
+        way = list(count)
         if not way:
             raise UsageError("no pictures to make; ask for at least one")
+        if outside := [share for share in way if not 0 <= share <= 1]:
+            raise UsageError(f"shares of the way are from 0 to 1, not {outside[0]}")
         found: dict[float, Tensor] = {}
         if {0.0, 1.0} & set(way):
             own = [generator(seed, name) for name in codes.names()]
@@ -315,7 +317,7 @@ class Model(Batching):
             zs, shares = [middle.z], None
             if mode == "trajectory":
                 zs, shares = [z.expand(len(within), -1) for z in codes.z], [1 - share, share]
-            own = [generator(seed, sha) for sha in middle.picture_shas]
+            own = [generator(seed, *codes.names(), name) for name in middle.sources]
             x_T, residual_T = middle.tensors()["x_T"], middle.residual_of(sampling)
             made = self.to_pictures(x_T, zs, own, sampling, shares=shares, residual_T=residual_T)
             found |= zip(within, made, strict=True)
@@ -344,7 +346,7 @@ class Model(Batching):
         self.check(codes)
         attributes: Attributes = self._needs(self.attributes, "attributes")
         z = self.normalise(codes.z)
-        theirs = codes.sampling.get("parity") in ("pdae", "diffae")
+        theirs = codes.sampling.get("parity") in parity.OF_PICTURES
         for name, scale in changes:
             z = attributes.move(z, name, scale, parity.ATTRIBUTE_LENGTH if theirs else None, keep)
         return replace(codes, z=self.denormalise(z))
@@ -367,11 +369,15 @@ class Model(Batching):
         if not generators:
             raise UsageError("no pictures to make; ask for at least one")
         zs = [] if unconditional else [self.sample_z(generators, sampling)]
-        if sampling.guide_until is None and not unconditional and not self.takes_z:
-            until = self.trajectory(sampling).unguided_below()
-            sampling = replace(sampling, guide_until=until)
+        sampling = sampling if unconditional else self.guided_in_part(sampling)
         made = self.to_pictures(self.noise(generators), zs, generators, sampling)
         return made, zs[0] if zs else None
+
+    def guided_in_part(self, sampling: Sampling) -> Sampling:
+        """Guide the first 70 % of the way alone, unless guide_until says otherwise (sec. 4.8)."""
+        if sampling.guide_until is not None or self.takes_z:
+            return sampling
+        return replace(sampling, guide_until=self.trajectory(sampling).unguided_below())
 
     def sample_z(self, generators: Sequence[Generator], sampling: Sampling | None = None) -> Tensor:
         """Draw z (N, D) from the latent DPM by DDIM, one row a generator."""

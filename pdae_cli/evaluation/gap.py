@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import generator
+from ..engine.computing import check_timesteps
 from ..engine.model import Model
 from ..errors import ModelError
 from .figures import Finding, Plot, Row, Track, curve, half_interval, laid_out, on_schedule, require
@@ -46,12 +47,13 @@ def gap(
     Each comes with half of its 95 % interval over the pictures; `closed` is the share of the gap
     that G_psi closes, a ratio of sums, and `known` what of it another picture's z leaves open. The
     sheet shows x^_0 from x_t without and with the shift. Raises ModelError for a model without
-    G_psi, UsageError for fewer than two pictures.
+    G_psi, UsageError for fewer than two pictures, or timesteps that the schedule hasn't got.
     """
     if model.gradient_estimator is None:
         raise ModelError(f"{model.name} has no G_psi, so there is no gap that it could close")
     require(x_0, 2)
     timesteps = timesteps or on_schedule(model, TIMESTEPS)
+    check_timesteps(timesteps, model.schedule.timesteps)
     z = model.z_of(x_0)
     clean = model.by_rows(len(x_0), lambda some: model.latents(x_0[some].to(model.device)))
     eps = torch.randn(clean.shape, generator=generator(seed, "gap"))

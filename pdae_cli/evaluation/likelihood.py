@@ -11,7 +11,7 @@ from ..diffusion.likelihood import LEVEL, bits_per_dimension, log_density
 from ..diffusion.noise import clone, normal
 from ..diffusion.trajectory import Sampling
 from ..engine.model import Model
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 
 
 def likelihood(
@@ -28,8 +28,10 @@ def likelihood(
     Values are spread evenly over their level (uniform dequantisation), and the picture is taken as
     the state at timestep 0. `generators`, one a row, draw both that and the probes of the
     divergence, whose estimates are averaged. Raises ModelError for a latent diffusion model, whose
-    density is that of latents.
+    density is that of latents, and UsageError for less than one probe.
     """
+    if probes < 1:
+        raise UsageError(f"probes is {probes}; the divergence takes at least one")
     if model.first_stage is not None:
         raise ModelError(f"{model.name} diffuses latents, which have no likelihood of the picture")
     sampling = replace(sampling or Sampling(), solver="ddim", corrections=0)  # for its grid alone

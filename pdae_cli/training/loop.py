@@ -26,8 +26,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from ..diffusion.noise import generator
-from ..engine.computing import check_compiler, within_memory
-from ..engine.model import ignore
+from ..engine.computing import check_compiler, ignore, within_memory
 from ..errors import OutOfMemory, PdaeError, UsageError
 from ..files import check_writable
 from ..pictures.images import write_sheet

@@ -30,7 +30,7 @@ from pdae_cli.engine.editing import (
     settled,
 )
 from pdae_cli.engine.model import Model
-from pdae_cli.errors import InputError, ModelError
+from pdae_cli.errors import InputError, ModelError, UsageError
 from pdae_cli.pictures.images import to_image, to_pixels, to_tensor
 
 HALF = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
@@ -212,6 +212,29 @@ class TestCompletion:
         assert (made.amax(1) - made.amin(1) > 1e-3).float().mean() > 0.9
         with pytest.raises(ModelError, match="without colours"):
             colourise(tiny_model(channels=1), torch.zeros(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("share", [1.2, -0.5, math.nan])
+def test_a_share_outside_of_the_way_is_refused(model: Model, share: float) -> None:
+    codes = model.encode(pictures_of(2), inference_steps=STEPS)
+    with pytest.raises(UsageError, match="shares of the way are from 0 to 1, not"):
+        model.interpolate(codes, [0, share])
+
+
+def test_random_numbers_between_two_pictures_are_theirs(model: Model) -> None:
+    """Of a stochastic solver: other pictures' way, or another place on it, has other ones."""
+    x, drawn = pictures_of(3), list[Tensor]()
+    codes = model.encode(x, solver="ddpm", inference_steps=STEPS)
+
+    def kept(x_T: Tensor, zs: Any, own: Any, *rest: Any, **more: Any) -> Tensor:
+        drawn.extend(torch.rand(4, generator=one) for one in own)
+        return x_T
+
+    model.to_pictures = kept  # type: ignore[method-assign]
+    for pair in (codes[:2], codes[1:], codes[:2]):
+        model.interpolate(pair, [0.25, 0.5])
+    assert len({tuple(one.tolist()) for one in drawn[:4]}) == 4
+    assert torch.equal(torch.stack(drawn[4:]), torch.stack(drawn[:2]))
 
 
 @pytest.mark.parametrize("unit", ["", "sd"])

@@ -330,8 +330,15 @@ def test_no_pictures_are_a_line(model: Model) -> None:
     for count in (0, []):
         with pytest.raises(UsageError, match="no pictures to make"):
             model.sample(count)
+    for count in (0, [], -1):
         with pytest.raises(UsageError, match="no pictures to make"):
             model.interpolate(codes, count)
+
+
+@pytest.mark.parametrize("t", [-1, 1000])
+def test_a_timestep_that_the_schedule_hasnt_got_is_refused(model: Model, t: int) -> None:
+    with pytest.raises(UsageError, match=f"timesteps are 0 … 999, not {t}"):
+        model.predict(pictures_of(2), torch.tensor([5, t]), None)
 
 
 def test_parts_that_a_model_lacks_are_named(model: Model) -> None:

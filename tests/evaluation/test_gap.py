@@ -120,6 +120,12 @@ def test_timesteps_are_those_of_the_models_schedule(model: Model) -> None:
     assert [row["t"] for row in gap(short, faces(2)).rows][-3:] == [79, 89, 98]
 
 
+@pytest.mark.parametrize("t", [-1, 1000])
+def test_timesteps_that_the_schedule_hasnt_got_are_refused(model: Model, t: int) -> None:
+    with pytest.raises(UsageError, match=f"timesteps are 0 … 999, not {t}"):
+        gap(model, faces(2), timesteps=(300, t))
+
+
 def test_one_picture_has_no_other_ones_z(model: Model) -> None:
     with pytest.raises(UsageError, match="at least 2 pictures"):
         gap(model, faces(1))
