@@ -24,7 +24,7 @@ from . import names, native
 from .card import CARD, TERMS, hub_licence
 from .diffusers import ALIKE, BETAS, PREDICTIONS, VARIANCES
 from .first_stage import STEM
-from .reading import SAFETENSORS, read_bytes, read_config
+from .reading import SAFETENSORS, read_bytes, read_object
 from .transfer import separated
 
 INDEX, CODE, THEIRS = "model_index.json", "pipeline.py", STEM + SAFETENSORS
@@ -115,7 +115,7 @@ def _begin(folder: Path, index: dict[str, Any], files: Sequence[str]) -> None:
 def _written(folder: Path) -> set[str]:
     """The files of the export that lies in a folder, as its index says; nothing of others."""
     with suppress(ModelError):
-        said = read_config(folder / INDEX).get(WROTE)
+        said = read_object(folder / INDEX).get(WROTE)
         return {INDEX, *said.split()} & {*WRITTEN} if isinstance(said, str) else set()
     return set()
 

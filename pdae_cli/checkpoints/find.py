@@ -16,7 +16,7 @@ from ..files import bundled_models, check_writable
 from ..networks.first_stage import FirstStage
 from .card import HUB
 from .convert import read_foreign
-from .first_stage import load_first_stage as read_first_stage
+from .first_stage import first_stage_of
 from .hub import PAPERS, Announce, check_push, fetch, is_hub_id, push
 from .native import is_native, latent_training, read_model, renew_card, write_whole
 from .reading import read_bytes
@@ -162,4 +162,4 @@ def load_first_stage(name: str, announce: Announce = ignore) -> tuple[FirstStage
     whose it is. Raises ModelError."""
     source = open_source(name, announce=announce)
     known = f"first stage: {HUB}{source.hub}" if source.hub else ""
-    return read_first_stage(source, announce), {"licence": source.licence, "source": known}
+    return first_stage_of(source, announce), {"licence": source.licence, "source": known}

@@ -54,7 +54,7 @@ FIELDS = Fields(
 )
 
 
-def load_first_stage(source: Source, announce: Announce = ignore) -> FirstStage:
+def first_stage_of(source: Source, announce: Announce = ignore) -> FirstStage:
     """Load the first stage of a pipeline, or one alone; `announce` is told what the user should
     know. Raises ModelError."""
     folder = first_stage_folder(source)

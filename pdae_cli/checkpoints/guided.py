@@ -148,7 +148,7 @@ def read(source: Source) -> Foreign:
 
 def _weights(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-    return [path for path in found if path.suffix != ".safetensors"] or found
+    return [path for path in found if path.suffix != SAFETENSORS] or found
 
 
 def _only_weights(folder: Path) -> Path:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..engine import tensors as safe
@@ -78,23 +77,20 @@ def read_model(folder: Path, name: str) -> Model:
     with guarded(path):
         config, recorded = _read_config(path)
     with guarded(weights):
-        safe.check(weights)
-        before, found = weights.stat(), sha256(weights)
+        content, header = safe.opened(weights)
+        found = hashlib.sha256(content).hexdigest()
         if recorded and found not in recorded:
             raise ValueError(
                 f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded[0])[1:13]}; "
                 "it was damaged or edited"
             )
-        networks = fill(lambda: build_networks(config), weights)
-        if (now := weights.stat()).st_ino != before.st_ino or now.st_mtime_ns != before.st_mtime_ns:
-            raise ModelError(f"{weights} was replaced while it was read; run the command again")
+        networks = fill(lambda: build_networks(config), content, header)
     more: dict[str, Any] = {"name": name, "weights_sha": found}
     if (file := folder / ATTRIBUTES).exists():
         more["attributes"] = known = read_attributes(file, config.z_dim)
         _check_z(known.of, config, file)
     if (file := folder / LATENT_DPM).exists():
-        networks["latent_dpm"] = read_latent_dpm(file, config.z_dim)
-        _check_z(str((latent_training(folder) or {}).get("z", "")), config, file)
+        networks["latent_dpm"] = read_latent_dpm(file, config)
     with guarded(path):
         return assembled(config, networks, **more)
 
@@ -231,8 +227,11 @@ def latent_training(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with guarded(path):
-        header = safe.check(path, keys=("pdae", "training"))
-        return header.facts("training") if "training" in header.metadata else {}
+        return _summary(safe.check(path, keys=("pdae", "training")))
+
+
+def _summary(header: safe.Header) -> dict[str, Any]:
+    return header.facts("training") if "training" in header.metadata else {}
 
 
 def _write_config(folder: Path, config: ModelConfig, shas: list[str]) -> None:
@@ -288,10 +287,10 @@ def change_attributes(
 def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
     """Read attributes of z with `z_dim` dimensions (None: any). Raises ModelError."""
     with guarded(path):
-        header = safe.check(path, keys=("pdae",))
-        content = header.facts()
-        names, facts = content.get("names"), content.get("facts", {})
-        if not isinstance(of := content.get("z", ""), str):
+        content, header = safe.opened(path, keys=("pdae",))
+        known = header.facts()
+        names, facts = known.get("names"), known.get("facts", {})
+        if not isinstance(of := known.get("z", ""), str):
             raise ValueError("its z isn't a text")
         if not isinstance(names, list) or not all(
             isinstance(one, str) and one.isprintable() and 0 < len(one) <= MAX_NAME for one in names
@@ -303,12 +302,12 @@ def read_attributes(path: Path, z_dim: int | None = None) -> Attributes:
             raise ValueError("its facts aren't of its names")
         if not all(one is None or isinstance(one, dict) for one in facts.values()):
             raise ValueError("its facts aren't objects")
-        for known in facts.values():
-            check_facts(known or {})
+        for one in facts.values():
+            check_facts(one or {})
         found = header.tensors.get("weight")
         z_dim = found.shape[-1] if z_dim is None and found and found.shape else z_dim
         header.require({"weight": (len(names), z_dim or 0), "bias": (len(names),)})
-        tensors = safe.load(path, header)
+        tensors = safe.load(content, header)
         return Attributes(names, tensors["weight"].float(), tensors["bias"].float(), facts, of)
 
 
@@ -329,14 +328,16 @@ def _write_latent_dpm(
     write_bytes(folder / LATENT_DPM, safe.sealed(_stored(network, dtype), facts))
 
 
-def read_latent_dpm(path: Path, z_dim: int | None = None) -> LatentDPM:
-    """Read a latent DPM of z with `z_dim` dimensions (None: any). Raises ModelError."""
+def read_latent_dpm(path: Path, of: ModelConfig | None = None) -> LatentDPM:
+    """Read a latent DPM of a model with this config (None: any). Raises ModelError."""
     with guarded(path):
-        header = safe.check(path, keys=("pdae", "training"))
+        content, header = safe.opened(path, keys=("pdae", "training"))
         cfg = build(LatentConfig, header.facts(), "latent DPM")
-        if z_dim is not None and cfg.z_dim != z_dim:
-            raise ValueError(f"it is of z with {cfg.z_dim} dimensions, the model's has {z_dim}")
-        network: LatentDPM = fill(lambda: LatentDPM(cfg), path)
+        if of is not None and cfg.z_dim != of.z_dim:
+            raise ValueError(f"it is of z with {cfg.z_dim} dimensions, the model's has {of.z_dim}")
+        network: LatentDPM = fill(lambda: LatentDPM(cfg), content, header)
+        if of is not None:
+            _check_z(str(_summary(header).get("z", "")), of, path)
         return network
 
 
@@ -354,10 +355,11 @@ def read_classifier(folder: Path) -> Classifier:
     if not path.is_file():
         raise ModelError(f"{folder} is no classifier; `pdae train classifier` makes one")
     with guarded(path):
-        header = safe.check(path, keys=("pdae", "training"))
+        content, header = safe.opened(path, keys=("pdae", "training"))
         config: ClassifierConfig = build(ClassifierConfig, header.facts(), "classifier")
-        network = fill(lambda: NoisyClassifier(config.unet, config.classes), path)
-        return Classifier(config, network.requires_grad_(False).eval(), sha256(path))
+        network = fill(lambda: NoisyClassifier(config.unet, config.classes), content, header)
+        sha = hashlib.sha256(content).hexdigest()
+        return Classifier(config, network.requires_grad_(False).eval(), sha)
 
 
 @contextmanager
@@ -367,18 +369,18 @@ def guarded(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ModelError(f"the model is incomplete: {path} is missing") from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path} can't be read: {reason}; get the model again") from error
 
 
-def fill(make: Callable[[], nn.Module], path: Path) -> Any:
-    """Make a network of the file's tensors, as float32; names and shapes must match exactly."""
+def fill(make: Callable[[], nn.Module], content: memoryview, header: safe.Header) -> Any:
+    """Make a network of an open file's tensors, as float32; names and shapes must match exactly."""
     with init_empty_weights(include_buffers=True):
         network = make()
-    header, state = safe.check(path), network.state_dict()
+    state = network.state_dict()
     header.require({name: tuple(one.shape) for name, one in state.items()})
-    state |= {name: one.float() for name, one in safe.load(path, header).items()}
+    state |= {name: one.float() for name, one in safe.load(content, header).items()}
     network.load_state_dict(state, assign=True)
     return network
 

@@ -53,7 +53,7 @@ def read_text(path: Path, limit: int = MAX_CONFIG_BYTES) -> str:
         raise ModelError(f"{path} can't be read: it is no text of UTF-8") from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file, or by any other suffix YAML, that holds an object. Raises ModelError."""
     is_json = path.suffix == ".json"
     text = read_text(path, MAX_CONFIG_BYTES if is_json else MAX_YAML_BYTES)
@@ -104,14 +104,14 @@ def read_weights(path: Path) -> dict[str, Any]:
     what it holds: tensors by name, or what `read_pickle` tells. Raises ModelError."""
     if path.suffix == SAFETENSORS:
         try:
-            return dict(safe.load(path, safe.check(path)))
+            return dict(safe.load(*safe.opened(path)))
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} can't be read: {error}; get the model again") from error
     return _of_shards(path) if path.suffix == INDEX else read_pickle(path)
 
 
 def _of_shards(index: Path) -> dict[str, Tensor]:
-    places = read_config(index).get("weight_map")
+    places = read_object(index).get("weight_map")
     texts = isinstance(places, dict) and all(isinstance(one, str) for one in places.values())
     if not isinstance(places, dict) or not texts or not places:
         raise ModelError(f"{index} is no index: its weight_map isn't file names by tensors' names")

@@ -22,7 +22,7 @@ from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.latent import LatentConfig
 from .hub import Announce, fetch, is_hub_id, licence_in
-from .reading import read_config, read_weights
+from .reading import read_object, read_weights
 from .transfer import Part, Tensors
 
 P = ParamSpec("P")
@@ -147,7 +147,7 @@ class Settings:
     @classmethod
     def read(cls, path: Path) -> Settings:
         """Read a JSON or a YAML file that holds an object. Raises ModelError."""
-        return cls(str(path), read_config(path))
+        return cls(str(path), read_object(path))
 
     def follow(self, fields: Fields, notes: list[str]) -> Settings:
         """Leave out nulls that mean defaults; note the fields that nobody knows. Raises ModelError

@@ -19,7 +19,7 @@ from .output import Output, plain
 from .run.batches import Made, Run
 from .run.destination import Destination
 from .run.making import generators, pictures_of
-from .run.recipes import told
+from .run.recipes import recordable, told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -296,7 +296,9 @@ def judge(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Height and width in pixels, instead of the model's.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = JUDGE_SEED,
+    seed: Annotated[
+        int, typer.Option(help="Of all random numbers.", callback=recordable)
+    ] = JUDGE_SEED,
 ) -> None:
     """Train a judge for --judge of the other commands: a small classifier of DATA's labels.
 
@@ -307,7 +309,6 @@ def judge(
     Example: pdae evaluate judge faces.zip -o judge.safetensors
     """
     from ..evaluation.judge import write_judge
-    from ..files import sha256
     from ..training.data import split
     from ..training.judge import train_judge
     from .data import labels_of, needed, open_data
@@ -323,13 +324,12 @@ def judge(
     train, held_out = (part.checked() for part in split(pictures, labels))
     how: dict[str, Any] = {"seed": seed, "report": out.say, "device": model.device}
     made, auroc = train_judge(train, held_out, labels, epochs, **how)
-    write_judge(output, made, plain(auroc))
+    write_judge(output, made, auroc)
     _tell_quality(auroc, labels.matrix(train.names), labels.matrix(held_out.names), out)
-    digest = sha256(output)
     record: dict[str, Any] = {"status": "done", "input": str(data), "output": str(output)}
-    record |= {"digest": digest, "auroc": made.auroc, "image_size": size}
+    record |= {"digest": made.weights_sha, "auroc": made.auroc, "image_size": size}
     record |= {"epochs": epochs, "seed": seed, "pictures": len(train), "held_out": len(held_out)}
-    out.result(record, f"{output}: judge {digest[:12]}, mean AUROC {made.auroc:.3f}")
+    out.result(record, f"{output}: judge {made.weights_sha[:12]}, mean AUROC {made.auroc:.3f}")
 
 
 def _tell_quality(auroc: dict[str, float], learnt: Tensor, truth: Tensor, out: Output) -> None:

@@ -1,6 +1,7 @@
-"""Safetensors files: checked before the library reads them, which takes a name twice, a dimension
-of 2^60 and any metadata, and sealed when we write them. A seal is the SHA-256 of the whole file but
-for its own digits: it tells damage and careless edits, not malice. Files without one are read too.
+"""Safetensors files: a header is checked before any tensor is made, as the library takes a name
+twice, a dimension of 2^60 and any metadata; both are read of one mapping, as a file may be replaced
+meanwhile. They are sealed when we write them. A seal is the SHA-256 of the whole file but for its
+own digits: it tells damage and careless edits, not malice. Files without one are read too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -31,15 +31,15 @@ MAX_TENSORS = 10_000
 MAX_NAME = 512
 MAX_DIMENSIONS, MAX_DIMENSION = 8, 1 << 31
 DTYPES = {
-    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
-    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16,
+    "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64,
 }  # fmt: skip
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
-    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 METADATA, SEAL, BLANK = "__metadata__", "sha256", "0" * 64
+Source = Path | bytes | memoryview
 LARGEST = (1 << 63) - 1  # of whole numbers: what others read as 64 bits
 
 
@@ -56,7 +56,7 @@ class Spec(NamedTuple):
 class Header:
     """A checked header."""
 
-    tensors: dict[str, Spec]
+    tensors: dict[str, Spec]  # in the order of their bytes
     metadata: dict[str, str]
 
     def facts(self, key: str = "pdae") -> dict[str, Any]:
@@ -76,8 +76,15 @@ class Header:
                 raise TensorsError(f"tensor {shown(name)} is {found.dtype}, not floating point")
 
 
+def opened(path: Path, keys: Collection[str] | None = None) -> tuple[memoryview, Header]:
+    """Map a file and check its header (`check`): what is read of the two is of one file, even where
+    another takes its name meanwhile."""
+    content = _content(path)
+    return content, check(content, keys)
+
+
 def check(
-    source: Path | bytes, keys: Collection[str] | None = None, most_metadata: int = MAX_METADATA
+    source: Source, keys: Collection[str] | None = None, most_metadata: int = MAX_METADATA
 ) -> Header:
     """Check the header of a file or of its content, without reading a tensor. `keys`: the metadata
     that it may have (None: any). `most_metadata`: characters. Raises TensorsError for what breaks
@@ -109,36 +116,37 @@ def check(
         raise TensorsError(f"it has more than {MAX_TENSORS} tensors")
     for name, entry in header.items():
         _check_entry(name, entry)
-    reached = 0
-    for name, entry in sorted(header.items(), key=lambda one: one[1]["data_offsets"]):
+    reached, ordered = 0, sorted(header.items(), key=lambda one: one[1]["data_offsets"])
+    for name, entry in ordered:
         if entry["data_offsets"][0] != reached:
             raise TensorsError(f"tensor {shown(name)} overlaps another, or leaves a gap")
         reached = entry["data_offsets"][1]
     if reached != size:
         raise TensorsError(f"its tensors take {reached} bytes, and {size} follow the header")
-    specs = {name: Spec(one["dtype"], tuple(one["shape"])) for name, one in header.items()}
+    specs = {name: Spec(one["dtype"], tuple(one["shape"])) for name, one in ordered}
     return Header(specs, metadata)
 
 
-def load(source: Path | bytes, header: Header) -> dict[str, Tensor]:
-    """Read the tensors of a checked file, onto the CPU. Raises TensorsError where its seal is
-    broken or numbers aren't finite."""
+def load(source: Source, header: Header) -> dict[str, Tensor]:
+    """Read the tensors of what was checked, onto the CPU; those of a file stay in it until they are
+    used. Raises TensorsError where its seal is broken or numbers aren't finite, OSError."""
+    content = _content(source)
+    begin = 8 + int.from_bytes(content[:8], "little")
     if (seal := header.metadata.get(SEAL)) is not None:
-        content = _content(source)
-        begin = 8 + int.from_bytes(content[:8], "little")
         sha = hashlib.sha256(_resealed(bytes(content[:begin]), seal, BLANK))
         sha.update(content[begin:])
         if (found := sha.hexdigest()) != seal:
             written = f"is not what was written ({shown(seal)[1:13]}); it was damaged or edited"
             raise TensorsError(f"its content (SHA-256 {found[:12]}) {written}")
-    read: Any = safetensors.torch.load if isinstance(source, bytes) else safetensors.torch.load_file
-    try:
-        tensors: dict[str, Tensor] = read(source)
-    except safetensors.SafetensorError as error:
-        raise TensorsError(str(error)) from error
-    for name, tensor in tensors.items():
-        if header.tensors[name].dtype in FLOATS and not tensor.isfinite().all():
+    tensors, at = dict[str, Tensor](), begin
+    for name, (kind, shape) in header.tensors.items():
+        part = torch.empty(0, dtype=DTYPES[kind])  # as a buffer of no bytes can't be
+        if size := math.prod(shape) * part.itemsize:
+            data = content[at : at + size]  # of bytes copied, since what is read may be changed
+            part = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=part.dtype)
+        if kind in FLOATS and not part.isfinite().all():
             raise TensorsError(f"tensor {shown(name)} holds numbers that aren't finite")
+        tensors[name], at = part.reshape(shape), at + size
     return tensors
 
 
@@ -162,7 +170,7 @@ def parts(
     for name, tensor in zip(order, kept, strict=True):
         begin, end = end, end + tensor.nbytes
         header[name] = {
-            "dtype": DTYPES[tensor.dtype],
+            "dtype": NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
@@ -203,15 +211,15 @@ def shown(name: object) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _content(source: Path | bytes) -> memoryview:
-    """A file's content, without reading it."""
-    if isinstance(source, bytes):
+def _content(source: Source) -> memoryview:
+    """A file's content, without reading it; what is changed in memory stays there."""
+    if not isinstance(source, Path):
         return memoryview(source)
     if source.exists() and not source.is_file():
         raise TensorsError("it is not a regular file")
     with source.open("rb") as file:
         empty = os.fstat(file.fileno()).st_size == 0  # nothing to map then
-        return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -245,11 +253,12 @@ def _check_entry(name: str, entry: Any) -> None:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise TensorsError(f"tensor {shown(name)} needs dtype, shape and offsets, no more")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise TensorsError(f"tensor {shown(name)} has the unknown dtype {shown(dtype)}")
-    if not _are_numbers(shape, MAX_DIMENSION) or len(shape) > MAX_DIMENSIONS:
+    possible = _are_numbers(shape, MAX_DIMENSION) and len(shape) <= MAX_DIMENSIONS
+    if not possible or math.prod(one or 1 for one in shape) > LARGEST:  # one of 0 hides the others
         raise TensorsError(f"tensor {shown(name)} has the impossible shape {shown(shape)}")
-    size = math.prod(shape) * ITEM_BYTES[dtype]  # Python's integers don't overflow
+    size = math.prod(shape) * DTYPES[dtype].itemsize  # Python's integers don't overflow
     two = _are_numbers(offsets, 1 << 62) and len(offsets) == 2
     if not two or offsets[1] - offsets[0] != size:
         raise TensorsError(f"tensor {shown(name)} of {size} bytes isn't at {shown(offsets)}")

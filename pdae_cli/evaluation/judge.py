@@ -6,6 +6,7 @@ is called judge-Fréchet, judge-KID and judge-distance, since it can't be compar
 LPIPS of anybody else.
 """
 
+import hashlib
 import json
 import math
 import statistics
@@ -23,7 +24,7 @@ from ..checkpoints.native import fill, guarded
 from ..engine import tensors as safe
 from ..engine.config import build
 from ..errors import Range, UsageError, check_ranges
-from ..files import sha256, write_bytes
+from ..files import write_bytes
 from ..pictures.images import to_float, to_pixels
 from .metrics import feature_distance
 
@@ -53,10 +54,8 @@ class Judge(nn.Module):
     def __init__(self, names: list[str], size: int = 64, channels: int = 3) -> None:
         super().__init__()
         self.names, self.size, self.channels = names, size, channels
-        self.weights_sha, self.auroc = (
-            "untrained",
-            math.nan,
-        )  # of held-out pictures, over attributes
+        self.weights_sha = "untrained"  # then the SHA-256 of its file (`to_bytes`)
+        self.auroc = math.nan  # of held-out pictures, over attributes
         layers: list[nn.Module] = []
         for before, width in pairwise((channels, *WIDTHS)):
             norm = nn.BatchNorm2d(width)
@@ -109,20 +108,29 @@ class Judge(nn.Module):
             )
 
 
+def to_bytes(judge: Judge, auroc: Mapping[str, float | None]) -> bytes:
+    """Make the content of a judge's file, with its AUROC on held-out pictures for each attribute:
+    the same for the same judge, so that it is known by it whether it was written or not."""
+    known = {k: v if v is not None and math.isfinite(v) else None for k, v in auroc.items()}
+    facts = {"names": judge.names, "auroc": known, "size": judge.size, "channels": judge.channels}
+    state = {name: one.contiguous() for name, one in judge.state_dict().items()}
+    return safe.sealed(state, {"judge": json.dumps(facts)})
+
+
 def write_judge(path: Path, judge: Judge, auroc: Mapping[str, float | None]) -> None:
     """Write a judge, with its AUROC on held-out pictures for each attribute."""
-    facts = {"names": judge.names, "auroc": auroc, "size": judge.size, "channels": judge.channels}
-    state = {name: one.contiguous() for name, one in judge.state_dict().items()}
-    write_bytes(path, safe.sealed(state, {"judge": json.dumps(facts)}))
+    write_bytes(path, to_bytes(judge, auroc))
 
 
 def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
     """Read a trained judge and its held-out AUROC for each attribute. Raises ModelError."""
     with guarded(path):
-        header = safe.check(path, keys=("judge",))
+        content, header = safe.opened(path, keys=("judge",))
         facts: JudgeFacts = build(JudgeFacts, header.facts("judge"), "its metadata")
-        judge = fill(lambda: Judge(list(facts.names), facts.size, facts.channels), path)
-        judge.weights_sha, judge.auroc = sha256(path), mean_of(facts.auroc)
+        names, size, channels = list(facts.names), facts.size, facts.channels
+        judge: Judge = fill(lambda: Judge(names, size, channels), content, header)
+        judge.weights_sha = hashlib.sha256(content).hexdigest()
+        judge.auroc = mean_of(facts.auroc)
         return judge.eval().requires_grad_(False), facts.auroc
 
 

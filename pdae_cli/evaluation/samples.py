@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..diffusion.trajectory import Sampling
 from ..engine.model import Model
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from .figures import Finding, Line, Plot, Row, Track, curve, half_interval, laid_out, require
 from .judge import Judge
 from .metrics import frechet, kernel_distance, kernel_parts, precision_recall
@@ -39,11 +39,13 @@ def samples(
     first row, REAL, says how far real ones are from real ones: `count` of them, or half where there
     are fewer than twice as many, from the others. Half of the kernel distance's 95 % interval is
     too wide rather than too narrow where that is near 0. Raises ModelError for a model that makes
-    no samples, UsageError for a judge of another size.
+    no samples, UsageError for a judge of another size, or fewer than LEAST samples.
     """
     kinds = kinds_of(model)
     judge.check(*real.shape[1:3])
     require(real, 2 * LEAST)
+    if count < LEAST:
+        raise UsageError(f"count is {count}, and samples are measured of {LEAST} or more")
     features = judge.features(real)
     some, others = features.tensor_split([min(count, len(features) // 2)])
     protocol = {"features": judge.protocol}

@@ -8,6 +8,7 @@ from ..diffusion.noise import generator
 from ..diffusion.trajectory import Sampling
 from ..engine.codes import stack
 from ..engine.model import Model
+from ..errors import UsageError
 from .figures import Finding, Plot, Row, Track, curve, laid_out, require
 
 
@@ -46,9 +47,11 @@ def semantics(
 
     Of values averaged over blocks of 1, 2, 4 … pixels, and of the logits that attributes have for
     the results' own z, if the model has such. The sheet has a z a row and an x_T a column. Raises
-    UsageError for fewer than two pictures.
+    UsageError for fewer than two pictures or noises.
     """
     require(x_0, 2)
+    if noises < 2:
+        raise UsageError(f"noises is {noises}; of one x_T nothing says what is x_T's: give 2")
     codes = model.encode(x_0, sampling or Sampling(), noise=False)
     rendered = []
     for k in track(range(len(codes))):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engine.attributes import auroc, both_kinds, cell_weights
 from ..engine.computing import within_memory
 from ..errors import UsageError
-from ..evaluation.judge import CHUNK, Judge, mean_of
+from ..evaluation.judge import CHUNK, Judge, mean_of, to_bytes
 from ..pictures.images import to_float
 from .data import Pictures
 from .labels import Labels
@@ -71,7 +71,6 @@ def train_judge(
             schedule.step()
         report(f"judge: epoch {epoch + 1} of {epochs}")
     judge.eval().requires_grad_(False).cpu()
-    judge.weights_sha = _digest(judge)
     parts = torch.arange(len(held_out)).split(CHUNK)
     logits = torch.cat([judge.logits(to_float(held_out.stack(one.tolist()))) for one in parts])
     truth = labels.matrix(held_out.names)
@@ -80,12 +79,5 @@ def train_judge(
         for k, name in enumerate(labels.attributes)
     }
     judge.auroc = mean_of(quality)
+    judge.weights_sha = hashlib.sha256(to_bytes(judge, quality)).hexdigest()
     return judge, quality
-
-
-def _digest(judge: Judge) -> str:
-    """SHA-256 of its numbers."""
-    found = hashlib.sha256()
-    for tensor in judge.state_dict().values():
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()

@@ -10,7 +10,7 @@ import pytest
 from hostile import deep
 
 from pdae_cli.checkpoints.convert import read_foreign
-from pdae_cli.checkpoints.reading import read_config
+from pdae_cli.checkpoints.reading import read_object
 from pdae_cli.checkpoints.source import Source
 from pdae_cli.engine.tensors import TensorsError, strict_json
 from pdae_cli.errors import ModelError, PdaeError
@@ -58,7 +58,7 @@ def test_yaml(tmp_path: Path, name: str) -> None:
     path.write_bytes(text.encode(errors="surrogateescape"))
     begun = process_time()
     try:
-        told = repr(type(read_config(path)["a"]))  # a number of any size is one; fields have ranges
+        told = repr(type(read_object(path)["a"]))  # a number of any size is one; fields have ranges
         assert words == "field" and "int" in told
     except ModelError as error:
         line = str(error)
@@ -69,7 +69,7 @@ def test_yaml(tmp_path: Path, name: str) -> None:
 def test_aliases_that_mean_no_harm_are_followed(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("base: &base {size: 64, ch: [1, 2]}\nnet: {<<: *base, ch: [4]}\nother: *base\n")
-    assert read_config(path)["net"] == {"size": 64, "ch": [4]}
+    assert read_object(path)["net"] == {"size": 64, "ch": [4]}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_json(text: str, words: str) -> None:
 def test_infinities_of_others_are_read_where_a_field_may_be_one(tmp_path: Path) -> None:
     path = tmp_path / "scheduler_config.json"
     path.write_text('{"lambda_min_clipped": -Infinity}')
-    assert read_config(path) == {"lambda_min_clipped": -float("inf")}
+    assert read_object(path) == {"lambda_min_clipped": -float("inf")}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")

@@ -12,9 +12,9 @@ from labelled import labelled
 
 from pdae_cli.checkpoints import write_model
 from pdae_cli.cli.evaluation_data import EvaluateOptions
-from pdae_cli.cli.output import plain
 from pdae_cli.errors import UsageError
 from pdae_cli.evaluation.judge import read_judge, write_judge
+from pdae_cli.files import sha256
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.data import Pictures, open_pictures, split
 from pdae_cli.training.judge import train_judge
@@ -41,7 +41,7 @@ def test_it_is_what_training_makes_of_the_pictures(
     pdae: Command, photos: Path, tmp_path: Path
 ) -> None:
     """The same bytes for the same pictures, epochs and seed, and others for another seed."""
-    write_judge(tmp_path / "own", *map(plain, train_judge(*parts(photos), 2, seed=7)))
+    write_judge(tmp_path / "own", *train_judge(*parts(photos), 2, seed=7))
     made = []
     for seed in (7, 8):
         out = tmp_path / f"{len(made)}.safetensors"
@@ -84,6 +84,18 @@ def test_for_people_and_a_file_that_exists(pdae: Command, photos: Path, tmp_path
     quiet = pdae(*args, "--overwrite", "--quiet")
     assert (quiet.code, quiet.text, quiet.err) == (0, "", "")
     assert [path.name for path in tmp_path.glob("*judge*")] == [out.name]
+
+
+def test_it_is_known_as_the_same_whether_it_was_written_or_not(
+    photos: Path, tmp_path: Path
+) -> None:
+    """Figures of one judge compare, also where it has no AUROC for a label."""
+    judge, quality = train_judge(*parts(photos), 1)
+    write_judge(tmp_path / "judge.safetensors", judge, quality)
+    read, known = read_judge(tmp_path / "judge.safetensors")
+    assert read.protocol == judge.protocol
+    assert read.weights_sha == judge.weights_sha == sha256(tmp_path / "judge.safetensors")
+    assert quality["early"] != quality["early"] and known["early"] is None
 
 
 def test_auroc_is_that_of_held_out_pictures_in_parts(
@@ -183,6 +195,8 @@ def test_without_labels_there_is_no_judge(
         (("{photos}", "-o", "{photos}/00.png/judge.safetensors"), 3, "can't write"),
         (("{photos}", "-m", "nowhere"), 4, "no model"),
         (("{photos}", "--device", "abacus"), 2, "can't be used"),
+        (("{photos}", "--seed", f"{10**22}"), 2, "numbers below 2^63"),
+        (("{photos}", "--seed", f"{-(10**22)}"), 2, "numbers below 2^63"),
         (("{photos}", "--labels", "nowhere.csv"), 3, "nowhere.csv: no such file"),
     ],
 )

@@ -61,6 +61,14 @@ class TestFormat:
                 continue
         assert read == ["numbers that aren't finite", "false seal", "seal that is none"]
 
+    @pytest.mark.parametrize("shape", [[0, *[2**31] * 7], [*[2**31] * 7, 0]])
+    def test_a_size_of_nothing_hides_no_huge_one(self, shape: list[int]) -> None:
+        """No bytes are needed for it, and no tensor can have such a shape."""
+        header = json.dumps({"z": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}})
+        refused(lambda: from_bytes(raw(header, b""), "it"), InputError, "it: not a codes file")
+        with pytest.raises(safe.TensorsError, match="impossible shape"):
+            safe.check(raw(header, b""))
+
     def test_there_are_as_many_as_were_promised(self) -> None:
         assert len(FORMAT) + len(WRONG) >= 60 and len(WRONG) == sum(map(len, PARTS))
 

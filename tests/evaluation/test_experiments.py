@@ -148,6 +148,11 @@ class TestSemantics:
             assert row["z"] == pytest.approx(0, abs=1e-6)
             assert row["x_T"] == pytest.approx(1, abs=1e-6)
 
+    @pytest.mark.parametrize("noises", [0, 1])
+    def test_one_x_T_tells_nothing_of_x_T(self, model: Model, noises: int) -> None:
+        with pytest.raises(UsageError, match=f"noises is {noises}; .* give 2"):
+            semantics(model, faces(2), noises=noises)
+
     def test_each_column_has_one_x_T(self, model: Model) -> None:
         """With one z for all pictures, whatever they are, rows are alike."""
         zero(model.encoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,17 @@ class TestSamples:
     def test_fewer_real_pictures_than_make_two_sets_are_refused(self, model: Model) -> None:
         with pytest.raises(UsageError, match="at least 10 pictures, not 9"):
             samples(model, judge(), faces(9), count=5)
+
+    @pytest.mark.parametrize("count", [0, 4])
+    def test_fewer_samples_than_tell_anything_are_refused(self, model: Model, count: int) -> None:
+        with pytest.raises(UsageError, match=f"count is {count}, and .* of 5 or more"):
+            samples(model, judge(), faces(10), count=count)
+
+    def test_what_cant_be_told_of_a_judge_is_written_as_unknown(self, tmp_path: Path) -> None:
+        """NaN, as `train_judge` says it, is no JSON."""
+        path = tmp_path / "judge.safetensors"
+        write_judge(path, judge(), {"a": 0.5, "b": math.nan})
+        assert read_judge(path)[1] == {"a": 0.5, "b": None}
 
     def test_a_judge_comes_back_from_its_file(self, tmp_path: Path) -> None:
         path = tmp_path / "judge.safetensors"
