@@ -44,9 +44,7 @@ class Codes:
 
     z: Tensor  # (N, D) float32
     x_T: Tensor | None = None  # (N, C, H, W) float32; None when only z was encoded
-    residual_T: Tensor | None = (
-        None  # like x_T, of a solver with a second state: Trajectory.to_noise
-    )
+    residual_T: Tensor | None = None  # like x_T: a second state's, see Trajectory.to_noise
     sources: tuple[str, ...] = ()  # a name for each row
     picture_shas: tuple[str, ...] = ()  # SHA-256 of each 8-bit picture: names its random numbers
     model: str = ""  # name of the model
@@ -142,12 +140,20 @@ class CodesFacts:
     converged: tuple[bool, ...]
 
 
+def facts_of(codes: Codes) -> CodesFacts:
+    """What a file says of codes. Raises UsageError where they don't say it of each row."""
+    of_model = codes.model, codes.weights_sha, codes.sampling
+    facts = CodesFacts(FORMAT, *of_model, codes.sources, codes.picture_shas, codes.converged)
+    if wrong := _wrong(facts, len(codes)):
+        told = "codes are kept with a source and a picture_sha for each row"
+        raise UsageError(f"{told}: {wrong}")
+    return facts
+
+
 def to_bytes(codes: Codes, recipe: dict[str, Any] | None = None) -> bytes:
     """Make the content of a codes file; its `recipe` says how it was made."""
     tensors = {name: part.float().cpu().contiguous() for name, part in codes.tensors().items()}
-    of_model = codes.model, codes.weights_sha, codes.sampling
-    facts = CodesFacts(FORMAT, *of_model, codes.sources, codes.picture_shas, codes.converged)
-    metadata = {"pdae": json.dumps(asdict(facts), sort_keys=True)}
+    metadata = {"pdae": json.dumps(asdict(facts_of(codes)), sort_keys=True)}
     if recipe is not None:
         metadata["recipe"] = json.dumps(recipe, sort_keys=True, default=str)
     return sealed(tensors, metadata)
@@ -219,14 +225,19 @@ def _checked(header: Header) -> CodesFacts:
         raise ValueError(f"x_T is {x_T}, not ({z[0]}, C, H, W)")
     if residual_T not in (None, x_T):
         raise ValueError("residual_T isn't like x_T")
-    if not len(read.sources) == len(read.digests) == len(read.converged or read.sources) == z[0]:
-        raise ValueError(f"its sources, digests and what converged aren't lists of {z[0]}")
-    if any(len(one) > MAX_NAME for one in (read.model, *read.sources)):
-        raise ValueError(f"a name is longer than {MAX_NAME} characters")
-    for sha in (read.digest, *read.digests):
-        if not SHA.fullmatch(sha):
-            raise ValueError(f"{shown(sha)} is no SHA-256")
+    if wrong := _wrong(read, z[0]):
+        raise ValueError(wrong)
     return read
+
+
+def _wrong(facts: CodesFacts, rows: int) -> str:
+    """Why these can't be the facts of so many rows; nothing where they can."""
+    if {len(facts.sources), len(facts.digests), len(facts.converged or facts.sources)} != {rows}:
+        return f"its sources, digests and what converged aren't lists of {rows}"
+    if any(len(one) > MAX_NAME for one in (facts.model, *facts.sources)):
+        return f"a name is longer than {MAX_NAME} characters"
+    shas = (facts.digest, *facts.digests)
+    return next((f"{shown(one)} is no SHA-256" for one in shas if not SHA.fullmatch(one)), "")
 
 
 def to_csv(codes: Codes) -> bytes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
-from .codes import TENSORS, Codes, from_bytes, one_file
+from .codes import TENSORS, Codes, facts_of, from_bytes, one_file
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -32,9 +32,9 @@ def arrow() -> Any:
 def to_table(codes: Codes) -> Table:
     """Lay codes out as an Arrow table: `name`, `picture_sha`, `z` (D,), what there is of `x_T` and
     `residual_T` (C, H, W) and `converged`, then `model`, `weights_sha` and `sampling`, which is
-    JSON. Raises UsageError without pyarrow."""
-    pa = arrow()
-    names = [one.encode("utf-8", "backslashreplace").decode() for one in codes.sources]
+    JSON. Raises UsageError without pyarrow, or where not every row has a name and SHA."""
+    pa, facts = arrow(), facts_of(codes)
+    names = [one.encode("utf-8", "backslashreplace").decode() for one in facts.sources]
     columns = {"name": pa.array(names, pa.string())}
     columns["picture_sha"] = pa.array(codes.picture_shas, pa.string())
     for name, tensor in codes.tensors().items():

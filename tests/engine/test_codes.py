@@ -31,6 +31,7 @@ from pdae_cli.engine.codes import (
     to_npy,
     to_npz,
 )
+from pdae_cli.engine.columns import to_table
 from pdae_cli.errors import InputError, PdaeError, UsageError
 
 
@@ -63,6 +64,21 @@ class TestFiles:
         assert from_bytes(to_bytes(then), "it").sampling == now
         own = codes_of(1, sampling=asdict(Sampling(spacing="asinh")))
         assert from_bytes(to_bytes(own), "it").sampling["spacing"] == "asinh"
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"sources": (), "picture_shas": ()}, "aren't lists of 2"),
+            ({"sources": ("a.png",)}, "aren't lists of 2"),
+            ({"picture_shas": ("a.png", "b.png")}, "'a.png' is no SHA-256"),
+        ],
+    )
+    def test_rows_without_names_are_not_kept(self, change: dict[str, object], words: str) -> None:
+        """Nobody could read them: codes by hand, and those between others."""
+        pytest.importorskip("pyarrow")
+        for keep in (to_bytes, one_file, to_table):
+            with pytest.raises(UsageError, match=f"a picture_sha for each row: .*{words}"):
+                keep(codes_of(2, **change))
 
     def test_names_of_many_rows_may_be_longer_than_their_numbers(self) -> None:
         count = 60_000
