@@ -306,10 +306,8 @@ def solve_latent(
     dpmpp's of 1.001. Raises InputError where numbers aren't finite."""
     watched, count = Watched(predict), sampling.inference_steps
     if sampling.parity is None:
-        steps = max(count, LATENT_STEPS)
-        spacing = Sampling.spacing if whitened else "uniform"
-        solve = dpmpp if whitened else ddim
-        z = solve(watched, z_T, decode_grid(LATENT_SCHEDULE, steps, spacing))
+        solve, spacing = (dpmpp, Sampling.spacing) if whitened else (ddim, "uniform")
+        z = solve(watched, z_T, decode_grid(LATENT_SCHEDULE, max(count, LATENT_STEPS), spacing))
     else:
         clamped = sampling.parity == "pdae"
         steps = parity.steps(sampling.parity, LATENT_SCHEDULE, count, encode=False)

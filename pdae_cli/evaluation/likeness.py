@@ -15,7 +15,8 @@ from ..diffusion.noise import generator, normal
 from ..diffusion.trajectory import LATENT_SCHEDULE
 from ..engine.model import Model
 
-TIMESTEP = 100  # the one of 20 … 400 at which shifted, scaled and turned faces stood out most
+# Those at which shifted, scaled and turned faces stood out most, by whether z are whitened.
+TIMESTEPS = {False: 100, True: 200}
 NOISES = 8  # each also with the opposite sign
 OWN = 64  # codes that the latent DPM makes, to compare with
 OWN_ERROR = "own_error"  # in the latent DPM's training summary
@@ -70,7 +71,7 @@ def _errors(model: Model, z: Tensor) -> Tensor:
     errors = []
     for rows in network.whiten(model.normalise(z).to(model.device)).cpu().split(ROWS):
         eps = noise.repeat(len(rows), 1)
-        t = torch.full((len(eps),), TIMESTEP)
+        t = torch.full((len(eps),), TIMESTEPS[network.cfg.whitened])
         z_t = LATENT_SCHEDULE.add_noise(rows.repeat_interleave(len(noise), 0), t, eps)
         found = network(z_t.to(model.device), t.to(model.device)).float().cpu()
         errors.append((found - eps).square().unflatten(0, (len(rows), -1)).mean((1, 2)))
