@@ -89,7 +89,7 @@ WAYS = [
         Way(f"leapfrog, {spacing}, {steps}",
             {"solver": "leapfrog", "inference_steps": steps, "spacing": spacing})
         for spacing, steps in (
-            ("logsnr", 10), ("asinh", 6), ("asinh", 9), ("asinh", 12), ("asinh", 18)
+            ("logsnr", 10), ("asinh", 6), ("asinh", 9), ("asinh", 12), ("asinh5", 18)
         )
     ),
     *(

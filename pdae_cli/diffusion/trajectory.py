@@ -33,16 +33,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     name: {
         "inference_steps": steps,
         "solver": solver,
-        "spacing": "asinh5",
+        "spacing": spacing,
         "corrections": 0,
         "parity": None,
     }
-    for name, solver, steps in (
-        ("default", "dpmpp", 20),  # 40 NFE both ways
-        ("fast", "dpmpp", 10),  # 20 NFE, as near as the authors' 1,099
+    for name, solver, spacing, steps in (
+        ("default", "dpmpp", "asinh5", 20),  # 40 NFE both ways
+        ("fast", "dpmpp", "asinh5", 10),  # 20 NFE, nearer than the authors' 1,099
         # Both give every 8-bit value back, in codes of twice the size.
-        ("exact", "leapfrog", 18),  # 39 NFE, the nearest edits too
-        ("archival", "leapfrog", 9),  # 21 NFE
+        ("exact", "leapfrog", "asinh", 18),  # 39 NFE, the nearest edits too
+        ("archival", "leapfrog", "asinh5", 9),  # 21 NFE
     )
 }
 LATENT_SCHEDULE = Schedule("constant", 1000, beta_start=0.008)  # PDAE sec. 4.8
