@@ -85,7 +85,7 @@ def interpolate(
         if squares := [framed(end)["frame"] for end in loaded if end.framed]:
             facts["frames"] = squares
         load = numbered("+".join(end.input_sha for end in loaded))
-        items = [Item(f"{a} → {b}", Path(f"{number:04d}")) for number in range(steps)]
+        items = [Item(f"{a} → {b}", Path(f"{n:04d}"), made_of=(a, b)) for n in range(steps)]
         for batch in run.batches(items, load, whole=one_file, made_of=ends):
             with batch:
                 wanted = [way[int(one.place.name)] for one in batch]

@@ -329,7 +329,7 @@ class FileOptions(StreamOptions):
         stream, say = self.stream if streamed else None, Output(quiet=self.quiet).say
         return collect(
             inputs, self.files_from, self.recursive, null=self.null, stream=stream, say=say,
-            without=own_outputs(command, self.given),
+            without=own_outputs(command, self.given), once=True,
         )  # fmt: skip
 
 

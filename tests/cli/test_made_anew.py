@@ -3,8 +3,10 @@ makes the result again."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -162,3 +164,102 @@ def test_a_mask_may_have_any_name(pdae: Command, mine: Path) -> None:
     Path("masks/0.png").rename(b"masks/\xff.png".decode("utf-8", "surrogateescape"))
     result = pdae("inpaint", "0.png", "--mask", "masks", *FAST, "-o", "x.png")
     assert result.code == 3 and "holds no mask of the name 0" in result.err
+
+
+class TestOtherInputs:
+    """What was made of an input is never replaced by what another one gives."""
+
+    ENCODE = ("encode", "--no-noise", "-o")
+
+    @pytest.fixture
+    def two(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Two folders with a picture each, both of one name."""
+        monkeypatch.chdir(tmp_path)
+        for number, folder in enumerate(("a", "b")):
+            Path(folder).mkdir()
+            picture(number, (32, 32)).save(f"{folder}/x.png")
+        return tmp_path
+
+    def test_of_one_name_are_refused_as_within_a_run(self, pdae: Command, two: Path) -> None:
+        assert pdae(*self.ENCODE, "out", "a/x.png").code == 0
+        made = Path("out/x.safetensors").read_bytes()
+        for line in (["b/x.png"], [two / "b"], ["b", "--fit", "pad"]):
+            result = pdae(*self.ENCODE, "out", *line)
+            assert result.code == 3 and "x.png would both become out/x.safe" in result.err
+            assert "a/x.png and " in result.err and "rename one" in result.err
+        assert pdae(*self.ENCODE, "out", "b", "--skip-existing").code == 0
+        assert Path("out/x.safetensors").read_bytes() == made
+        assert pdae(*self.ENCODE, "out", "b", "--overwrite").code == 0
+        assert "b/x.png and a/x.png would both" in pdae(*self.ENCODE, "out", "a").err
+
+    def test_an_edited_picture_is_the_same_input_however_it_is_named(
+        self, pdae: Command, two: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """From wherever, through links, and where both folders were moved."""
+        assert pdae(*self.ENCODE, "out", "a/x.png").code == 0
+        Path("link").symlink_to("a")
+        for seed, name in enumerate(("a", two / "a", "link/x.png", "b/../a/x.png"), 5):
+            picture(seed, (32, 32)).save("a/x.png")
+            result = pdae(*self.ENCODE, "out", name)
+            assert result.code == 0 and "is made again: its input changed" in result.err
+        Path("c").mkdir()
+        for folder in ("a", "out"):
+            Path(folder).rename(f"c/{folder}")
+        monkeypatch.chdir("c/a")
+        picture(9, (32, 32)).save("x.png")
+        assert "its input changed" in pdae(*self.ENCODE, "../out", "x.png").err
+
+    def test_a_copy_is_as_good(self, pdae: Command, two: Path) -> None:
+        assert pdae(*self.ENCODE, "out", "a").code == 0
+        Path("a").rename("c")
+        assert "1 unchanged" in pdae(*self.ENCODE, "out", "c").err
+        assert pdae(*self.ENCODE, "out", "c", "--fit", "pad").code == 0
+
+    def test_members_of_zips_and_ends_of_ways(self, pdae: Command, two: Path) -> None:
+        for name in ("a", "b"):
+            with ZipFile(f"{name}.zip", "w") as archive:
+                archive.write(f"{name}/x.png", "x.png")
+        assert pdae(*self.ENCODE, "out", "a.zip").code == 0
+        said = "a.zip/x.png and b.zip/x.png would both become out/x.safetensors"
+        assert said in pdae(*self.ENCODE, "out", "b.zip").err
+        way = ("interpolate", "--steps", 2, *FAST, "-o", "way/")
+        assert pdae(*way, "a/x.png", "b/x.png").code == 0
+        assert "would both become way/0000.png" in pdae(*way, "b/x.png", "a/x.png").err
+        picture(7, (32, 32)).save("a/x.png")
+        assert "its input changed" in pdae(*way, "a/x.png", "b/x.png").err
+
+    def test_standard_input_has_no_name(self, pdae: Command, two: Path) -> None:
+        one, other = (Path(name).read_bytes() for name in ("a/x.png", "b/x.png"))
+        assert pdae(*self.ENCODE, "out", "-", stdin=one).code == 0
+        result = pdae(*self.ENCODE, "out", "-", stdin=other)
+        assert result.code == 0 and "made again: standard input changed" in result.err
+
+    @pytest.mark.parametrize("line", [{}, {"where": [[1], None]}])
+    def test_lines_that_dont_say_or_say_nonsense(
+        self, pdae: Command, two: Path, line: dict[str, Any]
+    ) -> None:
+        """As versions wrote them that didn't record it: nobody can tell."""
+        assert pdae(*self.ENCODE, "out", "a").code == 0
+        path = Path("out/.pdae/manifest.jsonl")
+        lines = [json.loads(one) for one in path.read_text().split("\n") if one]
+        for one in lines:
+            one.pop("where", None)
+        path.write_text("".join(f"{json.dumps(one | line)}\n" for one in lines))
+        result = pdae(*self.ENCODE, "out", "b")
+        assert ("its input changed" in result.err) == (not line), result.err
+
+    @pytest.mark.parametrize("output", ["z.safetensors", "z.png"])
+    def test_of_a_single_file_its_recipe_says(
+        self, pdae: Command, two: Path, monkeypatch: pytest.MonkeyPatch, output: str
+    ) -> None:
+        """As far as it does: a name without the folders that an absolute path has."""
+        line = self.ENCODE if output == "z.safetensors" else ("reconstruct", *FAST, "-o")
+        assert pdae(*line, output, "a/x.png").code == 0
+        result = pdae(*line, output, "b/x.png")
+        said = f"b/x.png: {output} exists and was made of a/x.png; pass --overwrite"
+        assert result.code == 3 and said in result.err
+        picture(7, (32, 32)).save("a/x.png")
+        assert "is made again: its input changed" in pdae(*line, output, two / "a/x.png").err
+        assert pdae(*line, output, "b/x.png", "--overwrite").code == 0
+        if output == "z.safetensors":  # one more: still of the same
+            assert "its input changed" in pdae(*line, output, "a/x.png", "b/x.png").err

@@ -202,6 +202,21 @@ class TestNames:
         assert pdae(*command).code == 0
         assert sorted(outputs(Path("o"))) == ["x/0.safetensors", "y/0.safetensors"]
 
+    @pytest.mark.parametrize("output", ["o/", "z.safetensors"])
+    def test_a_file_that_is_named_twice_is_done_once(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+    ) -> None:
+        monkeypatch.chdir(folder_of(tmp_path / "in", 2).parent)
+        Path("link").symlink_to("in")
+        for names, said in (
+            (["in", "./in/0.png"], "in/0.png: named"),
+            (["in", "link"], " and 1 m"),
+        ):
+            result = pdae("encode", *names, "--no-noise", "-o", output, "--overwrite", "--json")
+            assert result.code == 0 and len(records(result.text)) == 2
+            assert said in result.err and "more than once, done once" in result.err
+        assert pdae("interpolate", *["in/0.png"] * 2, "--steps", 2, "-o", "x.png").code == 0
+
     @pytest.mark.parametrize("of", ["frames", "rows"])
     def test_of_two_inputs_for_one_output_the_second_fails(
         self, pdae: Command, tmp_path: Path, of: str
@@ -254,6 +269,27 @@ class TestStreams:
         frames = [pixels_of(BytesIO(one)) for one in split_pngs(BytesIO(result.out), 1 << 20)]
         assert pdae("reconstruct", tmp_path / "stream", "-o", out, *FAST).code == 0
         assert frames == [pixels_of(out / f"{number}.png") for number in range(3)]
+
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
+    def test_pictures_behind_the_first_are_told_where_no_stream_is_asked_for(
+        self, pdae: Command, tmp_path: Path, format: str
+    ) -> None:
+        files = [BytesIO(), BytesIO()]
+        for number, file in enumerate(files):
+            picture(number).save(file, format)
+        one, both = files[0].getvalue(), b"".join(file.getvalue() for file in files)
+        line = ("encode", "-", "--no-noise", "-o", tmp_path / "z.safetensors")
+        result = pdae(*line, stdin=both)
+        said = "-: the first of its pictures alone; --stream png takes each"
+        assert result.code == 0 and said in result.err
+        assert "alone" not in pdae(*line, "--overwrite", stdin=one).err
+
+    def test_codes_behind_the_first_are_refused(self, pdae: Command, tmp_path: Path) -> None:
+        source, codes = folder_of(tmp_path / "in", 1), tmp_path / "z.safetensors"
+        assert pdae("encode", source, "--no-noise", "-o", codes).code == 0
+        line, stdin = ("decode", "-", "--random-noise", "-o", tmp_path / "x"), codes.read_bytes()
+        assert pdae(*line, stdin=stdin * 2).code == 3 and not outputs(tmp_path / "x")
+        assert pdae(*line, stdin=stdin).code == 0
 
     def test_a_stream_to_a_folder(self, pdae: Command, tmp_path: Path) -> None:
         data, out = self.stream(tmp_path, 2), tmp_path / "o"

@@ -243,11 +243,11 @@ class Run:
 
     # --- What is done already --------------------------------------------------------------------
 
-    def _find(self, place: Path, input_sha: str) -> State:
-        """Return what there is of the output for a place."""
+    def _find(self, item: Item, place: Path, input_sha: str) -> State:
+        """Return what there is of the output for a place, made of an item."""
         if self.manifest is None or self.options.given.get("overwrite"):
             return State()  # nothing that is there counts
-        return self.manifest.state(self.destination.path(place), input_sha)
+        return self.manifest.state(self.destination.path(place), input_sha, item)
 
     def _wanted(self, one: Loaded) -> bool:
         """Whether its output is still to be made; else report why not."""
@@ -302,8 +302,8 @@ class Run:
             self.out.result(record, f"{label} skipped: {path} exists")
             self.viewer.see(record)
         elif state.foreign:
-            exists = " ".join(filter(None, (f"{path} exists", state.reason)))
-            self.fail(label, InputError(f"{exists}; pass --overwrite or --skip-existing"))
+            why = state.refusal(path, label, alone=self.destination.file)
+            self.fail(label, InputError(why))
         else:
             if state.reason:
                 self.out.say(f"{label} is made again: {state.reason}")
@@ -324,10 +324,14 @@ class Run:
             self.kept += [(one.lean(self.viewer.looks), what) for one, what in pairs]
             return
         if self.manifest is not None:
+            to = self.destination.path
             self.manifest.add(
-                (self.destination.path(one.place), one.input_sha, what.data, what.record, what.text)
-                for one, what in pairs
-                if what.data is not None
+                (
+                    (to(one.place), one.input_sha, what.data, what.record, what.text)
+                    for one, what in pairs
+                    if what.data is not None
+                ),
+                [one.item for one, what in pairs if what.data is not None],
             )
         for one, what in pairs:
             try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import glob
+import hashlib
 import os
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,12 +49,34 @@ class Item:
     name: str = ""  # of its file, as typed
     table: Any = None  # that it is a row of
     source: str = ""  # what that calls the picture
+    made_of: tuple[str, ...] = ()  # names of inputs, where they are several
     found: bool = False  # in a folder or zip that was named, where it wasn't itself
 
     @property
     def is_codes(self) -> bool:
         """Whether its name or its table says that it holds codes."""
         return isinstance(self.table, CodesTable) or self.name.lower().endswith(CODES)
+
+    def whereabouts(self, folder: Path) -> list[str]:
+        """Return what tells it from others but not where it is: digests of its path as named and of
+        where links lead, seen from an output's folder, so that both may be moved at once. Standard
+        input has none of its own, and a sample is made of nothing."""
+        if self.name == "-":
+            return ["-"]
+        names = self.made_of or ((self.label,) if self.name else ())
+        found = {
+            "\0".join(_seen_from(way(folder), way(name)) for name in names)
+            for way in (os.path.abspath, os.path.realpath)
+        }
+        return sorted(hashlib.sha256(os.fsencode(one)).hexdigest()[:16] for one in found if one)
+
+
+def _seen_from(folder: str, path: str) -> str:
+    """A path relative to a folder, as far as it can be."""
+    try:
+        return os.path.normcase(os.path.relpath(path, folder))
+    except ValueError:  # on another drive
+        return os.path.normcase(path)
 
 
 class Items(Sequence[Item]):
@@ -87,9 +110,11 @@ def collect(
     stream: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     without: Collection[str] = (),
+    once: bool = False,
 ) -> Iterable[Item]:
     """The inputs in order, folders, zips and globs expanded in natural order; `say` is told what is
-    left out, among it the command's own output: real paths `without`. A table is an item a row.
+    left out, among it the command's own output: real paths `without`, and where each is wanted
+    `once` what is named again. A table is an item a row.
 
     A sequence, or for a `stream` of pictures on standard input an iterator. Raises UsageError.
     """
@@ -106,6 +131,8 @@ def collect(
             raise UsageError("--stream reads standard input: give - as the one input")
         return _streamed()
     parts = [part for name in names for part in _expanded(name, recursive, say, without)]
+    if once and len(names) > 1:
+        parts = _without_twins(parts, say)
     if all(isinstance(part, Item) for part in parts):
         return parts
     parts = [[part] if isinstance(part, Item) else part for part in parts]
@@ -116,6 +143,24 @@ def collect(
         return parts[part][number - ends[part]]  # counted from its end
 
     return Items(item, range(ends[-1]))
+
+
+def _without_twins(parts: Sequence[Any], say: Callable[[str], None]) -> list[Any]:
+    """Leave out what is the same file again, by whichever links to its folder."""
+    real, found, again = cache(os.path.realpath), dict[str, Any](), list[str]()
+    for part in parts:
+        label = part.label if isinstance(part, Item) else part[0].label
+        folder, name = os.path.split(label)
+        key = label
+        with suppress(ValueError):  # a NUL, which no file's name has: reading it says so
+            key = os.path.join(real(folder), name)  # noqa: PTH118
+        if key in found:
+            again.append(label)
+        found.setdefault(key, part)
+    if again:
+        more = f" and {len(again) - 1} more" if len(again) > 1 else ""
+        say(f"{again[0]}{more}: named more than once, done once")
+    return list(found.values())
 
 
 def _listed(files_from: str | None, null: bool) -> list[str]:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -123,11 +124,9 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
 
     def pictures(whole: Loaded, data: bytes, find: Find) -> Iterator[Loaded]:
         first = decoding.open_picture(data, whole.label)
-        if not decoding.has_more_frames(first):
+        whole = replace(whole, note=_left_behind(whole, data, first, reading.frames))
+        if reading.frames == "first" or not decoding.has_more_frames(first):
             yield framed(whole, first)
-        elif reading.frames == "first":
-            note = f"{whole.label}: the first of its frames alone; --frames all takes each"
-            yield replace(framed(whole, first), note=note)
         else:
             for number, image in enumerate(decoding.open_frames(data, whole.label)):
                 part = part_of(whole, f"-{number:04d}")
@@ -148,6 +147,19 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
     return load
 
 
+def _left_behind(whole: Loaded, data: bytes, first: Image.Image, frames: str) -> str:
+    """What is to be said of frames, or of pictures piped behind the first, that aren't taken."""
+    from ...pictures.decoding import has_more_frames, is_followed
+
+    notes = []
+    if whole.item.name == "-" and is_followed(data, first):
+        png = "--stream png takes each, where they are PNGs"
+        notes.append(f"{whole.label}: the first of its pictures alone; {png}")
+    if frames == "first" and has_more_frames(first):
+        notes.append(f"{whole.label}: the first of its frames alone; --frames all takes each")
+    return "; ".join(notes)
+
+
 def part_of(whole: Loaded, suffix: str) -> Loaded:
     """A frame, row or face of an input, its number behind the name."""
     place = whole.place.with_name(whole.place.name + suffix)
@@ -155,14 +167,14 @@ def part_of(whole: Loaded, suffix: str) -> Loaded:
 
 
 def loaded_ahead(
-    items: Iterable[Item], load: Load, find: Find, ahead: int
+    items: Iterable[Item], load: Load, find: Callable[[Item, Path, str], State], ahead: int
 ) -> Iterator[tuple[Item, list[Loaded] | InputError]]:
     """Yield what `load` makes of each item, or its InputError, in order. Up to `ahead` items are
     read and decoded by other threads while the network computes."""
 
     def loaded(item: Item) -> list[Loaded] | InputError:
         try:
-            return list(load(item, find))
+            return list(load(item, partial(find, item)))
         except InputError as error:
             return error
 

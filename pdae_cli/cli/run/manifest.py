@@ -32,7 +32,7 @@ LINE = 1 << 20  # bytes of a line; longer ones are damage
 LARGEST = 1 << 30  # bytes of a manifest
 KINDS: dict[str, type] = {  # of what a line says, if it says it
     "output": str, "sha256": str, "source": str, "record": dict, "text": str,
-    "job": str, "command": str, "model": str, "options": dict,
+    "job": str, "command": str, "model": str, "options": dict, "input": str, "where": list,
 }  # fmt: skip
 WRITTEN = ("PNG", "JPEG", "WEBP", "GIF")  # pictures that we write
 
@@ -98,7 +98,19 @@ class State:
     reason: str = ""  # why it is made again; nothing for what was never made
     record: dict[str, Any] | None = None  # what was said when it was done
     text: str = ""  # … to people
+    other: str = ""  # the input that it was made of, where that is another one
     failed: Sequence[Sequence[str]] = ()  # of its inputs: names, and why
+
+    def refusal(self, path: Path, label: str, *, alone: bool) -> str:
+        """Why a foreign file isn't replaced, and what to do; `alone` in no folder of ours."""
+        what, also = " ".join(filter(None, (f"{path} exists", self.reason))), ""
+        if self.other and alone:
+            what += f" and was made of {self.other}"
+        elif self.other:
+            another = "another " if self.other in label else ""
+            what = f"{another}{self.other} and {label} would both become {path}"
+            also = "rename one, write them into two folders, or "
+        return f"{what}; {also}pass --overwrite or --skip-existing"
 
 
 def state_of_file(
@@ -114,7 +126,10 @@ def state_of_file(
         return State(foreign=True)
     if recipe.command != job.command:
         return State(foreign=True)
-    theirs = Job(job.command, recipe.digest, recipe.options)
+    is_table, theirs = path.suffix.lower() == TABLE, Job(job.command, recipe.digest, recipe.options)
+    other = "" if is_table else _other(recipe.sources, items)
+    if other and not {sha for _, sha in recipe.sources} & set(_shas(items, ())):
+        return State(foreign=True, other=other)
     if theirs.digest not in job.digests:
         return State(reason=job.difference(vars(theirs)))
     if "-" in [item.name for item in items]:
@@ -122,12 +137,28 @@ def state_of_file(
     failed = {name for name, _ in recipe.failed}
     unread = _unread([item for item in items if told(item.label) in failed], read)
     shas = _shas(items, unread)
-    now = [digest_of(shas)] if path.suffix.lower() == TABLE else list(shas)
+    now = [digest_of(shas)] if is_table else list(shas)
     if [sha for _, sha in recipe.sources] != now:
         return State(reason="its input changed")
     names = {told(label) for label in unread}
     others = [one for one in recipe.failed if one[0] not in names]
     return State(done=True, failed=[*unread.items(), *others])
+
+
+def _other(sources: Sequence[tuple[str, str]], items: Sequence[Item]) -> str:
+    """The first of the sources, as a recipe names them, where surely none is among the items. An
+    item may be one wherever its path ends as the recipe's, which says no more of it."""
+    if not items or any(item.name in ("", "-") for item in items):
+        return ""
+    ways = (os.path.abspath, os.path.realpath)
+    ours = {"/".join(Path(way(item.label)).parts) for item in items for way in ways}
+    alike = defaultdict(list)
+    for path in ours:
+        alike[path.rpartition("/")[2]].append(path)
+    for name, _ in sources:
+        if any(path.endswith(f"/{name}") for path in alike[name.rpartition("/")[2]]):
+            return ""
+    return sources[0][0] if sources else ""
 
 
 def _unread(items: Iterable[Item], read: Callable[[Item], object]) -> dict[str, str]:
@@ -259,7 +290,7 @@ class Manifest:
         if job.digest not in self._said[1]:
             self._append([{"job": job.digest, **vars(job)}])
 
-    def state(self, output: Path, source: str) -> State:
+    def state(self, output: Path, source: str, item: Item | None = None) -> State:
         """What is to be done about an output, made of an input with this SHA-256."""
         if not os.path.exists(output):  # noqa: PTH110, Path.exists raises on names that are too long
             return State(reason="it is missing" if self._entries(output) else "")
@@ -280,9 +311,13 @@ class Manifest:
         before = self._said[1].get(alike[-1].get("job", ""), {})
         if before.get("command") != self.job.command:
             return State(foreign=True)
+        where = alike[-1].get("where", [])  # older lines don't say
+        ours = item.whereabouts(self.folder) if item and where else where
+        if alike[-1].get("source") != source and ours and not any(one in where for one in ours):
+            return State(foreign=True, other=alike[-1].get("input", "another input"))
         if alike[-1].get("job") not in self.job.digests:
             return State(reason=self.job.difference(before))
-        return State(reason="its input changed")
+        return State(reason="standard input changed" if where == ["-"] else "its input changed")
 
     def _entries(self, output: Path, sha: str = "", anew: bool = False) -> list[dict[str, Any]]:
         """The lines of an output, or of this content of it; `anew` also what another run has added
@@ -301,9 +336,16 @@ class Manifest:
     def _key(self, output: Path) -> str:
         return output.relative_to(self.folder).as_posix()
 
-    def add(self, made: Iterable[tuple[Path, str, bytes, dict[str, Any], str]]) -> None:
+    def add(
+        self,
+        made: Iterable[tuple[Path, str, bytes, dict[str, Any], str]],
+        items: Sequence[Item] = (),
+    ) -> None:
         """Record outputs that are about to be written: path, input's SHA-256, content, record, and
-        that for people."""
+        that for people; and of which `items` they are made."""
+        known = [
+            {"input": told(item.label), "where": item.whereabouts(self.folder)} for item in items
+        ]
         self._append(
             [
                 {
@@ -313,8 +355,9 @@ class Manifest:
                     "job": self.job.digest,
                     "record": record,
                     "text": text,
+                    **(known[number] if known else {}),
                 }
-                for output, source, data, record, text in made
+                for number, (output, source, data, record, text) in enumerate(made)
             ]
         )
 
