@@ -29,6 +29,7 @@ COMMANDS = {
 }  # fmt: skip
 # What every command took once: where it no longer does, these are what is done without.
 ONCE = {"fit": "crop", "frames": "first"}
+LARGEST = 1 << 40  # bytes of a model's weights
 MOST_STEPS = 20_000  # of solvers, in all: beyond, a stranger's picture would keep us for hours
 
 
@@ -171,6 +172,8 @@ def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -
     UsageError for what can't be typed so."""
     options = {name: one for name, one in recipe.options.items() if name not in PARTS}
     left = {name: one for name, one in options.items() if given(one)}
+    if recipe.place is not None:
+        left.pop("columns", None)  # of a sheet, which this is none of: older versions took it
     for name in ("first", "count"):
         left.setdefault(name, vars(recipe)[name])
     for name in [name for name in PATHS if isinstance(left.get(name), str)]:
@@ -210,14 +213,29 @@ def _folder(name: str, file: Path, places: Sequence[Path]) -> str:
 
 
 def _model(recipe: Recipe, model: str | None) -> str:
-    """The model's name; one that a stranger's file names isn't fetched from the Hub."""
-    name = recipe.model
+    """The model's name; one that a stranger's file names isn't fetched from the Hub. Recipes have
+    the last part of a name alone, which other models may share: the weights' digest tells."""
+    if model:
+        return model
+    name, bundled = recipe.model, bundled_models()
     here = name == told(name) and os.path.isdir(name)  # noqa: PTH112, for long names
-    if model is None and (here or name in bundled_models()):
-        return name
-    if not (other := model or os.environ.get("PDAE_MODEL")):
+    found = [name] if here else []
+    if name in bundled:
+        found.append(str(bundled[name]) if here else name)
+    if environment := os.environ.get("PDAE_MODEL"):
+        found.append(environment)
+    if not found:
         raise ModelError(f"was made with the model {name[:80]}; say where it is with --model")
-    return other
+    alike = (one for one in found if len(found) > 1 and _weights_sha(one) == recipe.digest)
+    return next(alike, found[0])
+
+
+def _weights_sha(model: str) -> str | None:
+    """The SHA-256 of the weights of a model that is here; None of one that isn't."""
+    folder = Path(model) if os.path.isdir(model) else bundled_models().get(model)  # noqa: PTH112
+    with suppress(InputError):
+        return sha256_limited(folder / "model.safetensors", LARGEST) if folder else None
+    return None
 
 
 def _made(folder: Path, place: str, file: Path) -> Path:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from cli_runs import pixels_of
-from conftest import Command, picture, tiny_model
+from conftest import BUNDLED, Command, picture, tiny_model
 from PIL import ExifTags, Image
 
 from pdae_cli.checkpoints import write_model
 from pdae_cli.cli.redo import _model
 from pdae_cli.cli.run.recipes import Recipe
 from pdae_cli.errors import ModelError
+from pdae_cli.files import sha256
 from pdae_cli.pictures.images import encode_picture, to_pixels, to_tensor
 from pdae_cli.pictures.metadata import read_recipe
 
@@ -236,3 +237,26 @@ def test_the_recorded_model_goes_before_the_environments(
         recipe = Recipe("reconstruct", {}, name, "", [], None, None, None, [])
         assert _model(recipe, None) == found
         assert _model(recipe, "given") == "given"
+
+
+def test_of_models_of_one_name_the_weights_tell(
+    pdae: Command, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe has the last part of a model's name."""
+    monkeypatch.chdir(tmp_path)
+    line = ("reconstruct", pictures[0], "-o", "out.png", *FAST)
+    for seed, folder in ((4, "runs/mine"), (5, "mine")):
+        write_model(Path(folder), tiny_model(seed=seed))
+    assert pdae(*line, model="runs/mine").code == 0
+    again = ("redo", "out.png", "--input", pictures[0])
+    assert pdae(*again, model="runs/mine").code == 0
+    Path("mine").rename("faces64")
+    shutil.move("runs/mine", "mine")
+    assert pdae(*again, model="faces64").code == 0
+    bundled = Recipe(
+        "decode", {}, "faces64", sha256(BUNDLED / "model.safetensors"), [], *[None] * 3
+    )
+    assert Path(_model(bundled, None)).samefile(BUNDLED)
+    shutil.rmtree("mine")
+    result = pdae(*again, model="faces64")
+    assert result.code == 4 and "faces64 has" in result.err and "--model" in result.err
