@@ -10,14 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from ..pictures.listing import CODES, HEIC_SUFFIXES, SUFFIXES
+from .models import refuse_classifier
 from .output import Output
-from .run.inputs import MAX_CODES
+from .run.inputs import MAX_CODES, collect, pipes_codes
 from .run.tables import TABLE, CodesTable
 
 
 def info(
     what: Annotated[
-        str, typer.Argument(help="Model (name, folder, Hub id), codes, judge or picture.")
+        str,
+        typer.Argument(help="Model (name, folder, Hub id), codes, judge or picture, also on -."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -26,8 +28,15 @@ def info(
     Example: pdae info faces64
     """
     path, suffix = Path(what), Path(what).suffix.lower()
+    if what == "-":
+        is_codes = pipes_codes()
+        (item,) = collect([what])
+        record = _tensors(path, item.read()) if is_codes else _picture(item.read())
+        Output(json=as_json).facts(record)
+        return
     # Path.is_dir and Path.is_file raise on names that are too long.
     if os.path.isdir(path):  # noqa: PTH112
+        refuse_classifier(path)
         record = _model(what)
     elif suffix in (CODES, TABLE):
         record = _tensors(path)
@@ -38,12 +47,12 @@ def info(
     Output(json=as_json).facts(record)
 
 
-def _picture(path: Path) -> dict[str, Any]:
+def _picture(source: Path | bytes) -> dict[str, Any]:
     """Without torch: whoever asks waits for no more than the file."""
     from ..pictures.decoding import has_more_frames, open_picture
     from ..pictures.metadata import read_recipe, read_source_type
 
-    image = open_picture(path, str(path))
+    image = open_picture(source, str(source) if isinstance(source, Path) else "-")
     return {
         "kind": "picture",
         "format": image.format,
@@ -55,18 +64,18 @@ def _picture(path: Path) -> dict[str, Any]:
     }
 
 
-def _tensors(path: Path) -> dict[str, Any]:
-    """A judge where the file's metadata say so, else codes."""
+def _tensors(path: Path, piped: bytes = b"") -> dict[str, Any]:
+    """A judge where the file's metadata say so, else codes, also where they were piped."""
     from ..engine.codes import from_bytes
     from ..engine.tensors import TensorsError, check
     from ..evaluation.judge import read_judge
     from ..files import read_limited
 
     is_table = path.suffix.lower() == TABLE
-    data = CodesTable(path).read() if is_table else read_limited(path, MAX_CODES)
+    data = CodesTable(path).read() if is_table else piped or read_limited(path, MAX_CODES)
     is_judge = False
     with suppress(TensorsError):  # which reading it as codes tells
-        is_judge = "judge" in check(data).metadata
+        is_judge = not piped and "judge" in check(data).metadata
     if is_judge:
         judge, auroc = read_judge(path)
         return {

@@ -113,3 +113,14 @@ def test_any_other_file_is_read_as_a_picture(pdae: Command, tmp_path: Path) -> N
     assert other.code == 0 and "recipe: none" in other.text
     (tmp_path / "notes.txt").write_text("no picture")
     assert pdae("info", tmp_path / "notes.txt").code == 3
+
+
+def test_standard_input(pdae: Command, tmp_path: Path, pictures: list[Path]) -> None:
+    codes = tmp_path / "z.safetensors"
+    assert pdae("encode", pictures[0], "-o", codes, "--no-noise").code == 0
+    for path, kind in ((codes, "kind: codes"), (pictures[1], "format: JPEG")):
+        result = pdae("info", "-", stdin=path.read_bytes())
+        assert result.code == 0 and kind in result.text
+        assert result.text == pdae("info", path).text
+    empty = pdae("info", "-")
+    assert empty.code == 3 and "standard input is empty" in empty.err

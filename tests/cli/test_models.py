@@ -11,6 +11,8 @@ import pytest
 from cli_runs import without
 from conftest import BUNDLED, Command
 
+from pdae_cli.checkpoints.native import CLASSIFIER
+
 
 @pytest.fixture
 def here(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -88,3 +90,13 @@ def test_neither_torch_nor_the_network_is_asked(here: Path) -> None:
         ("models",),
     )
     assert ("faces64 (bundled)" in told) == BUNDLED.is_dir() and "mine (folder)" in told
+
+
+def test_a_classifier_says_what_takes_it(pdae: Command, tmp_path: Path) -> None:
+    """Converting it would be in vain."""
+    (tmp_path / "cls").mkdir()
+    (tmp_path / "cls" / CLASSIFIER).write_bytes(b"as `pdae train classifier` writes it")
+    for command in ("models", "info"):
+        result = pdae(command, tmp_path / "cls")
+        assert result.code == 4 and result.err.count("\n") == 1
+        assert "is a classifier, no model; `pdae sample --classifier" in result.err
