@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ModelError, UsageError
@@ -14,7 +15,14 @@ from .attributes import print_attributes
 from .complete import attributes
 from .options import FILES, EditOptions, Inputs, OutputPath, option, takes
 from .run.batches import Batch, Made, Run
-from .run.destination import CODES_SUFFIX, PICTURE_SUFFIXES, Destination, is_folder, stem_of
+from .run.destination import (
+    CODES_SUFFIX,
+    PICTURE_SUFFIXES,
+    Destination,
+    agreed,
+    is_folder,
+    stem_of,
+)
 from .run.inputs import Item, pipes_codes
 from .run.loading import Loaded
 from .run.making import codes_of, decoded_by, generators, recipe
@@ -175,7 +183,10 @@ def _suffix(format: str | None, items: Iterable[Item], output: str | None) -> st
     if format is None and isinstance(items, Sequence) and not says:  # not a stream of pictures
         codes = all(pipes_codes() if item.name == "-" else item.is_codes for item in items)
         format = "codes" if codes else None
-    return CODES_SUFFIX if format in ("codes", "safetensors") else f".{format or 'png'}"
+    suffix = CODES_SUFFIX if format in ("codes", "safetensors") else f".{format or 'png'}"
+    if says and format:
+        agreed(suffix, Path(str(output)))
+    return suffix
 
 
 def _behind(steps: Steps, to: bool) -> str:

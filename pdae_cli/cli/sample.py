@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+COLUMNS = 8
+
+
 @takes(SampleOptions, without=("keep_alpha", "keep_exif"))
 def sample(
     options: SampleOptions,
@@ -30,7 +33,7 @@ def sample(
     grid: Annotated[
         bool, typer.Option("--grid", help="One sheet; the default where -o is a file.")
     ] = False,
-    columns: Annotated[int, typer.Option(min=1, help="Of the sheet.")] = 8,
+    columns: Annotated[int, typer.Option(min=1, help="Of the sheet.")] = COLUMNS,
     format: Format = "png",
 ) -> None:
     """Make new pictures: z from the latent DPM, x_T from noise. Picture i depends on --seed and i.
@@ -44,11 +47,7 @@ def sample(
     from ..pictures.images import check_tiled, encode_picture, tile, to_pixels
 
     recordable(first + count)
-    destination = Destination.parse(output, f".{format}", stream_out=options.stream, stem="samples")
-    if grid and destination.folder:
-        destination = Destination.parse(str(destination.path(Path("samples"))), destination.suffix)
-    if grid and destination.stream:
-        raise UsageError("--grid is one sheet, --stream many pictures; leave one of them out")
+    destination = _destination(options, output, format, grid, columns)
     one_file = not (destination.folder or destination.stream)
     model = options.load()
     if one_file:
@@ -82,3 +81,18 @@ def sample(
             what = recipe(run, [], {"first": first, "count": count, "failed": run.failures})
             data = encode_picture(tile(torch.stack(sheet), columns), destination.suffix, what)
             run.write(data, Made(data, record | {"count": count}, f": {counted(count, 'picture')}"))
+
+
+def _destination(
+    options: SampleOptions, output: str | None, format: str, grid: bool, columns: int
+) -> Destination:
+    """Where the samples go, as a sheet to one file. Raises UsageError as `Destination.parse`, and
+    for options of a sheet where there is none."""
+    to = Destination.parse(output, f".{format}", stream_out=options.stream, stem="samples")
+    if grid and to.folder:
+        to = Destination.parse(str(to.path(Path("samples"))), to.suffix)
+    if grid and to.stream:
+        raise UsageError("--grid is one sheet, --stream many pictures; leave one of them out")
+    if columns != COLUMNS and (to.folder or to.stream):
+        raise UsageError("--columns is of one sheet: give -o a file's name, or leave it out")
+    return to

@@ -20,9 +20,7 @@ from ..errors import Range, UsageError, counted
 # With ten times less, a classifier tells a little better, but by directions that change little in
 # the picture. With five times more it moves along whatever goes with the attribute.
 DECAY = 1e-2
-RIDGE = (
-    8  # DECAYs weigh beside squares what one does beside logarithms, which curve an eighth as much
-)
+RIDGE = 8  # DECAYs weigh beside squares what one does beside logarithms, an eighth as curved
 MAX_NAME = 200  # characters
 COUNTS = ("train_with", "train_without", "held_out", "held_out_with", "codes")
 SHARES = ("auroc", "balanced_accuracy", "explained")
@@ -101,7 +99,7 @@ class Attributes:
         and goes as far as without them. Raises UsageError where nothing is left, or w is 0."""
         weight = self.weight[self.index(name)].double()
         if not weight.any():
-            raise UsageError(f"{name} has no direction, its weights are all 0; fit it again")
+            raise UsageError(f"{name} has no direction, its weights are all 0; fit it on others")
         unit = weight / weight.norm()
         if not keep:
             return unit
@@ -208,8 +206,8 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if not simplified(name) or "=" in name or not name.isprintable() or len(name) > MAX_NAME:
             raise UsageError(f"{name!r} can't be an attribute's name: letters and digits, and no =")
-        if sum(simplified(name) == simplified(other) for other in names) > 1:
-            raise UsageError(f"two attributes can't both be {name!r}; `pdae attributes rename` one")
+        if len(same := [one for one in names if simplified(one) == simplified(name)]) > 1:
+            raise UsageError(f"two attributes can't both be {' or '.join(same)}; rename one")
 
 
 def fit(
@@ -227,7 +225,7 @@ def fit(
     e.g. the pictures' sources, see `cell_weights`. `decay` (None: DECAY) times |w|^2 is added to
     the loss. The facts of each count its pictures and say how it does on those held out, None where
     they are of one kind; and how its score varies over the training pictures. Raises UsageError for
-    an attribute that all or none of them have.
+    an attribute that all or none of them have, or that nothing in z tells.
     """
     check_names(names)
     for row, name in enumerate(names):
@@ -254,6 +252,7 @@ def fit(
     fitted = Attributes(names, weight.detach(), bias.detach())
     scores, over_training = fitted.scores(z_held_out), fitted.scores(z)
     for row, name in enumerate(names):
+        fitted.direction(name)  # or the error
         known = labels_held_out[:, row] >= 0
         truth, score = labels_held_out[known, row], scores[known, row]
         done = {"auroc": auroc(score, truth), "balanced_accuracy": balanced_accuracy(score, truth)}
@@ -283,7 +282,8 @@ def fit_numbers(
     z: (N, D) normalised; values: (N, B) float64, NaN unknown; groups: (N,) integers, whose own
     means are left out, so that what sets groups apart doesn't bend the direction. The facts of each
     say how it does on the pictures held out, None where they don't vary: `correlation`, Pearson's,
-    and `mean_error`, without sign. Raises UsageError for numbers that don't vary.
+    and `mean_error`, without sign. Raises UsageError for numbers that don't vary,
+    or that nothing in z tells.
     """
     check_names(names)
     groups = torch.zeros(len(z), dtype=torch.long) if groups is None else groups
@@ -296,6 +296,7 @@ def fit_numbers(
             raise UsageError(f"{name}: its numbers don't vary over the pictures to learn from")
         weight, bias = ridge(x, y, group, penalty)
         fitted.weight[row], fitted.bias[row] = weight.float(), bias
+        fitted.direction(name)  # or the error
         known = values_held_out[:, row].isfinite()
         truth, score = values_held_out[known, row], fitted.scores(z_held_out[known])[:, row]
         pair = torch.stack([truth, score.double()])

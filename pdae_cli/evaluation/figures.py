@@ -158,7 +158,8 @@ def on_schedule(model: Model, timesteps: Sequence[int]) -> list[int]:
 def require(x_0: Tensor, least: int) -> None:
     """Raise UsageError for fewer pictures than an experiment makes sense with."""
     if len(x_0) < least:
-        raise UsageError(f"this takes at least {least} pictures, not {len(x_0)}")
+        left = "of a training set only those held out count, unless --whole takes all"
+        raise UsageError(f"this takes at least {least} pictures, not {len(x_0)}: {left}")
 
 
 def laid_out(pictures: Tensor, columns: int, **titles: Any) -> Tensor:

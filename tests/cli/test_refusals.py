@@ -29,7 +29,12 @@ REFUSED = [
     (2, "encode - -", "only once"),
     (2, "encode a.png -o z.png", "can't write .png here"),
     (2, "decode a.png -o z.xyz", "can't write .xyz here"),
-    (2, "reconstruct a.png a.png -o x.png", "need a folder"),
+    (2, "reconstruct a.png b.png -o x.png", "need a folder"),
+    *[(2, f"{line} -o x.png", "-o x.png and --format contradict each other; leave --format out")
+      for line in ("reconstruct a.png --format jpg", "decode a.png --format webp",
+                   f"manipulate a.png {ONE} --format codes", "sample -n 1 --format gif")],
+    (2, f"manipulate a.png {ONE} --format png -o x.jpeg", "--format contradict each other"),
+    (2, f"manipulate a.png {ONE} --format jpg -o x.jpeg --scale 1", "more --scale than --attr"),
     (2, "reconstruct a.png -o - --json", "standard output"),
     (2, "reconstruct a.png --overwrite --skip-existing", "exclude"),
     *[(2, f"reconstruct a.png {options}", f"{options}: without -o nothing is written")
@@ -103,6 +108,10 @@ REFUSED = [
     )],
     (2, "attributes fit -m nowhere --with in --without in --labels t.csv", "--labels is for DATA"),
     (2, "attributes fit -m nowhere in --name hat", "--name is for --with"),
+    (2, "attributes fit --with in --without in", "2 pictures are in both in and in; leave out"),
+    (2, "attributes fit six --labels twins.csv",
+     "twins.csv: two attributes can't both be Joy or joy; rename one"),
+    (2, "evaluate gap in", "not 1: of a training set only those held out count, unless --whole"),
     (2, "attributes rename smilling x", "did you mean Smiling"),
     (2, "attributes rename smiling 'BLOND HAIR'", "two attributes"),
     (2, "attributes rename smiling a=b", "can't be an attribute's name"),
@@ -134,6 +143,8 @@ REFUSED = [
         (2, "-m nowhere --classifier x --label a --guide-from 500", "leave --guide-from out"),
         (2, "-m nowhere --classifier x --label a --guide-until 0", "leave --guide-until out"),
         (2, "-m nowhere --like in --label a", "exclude each other"),
+        (2, "-m nowhere --columns 1 -o x/", "--columns is of one sheet"),
+        (2, "-m nowhere --columns 1 --stream png -o -", "--columns is of one sheet"),
     )],
     # Training
     (2, "train dpm none -o run --tracker tensorbord", "no tracker 'tensorbord'; known: "),
@@ -172,6 +183,9 @@ def room(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     for name in ("a.png", "b.png"):
         picture().save(folder / name)
     folder_of(folder / "in", 2)
+    folder_of(folder / "six", 6)
+    rows = ["file,Joy,joy", *(f"{n}.png,{n % 2},{n // 2 % 2}" for n in range(6))]
+    (folder / "twins.csv").write_text("\n".join(rows))
     (folder / "faces.json").write_text(json.dumps({"a.png": [FACE, FACE]}))
     own_model(folder / "mine", tiny_folder, **SPREADS)
     return folder

@@ -19,6 +19,7 @@ from pdae_cli.engine.attributes import (
     cell_weights,
     correlations,
     fit,
+    fit_numbers,
     principal,
     variation,
 )
@@ -171,6 +172,14 @@ class TestFit:
         assert found.facts["it"]["auroc"] is found.facts["it"]["balanced_accuracy"] is None
         write_attributes(tmp_path, found)
         assert read_attributes(tmp_path / "attributes.safetensors").facts == found.facts
+
+    def test_what_nothing_in_z_tells_is_refused(self) -> None:
+        """Its direction would be none, which only an edit would find out."""
+        z, labels = torch.zeros(10, 8), torch.tensor([[0], [1]] * 5, dtype=torch.int8)
+        with pytest.raises(UsageError, match="it has no direction"):
+            fit(["it"], z, labels, z[:1], labels[:1])
+        with pytest.raises(UsageError, match="it has no direction"):
+            fit_numbers(["it"], z, labels.double(), z[:1], labels[:1].double())
 
     @pytest.mark.parametrize(("label", "kind"), [(0, "with"), (1, "without"), (-1, "with")])
     def test_both_kinds_are_needed(self, label: int, kind: str) -> None:

@@ -66,6 +66,8 @@ class Destination:
             known = ", ".join(sorted(allowed))
             hint = "; for films pipe --stream png into ffmpeg" if path.suffix == ".mp4" else ""
             raise UsageError(f"-o {target}: can't write {path.suffix} here; known: {known}{hint}")
+        if suffix in PICTURE_SUFFIXES - {".png"}:  # which isn't told from the default
+            agreed(suffix, path)
         return cls(writable(target), path.suffix.lower())
 
     @property
@@ -105,6 +107,13 @@ class Destination:
             results().flush()
         elif not self.nothing:
             write_bytes(self.path(place), data)
+
+
+def agreed(suffix: str, path: Path) -> None:
+    """Raise UsageError where --format isn't what a file's name says."""
+    alike = [".jpg" if one == ".jpeg" else one for one in (suffix, path.suffix.lower())]
+    if len(set(alike)) > 1:
+        raise UsageError(f"-o {path} and --format contradict each other; leave --format out")
 
 
 def is_folder(target: str) -> bool:
