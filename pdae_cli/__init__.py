@@ -27,6 +27,11 @@ HOMES = {
 }  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    """Name what isn't imported yet, too."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for (PEP 562)."""
     if name not in HOMES:

@@ -11,6 +11,7 @@ import commands_page
 import pytest
 from conftest import ROOT, Command
 
+import pdae_cli
 from pdae_cli import errors
 
 COMMANDS = commands_page.everything()
@@ -20,6 +21,11 @@ KINDS = {
     for name, one in vars(errors).items()
     if isinstance(one, type) and errors.PdaeError in one.__bases__
 }
+
+
+def test_the_package_lists_what_it_offers() -> None:
+    """Also to completion, before torch is imported for any of it."""
+    assert {*pdae_cli.__all__, "__doc__"} <= set(dir(pdae_cli))
 
 
 def test_the_page_of_commands_is_up_to_date() -> None:
