@@ -28,7 +28,7 @@ from .model import Model
 LUMA = (0.299, 0.587, 0.114)  # of R, G, B in a grey value (ITU-R BT.601, as Pillow's L)
 # Of inpainting and colourisation, where fresh noise in each of many steps tells the free part more
 # of the known one (docs/editing.md).
-COMPLETING = Sampling(inference_steps=100, solver="ddpm")
+COMPLETING = Sampling(inference_steps=100, solver="ddpm", spacing="asinh")
 
 Join = Callable[[Tensor, Tensor], Tensor]  # (known, free), both (N, C, H, W) → their parts in one
 
