@@ -69,10 +69,10 @@ def is_native(folder: Path) -> bool:
 def read_model(folder: Path, name: str) -> Model:
     """Read a model folder; networks are float32 on the CPU. Raises ModelError."""
     if not is_native(folder):
-        raise ModelError(
-            f"{folder} is not a model of pdae; if it is a pre-trained model of another program, "
-            f"`pdae convert {folder} -o MODEL` makes it one"
-        )
+        if (folder / CLASSIFIER).is_file():
+            raise ModelError(f"{folder} is a classifier; `pdae sample --classifier` takes it")
+        what = f"{folder} is not a model of pdae; if it is a pre-trained model of another program"
+        raise ModelError(f"{what}, `pdae convert {folder} -o MODEL` makes it one")
     path, weights = folder / CONFIG, folder / WEIGHTS
     with guarded(path):
         config, recorded = _read_config(path)

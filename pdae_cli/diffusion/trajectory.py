@@ -82,6 +82,10 @@ class Sampling:
             theirs = "parity is DDIM on the other program's own time grid"
             raise UsageError(f"{theirs}; leave solver, spacing and corrections out")
         check_ranges(self, UsageError)
+        first, last = self.guide_from, self.guide_until
+        if first is not None and last is not None and first < last:
+            why = f"no timestep is at most {first} and at least {last}, so G_psi would never guide"
+            raise UsageError(f"{why}; change guide_from or guide_until")
         if self.corrections and SOLVERS[self.solver].kind != "ode":
             why = "is exact without" if SOLVERS[self.solver].kind == "pair" else "decodes by chance"
             raise UsageError(f"{self.solver} {why}; leave corrections out")

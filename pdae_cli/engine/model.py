@@ -374,13 +374,16 @@ class Model(Batching):
         return made, zs[0] if zs else None
 
     def guided_in_part(self, sampling: Sampling) -> Sampling:
-        """Guide the first 70 % of the way alone, unless guide_until says otherwise (sec. 4.8)."""
+        """Guide the first 70 % of the way alone (sec. 4.8), unless told where guidance ends, or to
+        begin after that."""
         if sampling.guide_until is not None or self.takes_z:
             return sampling
-        return replace(sampling, guide_until=self.trajectory(sampling).unguided_below())
+        until = self.trajectory(sampling).unguided_below()
+        later = sampling.guide_from is not None and sampling.guide_from < until
+        return sampling if later else replace(sampling, guide_until=until)
 
     def sample_z(self, generators: Sequence[Generator], sampling: Sampling | None = None) -> Tensor:
-        """Draw z (N, D) from the latent DPM by DDIM, one row a generator."""
+        """Draw z (N, D) from the latent DPM, one row a generator."""
         z_dim = self._needs(self.latent_dpm, "a latent DPM").cfg.z_dim
         return self.solve_z(normal(generators, (z_dim,)), sampling or Sampling())
 
@@ -392,8 +395,6 @@ class Model(Batching):
             with computing(self.device, self.dtype):
                 return network(z, torch.full((len(z),), t, device=z.device)).float()
 
+        z = solve_latent(predict, z_T.to(self.device), sampling, network.cfg.whitened)
         with computing(self.device, "float32"):
-            z = network.unwhiten(
-                solve_latent(predict, z_T.to(self.device), sampling, network.cfg.whitened)
-            )
-        return self.denormalise(z.cpu())
+            return self.denormalise(network.unwhiten(z).cpu())

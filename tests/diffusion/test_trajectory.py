@@ -38,6 +38,18 @@ def test_samples_leave_the_end_to_eps_theta_unless_told() -> None:
     assert torch.equal(default, until_300) and not torch.equal(default, to_the_end)
 
 
+def test_nor_if_guidance_begins_there() -> None:
+    """What was asked for would be nothing else."""
+    model = tiny_model()
+    late, to_the_end, never = (
+        model.sample(1, inference_steps=4, spacing="uniform", **told)[0]
+        for told in (
+            {"guide_from": 280}, {"guide_from": 280, "guide_until": 0}, {"guidance": 0.0}
+        )
+    )  # fmt: skip
+    assert torch.equal(late, to_the_end) and not torch.equal(late, never)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -45,6 +57,7 @@ def test_samples_leave_the_end_to_eps_theta_unless_told() -> None:
         ({"spacing": "even"}, "unknown spacing"),
         ({"parity": "ours"}, "unknown parity 'ours'; known: pdae, diffae, diffusers"),
         ({"parity": "pdae", "corrections": 1}, "leave solver, spacing and corrections out"),
+        ({"guide_from": 100, "guide_until": 500}, "so G_psi would never guide"),
         ({"inference_steps": 0}, "inference steps must be 1 to 1000"),
         ({"guidance": float("nan")}, "guidance must be"),
         ({"corrections": 21}, "corrections must be 0 to 20"),
