@@ -15,18 +15,7 @@ from ..errors import InputError, Range, UsageError, check_ranges
 from . import parity
 from .noise import clone, normal
 from .schedule import Schedule
-from .solvers import (
-    SOLVERS,
-    SPACINGS,
-    Node,
-    Predict,
-    Solver,
-    corrected,
-    ddim,
-    ddpm,
-    decode_grid,
-    dpmpp,
-)
+from .solvers import SOLVERS, SPACINGS, Node, Predict, Solver, corrected, ddim, ddpm, decode_grid
 
 # Measured in docs/solvers.md. They say all of it: codes, and inpainting, bring their own settings.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -302,16 +291,12 @@ class Trajectory:
         return parity.steps(program, self.schedule, count, encode, self.scheduler)
 
 
-def solve_latent(
-    predict: Predict, z_T: Tensor, sampling: Sampling, whitened: bool = False
-) -> Tensor:
-    """Solve for the z (N, D) that a latent DPM makes of z_T: by DDIM, as the authors do, or if it
-    is `whitened` by dpmpp. Of N(0, I) DDIM's 50 steps make one with a standard deviation of 0.92,
-    dpmpp's of 1.001. Raises InputError where numbers aren't finite."""
+def solve_latent(predict: Predict, z_T: Tensor, sampling: Sampling) -> Tensor:
+    """Solve for the normalised z (N, D) that a latent DPM makes of z_T. Raises InputError where
+    numbers aren't finite."""
     watched, count = Watched(predict), sampling.inference_steps
     if sampling.parity is None:
-        solve, spacing = (dpmpp, Sampling.spacing) if whitened else (ddim, "uniform")
-        z = solve(watched, z_T, decode_grid(LATENT_SCHEDULE, max(count, LATENT_STEPS), spacing))
+        z = ddim(watched, z_T, decode_grid(LATENT_SCHEDULE, max(count, LATENT_STEPS)))
     else:
         clamped = sampling.parity == "pdae"
         steps = parity.steps(sampling.parity, LATENT_SCHEDULE, count, encode=False)

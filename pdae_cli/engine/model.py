@@ -395,6 +395,4 @@ class Model(Batching):
             with computing(self.device, self.dtype):
                 return network(z, torch.full((len(z),), t, device=z.device)).float()
 
-        z = solve_latent(predict, z_T.to(self.device), sampling, network.cfg.whitened)
-        with computing(self.device, "float32"):
-            return self.denormalise(network.unwhiten(z).cpu())
+        return self.denormalise(solve_latent(predict, z_T.to(self.device), sampling).cpu())

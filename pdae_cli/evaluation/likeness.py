@@ -15,8 +15,7 @@ from ..diffusion.noise import generator, normal
 from ..diffusion.trajectory import LATENT_SCHEDULE
 from ..engine.model import Model
 
-# Those at which shifted, scaled and turned faces stood out most, by whether z are whitened.
-TIMESTEPS = {False: 100, True: 200}
+TIMESTEP = 100  # the one of 20 … 400 at which shifted, scaled and turned faces stood out most
 NOISES = 8  # each also with the opposite sign
 OWN = 64  # codes that the latent DPM makes, to compare with
 OWN_ERROR = "own_error"  # in the latent DPM's training summary
@@ -64,15 +63,14 @@ class Likeness:
 @torch.inference_mode()
 def _errors(model: Model, z: Tensor) -> Tensor:
     """Return the latent DPM's mean squared error (N,), with the same noise for each row."""
-    network = model.latent_dpm
-    assert network is not None
+    assert model.latent_dpm is not None
     noise = normal([generator(0, "noise", row) for row in range(NOISES)], z.shape[1:])
     noise = torch.cat([noise, -noise])
     errors = []
-    for rows in network.whiten(model.normalise(z).to(model.device)).cpu().split(ROWS):
+    for rows in model.normalise(z).split(ROWS):
         eps = noise.repeat(len(rows), 1)
-        t = torch.full((len(eps),), TIMESTEPS[network.cfg.whitened])
+        t = torch.full((len(eps),), TIMESTEP)
         z_t = LATENT_SCHEDULE.add_noise(rows.repeat_interleave(len(noise), 0), t, eps)
-        found = network(z_t.to(model.device), t.to(model.device)).float().cpu()
+        found = model.latent_dpm(z_t.to(model.device), t.to(model.device)).float().cpu()
         errors.append((found - eps).square().unflatten(0, (len(rows), -1)).mean((1, 2)))
     return torch.cat(errors)

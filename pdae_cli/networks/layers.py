@@ -48,15 +48,10 @@ class Linear(nn.Linear):
     """As torch's, rows independent of their batch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As torch's, rows of (N, C) independent of their batch."""
-    if x.ndim != 2 or not _plain(x, weight):
-        return F.linear(x, weight, bias)
-    x, weight = x[:, :, None, None], weight[:, :, None, None]
-    return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1).flatten(1)
+        if x.ndim != 2 or not _plain(x, self.weight):
+            return super().forward(x)
+        x, weight = x[:, :, None, None], self.weight[:, :, None, None]
+        return torch.mkldnn_convolution(x, weight, self.bias, (0, 0), (1, 1), (1, 1), 1).flatten(1)
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:

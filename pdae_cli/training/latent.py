@@ -1,4 +1,4 @@
-"""Stage 3: the latent DPM, on whitened z of the training pictures (in PDAE sec. 4.8 normalised)."""
+"""Stage 3: the latent DPM, on the normalised z of the training pictures (PDAE sec. 4.8)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from .folder import check_latent
 from .stage import Stage
 
 CHUNK = 256
-LEAST = 0.01  # standard deviation, of z normalised: below it along an axis there is only rounding
 
 
 def encode_all(
@@ -42,7 +41,7 @@ def encode_all(
 
 
 class Vectors:
-    """z as a training set."""
+    """Normalised z as a training set."""
 
     def __init__(self, z: Tensor) -> None:
         self.z = z
@@ -53,14 +52,6 @@ class Vectors:
     def stack(self, indices: Sequence[int]) -> Tensor:
         """Return rows as float32 (N, D)."""
         return self.z[torch.as_tensor(indices)]
-
-
-def principal_axes(z: Tensor) -> Tensor:
-    """Return (D, D) float32 whose columns are the axes along which z (N, D) doesn't covary about
-    zero, each as long as the standard deviation along it, at least LEAST."""
-    z = z.double()
-    variances, axes = torch.linalg.eigh(z.T @ z / len(z))
-    return (axes * variances.clamp(min=0).sqrt().clamp(min=LEAST)).float()
 
 
 class LatentLoss(nn.Module):
@@ -86,11 +77,8 @@ def latent_stage(
     if len(z_held_out) < HELD_OUT:
         z_held_out = z_held_out[held_out_rows(len(z_held_out))]
     torch.manual_seed(seed)
-    cfg = LatentConfig(z.shape[1], width, layers, dropout, whitened=True)
-    model.latent_dpm = network = LatentDPM(cfg).train()
-    with torch.no_grad():
-        network.colour.weight.copy_(principal_axes(z))
-        z, z_held_out = network.whiten(z), network.whiten(z_held_out)
+    network = LatentDPM(LatentConfig(z.shape[1], width, layers, dropout)).train()
+    model.latent_dpm = network
     schedule = LATENT_SCHEDULE.to(model.device)
     objective = LatentLoss(network, schedule)
     t = torch.linspace(0, schedule.timesteps - 1, len(z_held_out)).long()
@@ -117,7 +105,6 @@ def latent_stage(
             "width": width,
             "layers": layers,
             "dropout": dropout,
-            "whitened": True,
         },
         guard=lambda: check_latent(model, task.folder),
     )

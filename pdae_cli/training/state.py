@@ -30,7 +30,7 @@ FREE_TO_CHANGE = {
 UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
 UNKNOWN = (
     "frozen_sha", "first_stage_sha", "schedule", "classes", "components_of", "fit", "names_sha",
-    "labels_sha", "dropout",
+    "labels_sha", "dropout", "width", "layers",
 )  # fmt: skip
 
 
