@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -116,7 +117,8 @@ def test_encode_keeps_codes_as_they_are_and_warns_when_told_otherwise(
     told = ("--preset", "exact", "--batch-size", 1)
     result = pdae("encode", codes, pictures[2], "-o", out, *told)
     assert result.code == 0 and result.err.count("warning") == 1
-    assert "inference_steps 3, not 18; solver dpmpp, not leapfrog: they stay" in result.err
+    other = "solver dpmpp, not leapfrog; spacing asinh5, not asinh"
+    assert f"inference_steps 3, not 18; {other}: they stay" in result.err
     for name in ("a", "b"):
         of_codes, kept = (folder / f"{name}.safetensors" for folder in (codes, out))
         assert kept.read_bytes() == of_codes.read_bytes()
@@ -172,7 +174,8 @@ def test_inputs_are_read_ahead_and_stay_in_order(
     """A broken one in between is reported, and the others come in the order given."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG broken")
-    wanted = [pictures[0], broken, pictures[1], pictures[2], pictures[0]]
+    again = shutil.copy(pictures[0], tmp_path / "again.png")
+    wanted = [pictures[0], broken, pictures[1], pictures[2], again]
     result = pdae("reconstruct", *wanted, "--json", "--batch-size", 2, *FAST)
     records = [json.loads(line) for line in result.text.splitlines()]
     done = [Path(one["input"]) for one in records if one["status"] == "done"]
