@@ -83,6 +83,8 @@ def _of_mode(picture: Image.Image, mode: str) -> Image.Image:
         return made
     if mode.startswith("I;16"):
         return Image.frombytes(mode, (24, 18), random.Random(1).randbytes(24 * 18 * 2))
+    if mode == "F":  # of 0 … 1: others are refused
+        return picture.convert(mode).point(lambda value: value * (1 / 255))
     return picture.quantize(17) if mode == "P" else picture.convert(mode)
 
 
