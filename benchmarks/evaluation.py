@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import pdae_cli
+from pdae_cli.cli.process import keep_memory
 from pdae_cli.engine.computing import PRECISIONS, computing
 from pdae_cli.engine.config import ModelConfig, ScheduleConfig
 from pdae_cli.engine.model import Model

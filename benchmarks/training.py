@@ -26,6 +26,7 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import pdae_cli
+from pdae_cli.cli.process import keep_memory
 from pdae_cli.engine.config import UNetConfig
 from pdae_cli.errors import UsageError
 from pdae_cli.training.autoencoder import autoencoder_stage
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--profile", action="store_true", help="share of time by operation")
     args = parser.parse_args()
+    keep_memory()  # as the commands do
 
     steps = settings(args)
     first = {name: seconds(step, 1, args.device) for name, step in steps.items()}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import traceback
-import warnings
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +26,7 @@ from .interpolate import interpolate
 from .manipulate import manipulate
 from .models import models
 from .output import Output
+from .process import settle
 from .push import push
 from .reconstruct import reconstruct
 from .redo import redo
@@ -114,16 +113,7 @@ def run() -> None:
 
     Typer itself ends usage errors with 2 and interruptions with 130.
     """
-    # Before torch is loaded: threads of GNU OpenMP wait for work by spinning, which takes the cores
-    # from everybody else. This many turns of it lose nothing: docs/performance.md.
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "10000"
-    # Before Pillow is: blocks as large as this go back to the system when a picture is done with,
-    # smaller ones stay with the thread that decoded it.
-    os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
-    # Of oddities in pictures that still decode. Here, because reading threads share the filters.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    settle()
     with standard_streams():
         try:
             code = _code()

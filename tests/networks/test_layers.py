@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
-from pdae_cli.networks.layers import Attention, attend, placed, silu, timestep_embedding
+from pdae_cli.networks.layers import Attention, attend, placed, resized, silu, timestep_embedding
 
 
 def test_only_bfloat16_inference_on_a_cpu_chooses_a_memory_format() -> None:
@@ -29,22 +29,38 @@ def test_only_bfloat16_inference_on_a_cpu_chooses_a_memory_format() -> None:
         assert placed(large) is large
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(8, 16), (8, 64), (8, 16, 16, 16), (8, 32, 32, 32)])
-def test_silu_of_a_row_is_the_same_in_every_batch(threads: int, shape: tuple[int, ...]) -> None:
+ROWS = [(16,), (64,), (16, 16, 16), (160, 8, 8), (160, 16, 16), (96, 16, 16), (32, 32, 32)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("row", ROWS)
+def test_silu_of_a_row_is_the_same_in_every_batch(threads: int, row: tuple[int, ...]) -> None:
     """Torch's own isn't: a row's last numbers are computed otherwise, and a thread's."""
-    x, before = torch.randn(shape), torch.get_num_threads()
+    x, before = torch.randn(8, *row), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             together = silu(x, keep=True)
-            alone = torch.cat([silu(x[row : row + 1], keep=True) for row in range(len(x))])
-            assert torch.equal(together, alone)
+            for count in range(1, 8):
+                parts = [silu(part, keep=True) for part in x.split(count)]
+                assert torch.equal(torch.cat(parts), together)
             exact = x.double() * torch.sigmoid(x.double())
             assert torch.allclose(together.double(), exact, rtol=1e-6, atol=1e-7)
             assert torch.equal(silu(x.clone()), together)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_maps_are_doubled_by_nearest_neighbours(memory_format: torch.memory_format) -> None:
+    """To the bit as torch's own, with gradients and without."""
+    x = torch.randn(2, 8, 4, 6).contiguous(memory_format=memory_format)
+    expected = F.interpolate(x, scale_factor=2.0)
+    assert torch.equal(resized(x, "up"), expected)
+    with torch.no_grad():
+        assert torch.equal(resized(x, "up"), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(resized(x, "up"), expected)
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:

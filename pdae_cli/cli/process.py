@@ -1,0 +1,40 @@
+"""What this process asks of the libraries beneath it, before they are loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import warnings
+from contextlib import suppress
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT = 1 << 30  # bytes: blocks as large as this go back to the system when they are freed
+
+
+def settle() -> None:
+    """Set how threads wait, what becomes of freed memory and what Pillow may say, each unless the
+    user's environment does."""
+    # Before torch is loaded: threads of GNU OpenMP wait for work by spinning, which takes the cores
+    # from everybody else. This many turns of it lose nothing: docs/performance.md.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+    keep_memory()
+    # Before Pillow is: what is decoded in blocks as large as this goes back to the system, smaller
+    # ones stay with the thread that decoded them.
+    os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
+    # Of oddities in pictures that still decode. Here, because reading threads share the filters.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed for what comes next. It would give feature maps back to
+    the system after each layer and have their pages made anew for the next, a fourteenth of an
+    evaluation of 32 pictures (docs/performance.md). Of glibc alone, and not where the user says."""
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    with suppress(AttributeError, OSError, TypeError):  # another C library, or system
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(M_MMAP_THRESHOLD, KEPT)
