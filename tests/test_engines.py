@@ -165,7 +165,7 @@ class TestEncoding:
             assert pdae("decode", name, "-o", f"{name[0]}/").code == 0
             assert pdae("manipulate", name, "--attr", "smiling=1", "-o", f"{name[0]}/").code == 0
             made.append([pixels_of(path) for path in sorted(Path(name[0]).glob("*.png"))])
-        moved = [codes_in(f"{one}/{one}-0002.safetensors") for one in "cz"]
+        moved = [codes_in(f"{one}.safetensors") for one in ("c/c-0002", "z/z-2")]
         assert made[0] == made[1] and len(made[0]) == 3 and same(*moved)
         assert pdae("codes", "export", "z.safetensors", "-o", "d.parquet").code == 0
         assert pdae("codes", "merge", "d.parquet", "-o", "e.safetensors").code == 0

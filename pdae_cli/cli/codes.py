@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError, UsageError, counted
-from ..pictures.listing import CODES, SUFFIXES
+from ..pictures.listing import CODES
 from .options import FILES, FilesFrom, Null, OutputPath, Recursive, SaidOptions, option, takes
 from .output import Output
 from .run.destination import Destination
 from .run.inputs import collect
+from .run.loading import own_names
 from .run.manifest import own_outputs
 from .run.tables import TABLE
 
 if TYPE_CHECKING:
     from ..engine.codes import Codes
 
-LONGEST_NAME = 100  # characters of a split file's name
 NOISE = "x_T of the result: {}; first: the first one's; none: z alone."
 Noise = Literal["sphere", "plain", "first", "none"]
 Inputs = Annotated[
@@ -136,27 +135,15 @@ def split(
     if not folder.folder:
         raise UsageError(f"split writes a folder of files: -o {output}/")
     rows = [one[row : row + 1] for _, one in options.read(inputs) for row in range(len(one))]
-    places = [Path(name) for name in file_names([row.sources[0] for row in rows])]
+    numbers = [f"{row:0{len(str(len(rows)))}}" for row in range(1, len(rows) + 1)]
+    names = own_names([row.sources[0] for row in rows]) or numbers
+    places = [Path(name) for name in names]
     for place in places:
         options.check(folder.path(place))
     for place, row in zip(places, rows, strict=True):
         folder.write(place, to_bytes(row))
         source, path = row.sources[0], str(folder.path(place))
         options.report({"input": source, "output": path}, f"{source} → {path}")
-
-
-def file_names(sources: Sequence[str]) -> list[str]:
-    """A file's name, without suffix, for each picture: its own, or where two would be the same
-    on some system, or one can't be a name, numbers for all."""
-    names = []
-    for source in sources:
-        name = re.split(r"[/\\]", source)[-1]
-        if Path(name).suffix.lower() in SUFFIXES | {CODES}:
-            name = Path(name).stem
-        names.append(re.sub(r"[^\w .()+=@,-]", "_", name).strip(" .-")[:LONGEST_NAME])
-    if all(names) and len({name.casefold() for name in names}) == len(names):
-        return names
-    return [f"{row:0{len(str(len(names)))}}" for row in range(1, len(names) + 1)]
 
 
 @app.command()

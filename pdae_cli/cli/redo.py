@@ -78,7 +78,7 @@ def redo(
             where = [f"--output={target}", f"--device={device}", "--quiet"]
             if command.main([*what, *where, "--", *inputs], standalone_mode=False):
                 raise InputError(f"{file}: it can't be made again, see above")
-            new = Path(target) if recipe.place is None else _made(Path(target), recipe.place, file)
+            new = Path(target) if recipe.place is None else _made(Path(target), recipe, file)
             same, data = _same(recipe, Recipe.of_file(new), new, file), new.read_bytes()
     except (typer.BadParameter, UsageError) as error:  # a stranger may have written it
         message = getattr(error, "message", str(error)).rstrip(".")[:300]
@@ -238,12 +238,14 @@ def _weights_sha(model: str) -> str | None:
     return None
 
 
-def _made(folder: Path, place: str, file: Path) -> Path:
-    """Among the new files the one that stands where this one stood."""
+def _made(folder: Path, recipe: Recipe, file: Path) -> Path:
+    """Among the new files the one of the same codes, whose rows older versions numbered, or else
+    the one that stands where this one stood."""
     found = [path for path in folder.rglob(f"*{file.suffix.lower()}") if FOLDER not in path.parts]
-    name = Path(place).name
-    named = [path for path in found if path.stem == name]
-    if len(found) != 1 and len(named) != 1:
+    alike = [one for one in found if recipe.codes and Recipe.of_file(one).codes == recipe.codes]
+    name = Path(str(recipe.place)).name
+    named = [path for path in alike or found if path.stem == name] or alike
+    if len(found) != 1 and not named:
         raise InputError(f"{file}: its place {name[:80]} isn't among {len(found)} new pictures")
     return found[0] if len(found) == 1 else named[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from cli_runs import pixels_of, records, without
 from conftest import Command
 from random_codes import codes_of, rows
 
-from pdae_cli.cli.codes import file_names, term
+from pdae_cli.cli.codes import term
+from pdae_cli.cli.run.loading import own_names
 from pdae_cli.engine.codes import Codes, from_bytes, to_bytes
 from pdae_cli.errors import UsageError
 
@@ -124,19 +126,27 @@ class TestMergeAndSplit:
 
 class TestFileNames:
     def test_a_pictures_own_name(self) -> None:
-        assert file_names(["in/a.png", "b.JPG", "c.d.webp", "C:\\x\\e"]) == ["a", "b", "c.d", "e"]
-        assert file_names(["a.png + 0.3 b.png"]) == ["a.png + 0.3 b"]
+        assert own_names(["in/a.png", "b.JPG", "c.d.webp", "C:\\x\\e"]) == ["a", "b", "c.d", "e"]
+        assert own_names(["a.png + 0.3 b.png"]) == ["a.png + 0.3 b"]
 
     @pytest.mark.parametrize("clash", [["a.png", "x/a.jpg"], ["a", "A"], ["a", ""], ["..", "a"]])
-    def test_numbers_where_names_clash_or_are_none(self, clash: list[str]) -> None:
-        assert file_names(clash) == ["1", "2"]
-        assert file_names([*clash, *"bcdefghi"])[::9] == ["01", "10"]
+    def test_numbers_where_names_clash_or_are_none(
+        self, pdae: Command, tmp_path: Path, clash: list[str]
+    ) -> None:
+        assert own_names(clash) is None
+        for sources, wanted in ((clash, ["1", "2"]), ([*clash, *"bcdefghi"], ["01", "10"])):
+            codes = replace(codes_of(len(sources)), sources=tuple(sources))
+            stack, out = tmp_path / "s.safetensors", tmp_path / f"{len(sources)}"
+            stack.write_bytes(to_bytes(codes))
+            assert pdae("codes", "split", stack, "-o", out).code == 0
+            made = [path.stem for path in sorted(out.iterdir())]
+            assert [made[0], made[-1]] == wanted
 
     @pytest.mark.parametrize(
         "name", ["../../etc/x", "/abs/x", "a\x1b[31m\n", "..", "-rf", "x" * 999, "a/\0"]
     )
     def test_no_name_leads_elsewhere(self, name: str) -> None:
-        (made,) = file_names([name])
+        (made,) = own_names([name]) or ("1",)
         assert made.isprintable() and len(made) <= 100
         assert not set("/\\\0") & set(made) and made.strip(".") and not made.startswith("-")
 
@@ -302,7 +312,7 @@ def test_z_alone_is_edited_with_fresh_noise(pdae: Command, pictures: list[Path])
     assert pdae("decode", moved, *fresh, "-o", here / "decoded/", *fast).code == 0
     shown = ("manipulate", z, *edit, *fresh, "--format", "png", "-o", here / "edited/", *fast)
     assert pdae(*shown).code == 0
-    for name in ("z-0000.png", "z-0001.png"):
+    for name in ("z-a.png", "z-b.png"):
         decoded = here / "decoded" / name.replace("z-", "moved-")
         assert pixels_of(here / "edited" / name) == pixels_of(decoded)
     assert pdae("manipulate", z, *edit, *fresh, "-o", here / "noisy.safetensors", "-q").code == 0

@@ -49,8 +49,18 @@ class TestEncodeDecode:
         z = tmp_path / "z.safetensors"
         pdae("encode", *pictures, "-o", z, *FAST)
         assert pdae("decode", z, "-o", tmp_path / "out").code == 0
-        assert files_in(tmp_path / "out") == [f"z-000{row}.png" for row in range(3)]
-        assert size_of(tmp_path / "out" / "z-0000.png") == (32, 32)
+        assert files_in(tmp_path / "out") == [f"z-{name}.png" for name in "abc"]
+        assert size_of(tmp_path / "out" / "z-a.png") == (32, 32)
+
+    def test_rows_whose_names_clash_are_numbered(
+        self, pdae: Command, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        z, twin = tmp_path / "z.safetensors", tmp_path / "other" / "a.png"
+        twin.parent.mkdir()
+        picture(7).save(twin)
+        pdae("encode", pictures[0], twin, "-o", z, *FAST)
+        assert pdae("decode", z, "-o", tmp_path / "out").code == 0
+        assert files_in(tmp_path / "out") == ["z-0000.png", "z-0001.png"]
 
     def test_through_pipes(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
         """encode - | manipulate - | decode - = the three commands with files."""
@@ -97,7 +107,7 @@ class TestEncodeDecode:
         pdae("encode", pictures[1], "-o", single, "--no-noise")
         assert decoded(1) == decoded(1) != decoded(2)
         pdae("decode", z, "-o", tmp_path / "o", "--random-noise", "--seed", 1, *FAST)
-        assert pixels_of(tmp_path / "o" / "z-0001.png") == decoded(1)
+        assert pixels_of(tmp_path / "o" / "z-b.png") == decoded(1)
 
 
 class TestReconstruct:

@@ -95,8 +95,20 @@ class TestRedo:
         monkeypatch.chdir(pictures[0].parent)
         assert pdae("encode", "a.png", "b.jpg", "-o", "z.safetensors", *FAST).code == 0
         assert pdae("decode", "z.safetensors", "-o", "out/").code == 0
-        result = pdae("redo", "out/z-0001.png")
+        result = pdae("redo", "out/z-b.png")
         assert result.code == 0 and "the same picture again" in result.text
+
+    def test_a_row_of_codes_that_an_older_version_numbered(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its codes tell which it is, also where another row has that name by now."""
+        monkeypatch.chdir(pictures[0].parent)
+        Path("a.png").rename("0001.png")
+        assert pdae("encode", "0001.png", "b.jpg", "-o", "z.safetensors", *FAST).code == 0
+        with monkeypatch.context() as patch:
+            patch.setattr("pdae_cli.cli.run.loading.own_names", lambda sources: None)
+            assert pdae("decode", "z.safetensors", "-o", "out/").code == 0
+        assert Path("out/z-0001.png").exists() and pdae("redo", "out/z-0001.png").code == 0
 
     def test_the_input_is_found_by_its_digest(
         self, pdae: Command, pictures: list[Path], tmp_path: Path

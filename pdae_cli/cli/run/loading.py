@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...pictures.listing import CODES, SUFFIXES
 from ..options import ReadOptions, WriteOptions
 from .inputs import SEALED, Item
 from .manifest import State
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ...pictures.photos.frames import Frame
 
 READERS = 2  # threads that read and decode pictures
+LONGEST_NAME = 100  # characters of a picture's own name, as part of a file's
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,11 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
                 model.check(codes)
             except InputError as error:
                 raise InputError(f"{item.label}: {error}") from error
-            for row in range(len(codes)):
+            numbers = [f"{row:04d}" for row in range(len(codes))]
+            for row, name in enumerate(own_names(codes.sources) or numbers):
                 one, part = codes[row : row + 1], whole
                 if len(codes) > 1:
-                    part = part_of(whole, f"-{row:04d}")
+                    part = part_of(whole, f"-{name}")
                 state = find(part.place, input_sha)
                 yield replace(part, state=state, picture_sha=one.picture_shas[0], codes=one)
             return
@@ -160,8 +164,21 @@ def _left_behind(whole: Loaded, data: bytes, first: Image.Image, frames: str) ->
     return "; ".join(notes)
 
 
+def own_names(sources: Sequence[str]) -> list[str] | None:
+    """A file's name, without suffix, for each picture: its own. None where two would be the same on
+    some system, or one can't be a name."""
+    names = []
+    for source in sources:
+        name = re.split(r"[/\\]", source)[-1]
+        if Path(name).suffix.lower() in SUFFIXES | {CODES}:
+            name = Path(name).stem
+        names.append(re.sub(r"[^\w .()+=@,-]", "_", name).strip(" .-")[:LONGEST_NAME])
+    distinct = len({name.casefold() for name in names}) == len(names)
+    return names if all(names) and distinct else None
+
+
 def part_of(whole: Loaded, suffix: str) -> Loaded:
-    """A frame, row or face of an input, its number behind the name."""
+    """A frame, row or face of an input, its number or name behind the input's."""
     place = whole.place.with_name(whole.place.name + suffix)
     return replace(whole, label=whole.label + suffix, place=place)
 

@@ -64,6 +64,7 @@ class Recipe:
     first: int | None
     count: int | None
     failed: list[list[str]] = field(default_factory=list)  # names of inputs, and why
+    codes: str | None = None  # SHA-256 of the row of codes that it is of
 
     @classmethod
     def read(cls, what: dict[str, Any] | None, name: str) -> Recipe:
@@ -74,13 +75,15 @@ class Recipe:
         failed: Any = _listed(what.get("failed", []))
         made_of: list[Any] = [(row.get("name"), row.get("sha256")) for row in rows]
         command, model, digest = (what.get(key) for key in ("command", "model", "digest"))
-        place, first, count = (what.get(key) for key in ("place", "first", "count"))
+        place, codes = what.get("place"), what.get("codes")
+        first, count = what.get("first"), what.get("count")
         sound = {
             "options": _are_options(what.get("options")),
             "sources": all(_is_text(one) for pair in made_of for one in pair),
             "command, model or digest": all(map(_is_text, (command, model, digest))),
             "failed": all(len(_listed(one)) == 2 and all(map(_is_text, one)) for one in failed),
             "place": place is None or _is_text(place),
+            "codes": codes is None or _is_text(codes),
             "first and count": all(
                 one is None or (type(one) is int and 0 <= one < LARGEST) for one in (first, count)
             ),
@@ -88,7 +91,7 @@ class Recipe:
         if wrong := [part for part, good in sound.items() if not good]:
             reason = f"damaged or of another version of pdae: it has no {wrong[0]} to follow"
             raise InputError(f"{name}: its recipe is {reason}")
-        facts: tuple[Any, ...] = model, digest, made_of, place, first, count, failed
+        facts: tuple[Any, ...] = model, digest, made_of, place, first, count, failed, codes
         return cls(str(command), what["options"], *facts)
 
     @classmethod
