@@ -110,12 +110,11 @@ class SampleOptions(
             raise UsageError("--classifier-scale of --like is a power of a probability: 0 or more")
         return list(product(guidance, scales))
 
-    def rows(self, paint: Callable[[Sampling, float, Sequence[int]], Tensor]) -> list[Paint]:
-        """One for each strength. Raises UsageError."""
+    def rows(self) -> list[tuple[Sampling, float]]:
+        """The settings of each row, and its strength of a classifier. Raises UsageError."""
         sampling = self.sampling()
         return [
-            partial(paint, sampling.changed({"guidance": guidance}), scale)
-            for guidance, scale in self.wanted()
+            (sampling.changed({"guidance": guidance}), scale) for guidance, scale in self.wanted()
         ]
 
 
@@ -155,11 +154,11 @@ def plain(run: Run, options: SampleOptions) -> list[Paint]:
     if not unconditional:
         _record_latent_dpm(run)
 
-    def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
+    def paint(sampling: Sampling, numbers: Sequence[int]) -> Tensor:
         how: dict[str, Any] = {"seed": options.seed, "unconditional": unconditional}
         return model.sample(numbers, sampling, **how)[0]
 
-    return options.rows(paint)
+    return [partial(paint, sampling) for sampling, _ in options.rows()]
 
 
 def _record_latent_dpm(run: Run) -> None:
@@ -176,10 +175,10 @@ def of_label(run: Run, options: SampleOptions, labels: Sequence[str]) -> list[Pa
 
     y = chosen(embedding(run.model).cfg.classes, labels)
 
-    def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
+    def paint(sampling: Sampling, numbers: Sequence[int]) -> Tensor:
         return labelled(run.model, y, numbers, sampling, options.seed)
 
-    return options.rows(paint)
+    return [partial(paint, sampling) for sampling, _ in options.rows()]
 
 
 def by_gradient(
@@ -195,7 +194,7 @@ def by_gradient(
     def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
         return by_classifier(run.model, classifier, y, scale, numbers, sampling, options.seed)
 
-    return options.rows(paint), classifier.weights_sha
+    return [partial(paint, *row) for row in options.rows()], classifier.weights_sha
 
 
 def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], str]:
@@ -217,7 +216,7 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
         seed = options.seed
         return guidance.pictures_like(model, likeness, scale, numbers, sampling, seed)
 
-    return options.rows(paint), likeness.sha()
+    return [partial(paint, *row) for row in options.rows()], likeness.sha()
 
 
 def _of_several(run: Run, path: Path) -> Tensor:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch import Generator, Tensor, nn
 
 from ..diffusion import parity, solvers
-from ..diffusion.noise import generator, normal
+from ..diffusion.noise import generator, normal, shares_of
 from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import (
     Inverted,
@@ -145,7 +145,10 @@ class Model(Batching):
 
     def _needs(self, part: Any, what: str) -> Any:
         if part is None:
-            raise ModelError(f"model {self.name} lacks {what}; `pdae train` makes one")
+            known = [] if self.labels is None else self.labels.cfg.classes.names[:12]
+            of_labels = f"G_psi takes labels, not z: sample with --label ({', '.join(known)})"
+            todo = of_labels if known else "`pdae train` makes one"
+            raise ModelError(f"model {self.name} lacks {what}; {todo}")
         return part
 
     def encode_z(self, x_0: Tensor) -> Tensor:
@@ -301,13 +304,7 @@ class Model(Batching):
         if mode not in ("latent", "trajectory"):
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
         sampling = to_decode(codes.sampling, changes, sampling)
-        if isinstance(count, int):
-            count = torch.linspace(0, 1, max(0, count)).tolist()
-        way = list(count)
-        if not way:
-            raise UsageError("no pictures to make; ask for at least one")
-        if outside := [share for share in way if not 0 <= share <= 1]:
-            raise UsageError(f"shares of the way are from 0 to 1, not {outside[0]}")
+        way = shares_of(count)
         found: dict[float, Tensor] = {}
         if {0.0, 1.0} & set(way):
             own = [generator(seed, name) for name in codes.names()]

@@ -52,6 +52,10 @@ def test_a_gradient_estimator_of_labels(
     assert pixels_of(plain) == top
     assert pdae(*one, none, "--label", other, model=run).code == 0
     assert pdae("redo", row, "--model", run).code == 0
+    for unfit in (one, ("sample", "--like", data, "-o"), ("encode", data, "--no-noise", "-o")):
+        refused = pdae(*unfit, tmp_path / "x.safetensors" if "encode" in unfit else none, model=run)
+        assert refused.code == 4 and "G_psi takes labels, not z" in refused.err
+        assert f"--label ({info['labels']['classes']['names'][0]}" in refused.err
 
 
 def test_a_classifier(pdae: Command, data: Path, tiny_folder: Path, tmp_path: Path) -> None:
