@@ -28,6 +28,12 @@ FREE_TO_CHANGE = {
     "held_out_sha", "least_share",  # names_sha tells which pictures there are
 }  # fmt: skip
 UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
+# What a setting that is a digest says where it is another one.
+DIGESTS = {
+    "frozen_sha": "frozen weights of another model", "teacher_sha": "another teacher",
+    "first_stage_sha": "another first stage", "names_sha": "another list of pictures",
+    "labels_sha": "other labels", "components_of": "principal components of other pictures",
+}  # fmt: skip
 UNKNOWN = (
     "frozen_sha", "first_stage_sha", "schedule", "classes", "components_of", "fit", "names_sha",
     "labels_sha", "dropout", "width", "layers",
@@ -95,7 +101,7 @@ def other_settings(written: dict[str, Any], now: dict[str, object]) -> list[str]
     """Say which settings a run that goes on has others of than its state was written with."""
     before = UNWRITTEN | {k: now.get(k) for k in UNKNOWN} | written
     changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
-    return [f"{k} {before.get(k)} → {now[k]}" for k in changed]
+    return [DIGESTS.get(k) or f"{k} {before.get(k)} → {now[k]}" for k in changed]
 
 
 def check_state(path: Path) -> None:

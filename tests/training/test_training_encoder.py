@@ -100,9 +100,9 @@ def test_a_resumed_run_has_the_same_teacher(task: Task, tmp_path: Path) -> None:
         for images, other in runs:
             run_of(tmp_path / name, images, other).train(quiet)
     assert_equal(*(state(tmp_path / name, "encoder") for name in ("whole", "broken")))
-    with pytest.raises(UsageError, match="teacher_sha aaaaaaaaaaaa → "):
+    with pytest.raises(UsageError, match="another teacher"):
         run_of(tmp_path / "whole", 32, None)
-    with pytest.raises(UsageError, match=r"frozen_sha [0-9a-f]{12} → [0-9a-f]{12}"):
+    with pytest.raises(UsageError, match="frozen weights of another model"):
         run_of(tmp_path / "whole", 32, teacher, seed=9)
 
 
