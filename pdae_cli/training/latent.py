@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +42,25 @@ def encode_all(
 
 
 class Vectors:
-    """Normalised z as a training set."""
+    """Normalised z of the pictures, and mirrored ones, as a training set. They are encoded when a
+    row is first asked for: whatever refuses a run comes before."""
 
-    def __init__(self, z: Tensor) -> None:
-        self.z = z
+    def __init__(self, model: Model, task: Task) -> None:
+        self.model, self.task = model, task
+
+    @cached_property
+    def z(self) -> tuple[Tensor, Tensor]:
+        """z to learn from, and of the pictures held out, each (N, D)."""
+        train = [encode_all(self.model, self.task.train, mirrored=flip) for flip in (False, True)]
+        held_out = encode_all(self.model, self.task.held_out)
+        return self.model.normalise(torch.cat(train)), self.model.normalise(held_out)
 
     def __len__(self) -> int:
-        return len(self.z)
+        return 2 * len(self.task.train)
 
     def stack(self, indices: Sequence[int]) -> Tensor:
         """Return rows as float32 (N, D)."""
-        return self.z[torch.as_tensor(indices)]
+        return self.z[0][torch.as_tensor(indices)]
 
 
 class LatentLoss(nn.Module):
@@ -71,18 +80,18 @@ def latent_stage(
 ) -> Stage:
     """Train a latent DPM for the model; pictures are seen mirrored as well."""
     read_card(task.folder)  # or the error, before the work
-    z = torch.cat([encode_all(model, task.train, mirrored=flip) for flip in (False, True)])
-    z, z_held_out = model.normalise(z), model.normalise(encode_all(model, task.held_out))
-    assert model.encoder is not None  # which made them
-    if len(z_held_out) < HELD_OUT:
-        z_held_out = z_held_out[held_out_rows(len(z_held_out))]
+    z = Vectors(model, task)
+    (z_dim,) = model.normalise(model.z_of(to_float(task.train.stack([0]))))[0].shape
+    assert model.encoder is not None  # which made it
+    count = len(task.held_out)
+    rows = held_out_rows(count) if count < HELD_OUT else range(count)
     torch.manual_seed(seed)
-    network = LatentDPM(LatentConfig(z.shape[1], width, layers, dropout)).train()
+    network = LatentDPM(LatentConfig(z_dim, width, layers, dropout)).train()
     model.latent_dpm = network
     schedule = LATENT_SCHEDULE.to(model.device)
     objective = LatentLoss(network, schedule)
-    t = torch.linspace(0, schedule.timesteps - 1, len(z_held_out)).long()
-    eps = torch.randn(z_held_out.shape, generator=generator(0, "held out"))
+    t = torch.linspace(0, schedule.timesteps - 1, len(rows)).long()
+    eps = torch.randn(len(rows), z_dim, generator=generator(0, "held out"))
 
     def save(summary: dict[str, object]) -> None:
         likeness = Likeness.of(model)
@@ -90,16 +99,19 @@ def latent_stage(
         facts = {"data": task.name, "z": model.config.z_digest} | likeness.recorded()
         write_latent_dpm(task.folder, network, summary | facts, task.dtype)
 
-    held = [part.to(model.device) for part in (z_held_out, t, eps)]
+    def measure() -> dict[str, float]:
+        held = (part.to(model.device) for part in (z.z[1][rows], t, eps))
+        return {"held_out_loss": objective(*held).item()}
+
     return Stage(
         "latent",
         objective,
-        Vectors(z),
+        z,
         uniform(schedule),
-        lambda: {"held_out_loss": objective(*held).item()},
+        measure,
         lambda: (model.sample(16, inference_steps=20)[0], 8),
         save,
-        z.shape[1:],
+        (z_dim,),
         settings={
             "frozen_sha": fingerprint(model.encoder),
             "width": width,

@@ -185,6 +185,8 @@ class Training:
 
         Raises UsageError where another process trains in the folder.
         """
+        if self.step < self.steps:  # z that is to be learnt is encoded while Ctrl-C still ends it
+            self.stage.source.stack([0])
         with ExitStack() as stack:
             interrupted = stack.enter_context(interrupted_between_steps())
             # No `_fail` where memory runs out, here or in `computing`: the others wait for this

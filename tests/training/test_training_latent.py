@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,3 +25,27 @@ def test_a_network_of_another_width_is_refused_by_name(tmp_path: Path) -> None:
     run_of(16, 3).train(quiet)
     with pytest.raises(UsageError, match="width 16 → 24, layers 3 → 2"):
         run_of(24, 2)
+
+
+def test_what_refuses_a_run_comes_before_the_pictures_are_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes as long as the pictures are many; a run that is at its end needs none of it."""
+    photos, run = folder_of(tmp_path / "photos"), tmp_path / "run"
+    model = tiny_model()
+
+    def training(width: int, images: int) -> Training:
+        stage = latent_stage(model, task_of(photos, run), width, 3, 0.1, 0)
+        return Training(stage, replace(OPTIONS, images=images), run)
+
+    training(16, 8).train(quiet)
+    monkeypatch.setattr("pdae_cli.training.latent.encode_all", None)
+    training(16, 8).train(quiet)
+    with pytest.raises(UsageError, match="width 16 → 24"):
+        training(24, 8)
+    shutil.rmtree(run / "training")
+    with pytest.raises(UsageError, match="has a latent DPM"):
+        training(16, 8)
+    (run / "latent_dpm.safetensors").unlink()
+    with pytest.raises(TypeError):  # it is encoded once the run may begin
+        training(16, 8).train(quiet)
