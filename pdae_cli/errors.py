@@ -63,7 +63,11 @@ def check_ranges(config: Any, kind: type[Exception] = ValueError) -> None:
     for name, (least, most) in ranges(own).items():
         value = vars(config)[name]
         for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not least <= number <= most:
+            if number is None:
+                continue
+            if not isinstance(number, int | float):
+                raise kind(f"{name.replace('_', ' ')} must be a number, not {number!r}")
+            if not least <= number <= most:
                 large = isinstance(number, int) and number.bit_length() > 64
                 told = "so large a number" if large else number
                 raise kind(f"{name.replace('_', ' ')} must be {least} to {most}, not {told}")

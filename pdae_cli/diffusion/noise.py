@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from ..errors import UsageError
-
 
 def generator(seed: int, *key: object) -> Generator:
     """A generator whose stream is a pure function of the seed and the key (a picture's digest, a
@@ -29,18 +27,6 @@ def normal(generators: Sequence[Generator], shape: Sequence[int]) -> Tensor:
 def clone(one: Generator) -> Generator:
     """A generator that goes on as this one would."""
     return torch.Generator().set_state(one.get_state())
-
-
-def shares_of(count: int | Sequence[float]) -> list[float]:
-    """Shares of a way, 0 … 1: `count` of them, evenly, or those given. Raises UsageError for others
-    and for none."""
-    if isinstance(count, int):
-        count = torch.linspace(0, 1, max(0, count)).tolist()
-    if not (way := list(count)):
-        raise UsageError("no pictures to make; ask for at least one")
-    if outside := [share for share in way if not 0 <= share <= 1]:
-        raise UsageError(f"shares of the way are from 0 to 1, not {outside[0]}")
-    return way
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

@@ -70,6 +70,9 @@ class Sampling:
         if self.parity is not None and own:
             theirs = "parity is DDIM on the other program's own time grid"
             raise UsageError(f"{theirs}; leave solver, spacing and corrections out")
+        for name in ("inference_steps", "corrections", "guide_from", "guide_until"):
+            if not isinstance(value := vars(self)[name], int | None):
+                raise UsageError(f"{name} must be a whole number, not {value!r}")
         check_ranges(self, UsageError)
         first, last = self.guide_from, self.guide_until
         if first is not None and last is not None and first < last:

@@ -56,10 +56,10 @@ class Codes:
         return len(self.z)
 
     def __getitem__(self, rows: slice) -> Codes:
-        parts: dict[str, Any] = self.tensors() | {
-            "sources": self.sources, "picture_shas": self.picture_shas, "converged": self.converged
-        }  # fmt: skip
-        return replace(self, **{name: part[rows] for name, part in parts.items()})
+        if not isinstance(rows, slice):  # else a loop over rows would end before the first
+            raise UsageError(f"rows of codes are taken by a slice: codes[{rows}:{rows} + 1]")
+        names = (*self.tensors(), "sources", "picture_shas", "converged")
+        return replace(self, **{name: vars(self)[name][rows] for name in names})
 
     def tensors(self) -> dict[str, Tensor]:
         """z, and what there is of x_T and residual_T."""

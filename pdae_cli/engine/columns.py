@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UsageError
+from .arguments import check_codes
 from .codes import TENSORS, Codes, facts_of, from_bytes, one_file
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def to_table(codes: Codes) -> Table:
     """Lay codes out as an Arrow table: `name`, `picture_sha`, `z` (D,), what there is of `x_T` and
     `residual_T` (C, H, W) and `converged`, then `model`, `weights_sha` and `sampling`, which is
     JSON. Raises UsageError without pyarrow, or where not every row has a name and SHA."""
+    check_codes(codes)
     pa, facts = arrow(), facts_of(codes)
     names = [one.encode("utf-8", "backslashreplace").decode() for one in facts.sources]
     columns = {"name": pa.array(names, pa.string())}

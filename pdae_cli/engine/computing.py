@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -93,12 +93,6 @@ def computing(device: torch.device, dtype: str, differentiable: bool = False) ->
 
 def ignore(told: object) -> None:
     """Do nothing with what is told."""
-
-
-def check_timesteps(timesteps: Iterable[int], count: int) -> None:
-    """Raise UsageError for one that isn't of the `count` that a schedule has."""
-    if wrong := [t for t in timesteps if not 0 <= t < count]:
-        raise UsageError(f"timesteps are 0 … {count - 1}, not {wrong[0]}")
 
 
 def check_compiler(device: torch.device) -> None:

@@ -123,7 +123,7 @@ def inpaint(
     if guided and z is None:
         alone, draws = replace(sampling, guidance=0.0), [clone(one) for one in generators]
         seen = x_0 if model.takes_z else inpaint(model, x_0, mask, None, alone, generators=draws)
-        z = model.encode(seen, noise=False).z
+        z = model.z_of(seen)
     trajectory, noise = model.trajectory(sampling), model.noise(generators)
     level = model.schedule.level(trajectory.timesteps()[-1])
 

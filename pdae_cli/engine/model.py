@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch import Generator, Tensor, nn
 
 from ..diffusion import parity, solvers
-from ..diffusion.noise import generator, normal, shares_of
+from ..diffusion.noise import generator, normal
 from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import (
     Inverted,
@@ -30,10 +30,11 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..networks.latent import LatentDPM
 from ..networks.unet import UNet
-from ..pictures.images import Pictures, as_tensor, picture_sha, to_pixels
+from ..pictures.images import Pictures, as_tensor, check_pictures, in_range, picture_sha, to_pixels
+from . import arguments
 from .attributes import Attributes, Scale
 from .codes import Z_ALONE, Codes, between, stack
-from .computing import PRECISIONS, Batching, check_compiler, check_timesteps, computing, ignore
+from .computing import PRECISIONS, Batching, check_compiler, computing, ignore
 from .config import ModelConfig
 from .tensors import fingerprint
 
@@ -99,8 +100,9 @@ class Model(Batching):
     def predict(self, x_t: Tensor, t: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Evaluate eps_theta(x_t, t) and G_psi(x_t, z, t) in one pass: both like x_t (N, C, H, W)
         float32, for t (N,) of 0 … T-1 and z (N, D); without z the gradient is None. Raises
-        UsageError for other t."""
-        check_timesteps(t.flatten().tolist(), self.schedule.timesteps)
+        UsageError for others."""
+        arguments.check_states(x_t, t, z, self.config.state_shape[0])
+        arguments.check_timesteps(t.tolist(), self.schedule.timesteps)
         zs = self._taken([] if z is None else [z])
         with computing(self.device, self.dtype):
             eps, gradients = self.heads(x_t.to(self.device), t.to(self.device), *zs)
@@ -141,6 +143,8 @@ class Model(Batching):
             raise ModelError(f"{what}: it makes no unconditional samples, has no trajectory mode")
         if zs and not self.takes_z:
             self._needs(self.gradient_estimator, "a gradient estimator")
+        for z in zs:
+            arguments.check_z(z, self.config.z_dim)
         return [z.to(self.device) for z in zs]
 
     def _needs(self, part: Any, what: str) -> Any:
@@ -152,9 +156,11 @@ class Model(Batching):
         return part
 
     def encode_z(self, x_0: Tensor) -> Tensor:
-        """z = E_phi(x_0): (N, C, H, W) float32 in [-1, 1] → (N, D) float32."""
+        """z = E_phi(x_0): (N, C, H, W) in [-1, 1] → (N, D) float32. Raises InputError for pictures
+        of another shape."""
+        check_pictures(x_0, self.config.image_size, self.config.channels)
         with computing(self.device, self.dtype):
-            z: Tensor = self._needs(self.encoder, "an encoder")(x_0.to(self.device))
+            z: Tensor = self._needs(self.encoder, "an encoder")(x_0.to(self.device).float())
             return z.float()
 
     def z_of(self, images: Pictures) -> Tensor:
@@ -195,7 +201,7 @@ class Model(Batching):
         """Infer the codes of pictures: z = E_phi(x_0) and, with `noise`, x_T by the inverse ODE.
         `changes` are fields of Sampling, e.g. inference_steps=20."""
         sampling = (sampling or Sampling()).changed(changes)
-        x_0, trajectory = self.pictures(images), self.trajectory(sampling)
+        x_0, trajectory = in_range(self.pictures(images)), self.trajectory(sampling)
         of_model, made = (self.name, self.weights_sha, sampling.record()), list[Codes]()
         for part in self.parts(len(x_0)):
             with part as rows:
@@ -226,6 +232,8 @@ class Model(Batching):
         self.check(codes)
         sampling = to_decode(codes.sampling, changes, sampling)
         generators = generators or [generator(0, name) for name in codes.names()]
+        if len(generators) != len(codes):
+            raise UsageError(f"{len(codes)} pictures take a generator each, not {len(generators)}")
         if random_noise:
             return self.to_pictures(self.noise(generators), [codes.z], generators, sampling)
         if codes.x_T is None:
@@ -257,20 +265,9 @@ class Model(Batching):
         return self.by_rows(len(x_T), make)
 
     def check(self, codes: Codes) -> None:
-        """Raise InputError unless this model can decode the codes."""
-        if not len(codes):
-            raise InputError("these codes hold no rows; encode at least one picture")
-        name, ours, theirs = self.name, self.weights_sha, codes.weights_sha
-        if ours and theirs and ours != theirs:
-            other = f"these codes are of another model ({codes.model}, weights {theirs[:12]})"
-            raise InputError(f"{other}, not of {name} ({ours[:12]}); pass it as --model")
-        size, z_dim = codes.z.shape[1], self.config.z_dim
-        if z_dim not in (None, size):
-            raise InputError(f"these codes have {size} dimensions, {name} has {z_dim}")
-        needed = self.config.state_shape
-        shape = needed if codes.x_T is None else tuple(codes.x_T.shape[1:])
-        if shape != needed:
-            raise InputError(f"these codes have an x_T of {shape}, that of {name} is {needed}")
+        """Raise InputError unless this model can decode the codes, UsageError for what are none."""
+        arguments.check_codes(codes)
+        arguments.check_fit(codes, self.config, self.name, self.weights_sha)
 
     def noise(self, generators: Sequence[Generator]) -> Tensor:
         """x_T ~ N(0, I), one row a generator."""
@@ -304,7 +301,7 @@ class Model(Batching):
         if mode not in ("latent", "trajectory"):
             raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
         sampling = to_decode(codes.sampling, changes, sampling)
-        way = shares_of(count)
+        way = arguments.shares_of(count)
         found: dict[float, Tensor] = {}
         if {0.0, 1.0} & set(way):
             own = [generator(seed, name) for name in codes.names()]
@@ -323,15 +320,18 @@ class Model(Batching):
     def normalise(self, z: Tensor) -> Tensor:
         """Bring z to zero mean and unit variance over the training set, per dimension."""
         known = self._needs(self.config.normalisation, "statistics of z")
-        return (z - torch.tensor(known.mean)) / torch.tensor(known.std)
+        mean, std = arguments.statistics(z, known)
+        return (z - mean) / std
 
     def denormalise(self, z: Tensor) -> Tensor:
         """The inverse of `normalise`."""
         known = self._needs(self.config.normalisation, "statistics of z")
-        return z * torch.tensor(known.std) + torch.tensor(known.mean)
+        mean, std = arguments.statistics(z, known)
+        return z * std + mean
 
     def scores(self, codes: Codes) -> Tensor:
         """Score codes by every attribute of this model: (N, A), logits, or numbers of numbers."""
+        arguments.check_codes(codes)
         attributes: Attributes = self._needs(self.attributes, "attributes")
         return attributes.scores(self.normalise(codes.z))
 
@@ -344,7 +344,7 @@ class Model(Batching):
         attributes: Attributes = self._needs(self.attributes, "attributes")
         z = self.normalise(codes.z)
         theirs = codes.sampling.get("parity") in parity.OF_PICTURES
-        for name, scale in changes:
+        for name, scale in arguments.pairs_of(changes, keep):
             z = attributes.move(z, name, scale, parity.ATTRIBUTE_LENGTH if theirs else None, keep)
         return replace(codes, z=self.denormalise(z))
 
@@ -361,10 +361,7 @@ class Model(Batching):
         `unconditional`): z from the latent DPM, x_T from N(0, I). Picture i depends on (seed, i).
         G_psi guides the first 70 % of the way unless guide_until says otherwise (PDAE sec. 4.8)."""
         sampling = (sampling or Sampling()).changed(changes)
-        numbers = range(count) if isinstance(count, int) else count
-        generators = [generator(seed, "sample", number) for number in numbers]
-        if not generators:
-            raise UsageError("no pictures to make; ask for at least one")
+        generators = [generator(seed, "sample", one) for one in arguments.numbers_of(count)]
         zs = [] if unconditional else [self.sample_z(generators, sampling)]
         sampling = sampling if unconditional else self.guided_in_part(sampling)
         made = self.to_pictures(self.noise(generators), zs, generators, sampling)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.noise import generator
-from ..engine.computing import check_timesteps
+from ..engine.arguments import check_timesteps
 from ..engine.model import Model
 from ..errors import ModelError
 from .figures import Finding, Plot, Row, Track, curve, half_interval, laid_out, on_schedule, require

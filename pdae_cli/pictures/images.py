@@ -21,6 +21,10 @@ from .metadata import Keep, Recipe, save_options
 
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383, "GIF": 65_535}  # side that a format can say
+NAMED = (str, Path, Image.Image)
+OUT_OF_RANGE = 8  # of what is meant to be in [-1, 1]; 0 … 255 is, overshoot and noise aren't
+ARRAYS = "torch.from_numpy takes floats (N, C, H, W), Image.fromarray uint8 (H, W, C)"
+TO_FLOAT = "pdae_cli.pictures.images.to_float makes them of 0 to 255"
 Pictures = Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
 
 
@@ -66,28 +70,48 @@ def as_tensor(images: Pictures, size: int, channels: int = 3, fit: str = "crop")
     """Tensors, Pillow pictures or paths in a model's frame: (N, channels, size, size) float32.
 
     Raises InputError for a tensor of another shape or of whole numbers, a file that can't be read,
-    and for no pictures.
+    what is none of the three, and for no pictures.
     """
     if isinstance(images, Tensor):
-        if images.ndim != 4 or images.shape[1:] != (channels, size, size):
-            raise InputError(
-                f"pictures of shape {tuple(images.shape)} don't fit the model, "
-                f"which takes (N, {channels}, {size}, {size})"
-            )
-        if not images.is_floating_point():
-            kind = str(images.dtype).removeprefix("torch.")
-            made = "pdae_cli.pictures.images.to_float makes them of 0 to 255"
-            raise InputError(f"pictures are floats in [-1, 1], not {kind}; {made}")
-    elif isinstance(images, str | Path | Image.Image):
-        images = [images]
-    if not len(images):
+        check_pictures(images, size, channels)
+        several: Sequence[object] | Tensor = images
+    else:
+        alone = isinstance(images, str | bytes | Path | Image.Image)
+        several = images if isinstance(images, Sequence) and not alone else [images]
+        kinds = [type(one).__name__ for one in several if not isinstance(one, NAMED)]
+        if kinds:
+            told = "pictures are one tensor (torch.stack joins several), Pillow pictures or paths"
+            raise InputError(f"{told}, not {kinds[0]}; of arrays {ARRAYS}")
+    if not len(several):
         raise InputError("no pictures; give at least one")
-    if isinstance(images, Tensor):
-        return images.float()
+    if isinstance(several, Tensor):
+        return several.float()
     opened = (
-        one if isinstance(one, Image.Image) else open_picture(Path(one), str(one)) for one in images
+        one if isinstance(one, Image.Image) else open_picture(Path(str(one)), str(one))
+        for one in several
     )
     return torch.stack([to_float(prepare(one, size, channels, fit)) for one in opened])
+
+
+def check_pictures(x: object, size: int, channels: int) -> None:
+    """Raise InputError unless it is a tensor of floats (N, channels, size, size)."""
+    kind = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
+    if isinstance(x, Tensor) and (x.ndim != 4 or x.shape[1:] != (channels, size, size)):
+        raise InputError(
+            f"pictures of shape {tuple(x.shape)} don't fit the model, "
+            f"which takes (N, {channels}, {size}, {size})"
+        )
+    if not isinstance(x, Tensor):
+        raise InputError(f"pictures are a tensor here, not {kind}; of arrays {ARRAYS}")
+    if not x.is_floating_point():
+        raise InputError(f"pictures are floats in [-1, 1], not {kind}; {TO_FLOAT}")
+
+
+def in_range(x: Tensor) -> Tensor:
+    """Return pictures that are meant to be in [-1, 1]. Raises InputError where they can't be."""
+    if (furthest := x.abs().max().item()) > OUT_OF_RANGE:
+        raise InputError(f"pictures are in [-1, 1], not of {furthest:g}; {TO_FLOAT}")
+    return x
 
 
 def to_float(pixels: Tensor) -> Tensor:
