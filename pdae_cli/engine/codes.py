@@ -269,16 +269,16 @@ def to_npz(codes: Codes) -> bytes:
 
 
 def between(ends: Codes, shares: Sequence[float]) -> Codes:
-    """Codes on the way from the first of two to the second: Slerp(x_T), Lerp(z) (PDAE sec. 4.4),
-    and Lerp(residual_T)."""
+    """Codes from one to the other of two: Slerp(x_T), Lerp(z, residual_T) (PDAE sec. 4.4)."""
     assert ends.x_T is not None
     share = torch.tensor(shares, dtype=torch.float32)[:, None]
     names = tuple(f"{100 * one:.6g} %" for one in shares)
     z = ends.z[:1] * (1 - share) + ends.z[1:] * share
     x_T = torch.cat([slerp(ends.x_T[:1], ends.x_T[1:], one) for one in shares])
-    of_rows: dict[str, Any] = {"sources": names, "picture_shas": names, "converged": ()}
-    residual_T = ends.residual_T
-    if residual_T is not None:
+    keys = [":".join((*ends.names(), name)) for name in names]
+    shas = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
+    of_rows: dict[str, Any] = {"sources": names, "picture_shas": shas, "converged": ()}
+    if (residual_T := ends.residual_T) is not None:
         residual_T = torch.lerp(residual_T[:1], residual_T[1:], share[..., None, None])
     return replace(ends, z=z, x_T=x_T, residual_T=residual_T, **of_rows)
 

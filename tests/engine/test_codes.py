@@ -74,7 +74,7 @@ class TestFiles:
         ],
     )
     def test_rows_without_names_are_not_kept(self, change: dict[str, object], words: str) -> None:
-        """Nobody could read them: codes by hand, and those between others."""
+        """Nobody could read them: codes by hand."""
         pytest.importorskip("pyarrow")
         for keep in (to_bytes, one_file, to_table):
             with pytest.raises(UsageError, match=f"a picture_sha for each row: .*{words}"):
@@ -206,6 +206,9 @@ def test_between_two_residual_T_is_linear() -> None:
     expected = torch.stack([a, 0.75 * a + 0.25 * b, b])
     assert torch.allclose(way.residual_T, expected, atol=1e-6)
     assert between(codes_of(2), [0.5]).residual_T is None
+    kept = from_bytes(to_bytes(way), "way")  # each with random numbers of its own
+    assert kept.sources == ("0 %", "25 %", "100 %") and len({*kept.picture_shas}) == 3
+    assert not {*kept.picture_shas} & {*between(codes_of(2, seed=7), [0.0, 0.25]).picture_shas}
 
 
 class TestMean:
