@@ -17,7 +17,7 @@ from ..errors import UsageError
 from .complete import models
 from .output import Output
 from .run.destination import writable
-from .run.inputs import Item, check_names
+from .run.inputs import Item, check_names, paths_named
 from .run.launch import device_of, forget_leftovers, join, launched
 from .run.recipes import recordable
 
@@ -37,8 +37,7 @@ OutputPath = Annotated[
     str | None,
     typer.Option(
         "--output", "-o",
-        help="File, folder, or - for standard output; default: -, or at a terminal a file here.",
-    ),
+        help="File, folder, or - for standard output; default: -, or at a terminal a file here."),
 ]  # fmt: skip
 Format = Annotated[
     Literal["png", "jpg", "jpeg", "webp", "gif"],
@@ -118,8 +117,9 @@ def takes(
             function(*args, options=kind(**named), **values)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
-        command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in [*own, *shared]}
+        all_ = [one.replace(annotation=paths_named(one.annotation)) for one in [*own, *shared]]
+        command.__signature__ = inspect.Signature(all_)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in all_}
         return command
 
     return decorate

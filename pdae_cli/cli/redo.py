@@ -18,7 +18,7 @@ from ..files import bundled_models, sha256_limited
 from ..pictures.listing import is_folder, list_pictures
 from .output import Output
 from .run.destination import Destination, writable
-from .run.inputs import CODES, MAX_CODES, MAX_PICTURE
+from .run.inputs import CODES, MAX_CODES, MAX_PICTURE, check_names
 from .run.manifest import FOLDER, given
 from .run.recipes import AROUND, OWN, PARTS, PATHS, Recipe, told
 
@@ -61,6 +61,7 @@ def redo(
 
     Example: pdae redo smile.png -o again.png
     """
+    check_names({"output": output})
     if output not in (None, "-"):
         writable(output)
     recipe, places = Recipe.of_file(file), sources or []

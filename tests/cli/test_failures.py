@@ -141,7 +141,11 @@ class TestInputs:
             "manipulate a.png --attr smiling=1 --mask '' -o x.png",
             "manipulate a.png --attr smiling=1 --landmarks '' -o x.png",
             "sample --like '' -o x.png", "codes merge '' -o all.safetensors",
-            "interpolate a.png '' -o x.png",
+            "interpolate a.png '' -o x.png", "train dpm a.png -o ''", "train dpm '' -o x",
+            "train autoencoder a.png --dpm x --labels '' -o x", "evaluate gap a.png -o ''",
+            "evaluate all a.png -o ''", "evaluate judge '' -o x.safetensors", "redo a.png -o ''",
+            "convert a.pt -o ''", "export --to diffusers -o ''", "attributes fit '' --labels a.csv",
+            "attributes discover a.png -o ''", "data check ''",
         ],
     )  # fmt: skip
     def test_no_name_is_empty(

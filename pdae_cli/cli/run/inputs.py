@@ -10,11 +10,12 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, get_args
 
 from ...errors import InputError, UsageError
 from ...files import read_limited, read_stream
@@ -99,6 +100,24 @@ def check_names(given: dict[str, Any]) -> None:
         if given.get(name) == "":
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} is empty, as of a variable that isn't set; name a file")
+
+
+def path(text: str | Path) -> Path:
+    """A name as the path that it means. Raises UsageError for an empty one, which Path takes for
+    the current folder."""
+    if not str(text):
+        raise UsageError("a name is empty, as of a variable that isn't set; name a file")
+    return Path(text)
+
+
+def paths_named(annotation: Any) -> Any:
+    """A parameter's annotation, in which paths are parsed by `path`."""
+    kind, *about = get_args(annotation)
+    if about and Path in (get_args(kind) or (kind,)):
+        about[0] = copy(about[0])
+        about[0].parser = path
+        return Annotated[kind, about[0]]
+    return annotation
 
 
 def collect(
