@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.native import fill, guarded
+from ..checkpoints.native import fill
 from ..engine import tensors as safe
 from ..engine.config import build
-from ..errors import Range, UsageError, check_ranges
+from ..errors import ModelError, Range, UsageError, check_ranges
 from ..files import write_bytes
 from ..pictures.images import to_float, to_pixels
 from .metrics import feature_distance
@@ -124,7 +124,7 @@ def write_judge(path: Path, judge: Judge, auroc: Mapping[str, float | None]) -> 
 
 def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
     """Read a trained judge and its held-out AUROC for each attribute. Raises ModelError."""
-    with guarded(path):
+    try:
         content, header = safe.opened(path, keys=("judge",))
         facts: JudgeFacts = build(JudgeFacts, header.facts("judge"), "its metadata")
         names, size, channels = list(facts.names), facts.size, facts.channels
@@ -132,6 +132,12 @@ def read_judge(path: Path) -> tuple[Judge, dict[str, float]]:
         judge.weights_sha = hashlib.sha256(content).hexdigest()
         judge.auroc = mean_of(facts.auroc)
         return judge.eval().requires_grad_(False), facts.auroc
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = "a folder, as models are" if path.is_dir() else "no such file"
+        if path.is_file():
+            reason = str(error).partition("\n")[0] or type(error).__name__
+        what = f"{path} can't be read as a judge: {reason}"
+        raise ModelError(f"{what}; `pdae evaluate judge` makes one") from error
 
 
 def mean_of(auroc: Mapping[str, float | None]) -> float:

@@ -110,6 +110,8 @@ def test_the_seed_decides(pdae: Command, photos: Path) -> None:
         (("all", "{photos}", "-o", "page.pdf"), 2, ".html"),
         (("stages", "{photos}", "--edges", "999"), 2, "two edges or more"),
         (("samples", "{photos}", "--judge", "{photos}/labels.csv"), 4, "can't be read"),
+        (("samples", "{photos}", "--judge", "{photos}"), 4, "a folder, as models are; `pdae eval"),
+        (("samples", "{photos}", "--judge", "faces64"), 4, "no such file; `pdae evaluate judge`"),
         (("reconstruction", "{photos}", "--solvers", "magic"), 2, "at least one of dpmpp, ddim"),
         (("reconstruction", "{photos}", "--solvers", ","), 2, "at least one"),
         (("reconstruction", "{photos}", "--steps", "few"), 2, "whole numbers"),
