@@ -140,6 +140,6 @@ def read_values(folder: Path) -> Values | None:
     if not path.exists():
         return None
     with guarded(path):
-        header = safe.check(path, keys=("pdae",))
+        content, header = safe.opened(path, keys=("pdae",))
         facts: SelftestFacts = build(SelftestFacts, header.facts(), "its metadata")
-        return (facts, safe.load(path, header)) if facts.of == made_of(folder) else None
+        return (facts, safe.load(content, header)) if facts.of == made_of(folder) else None

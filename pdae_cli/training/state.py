@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.tensors import SEAL, TensorsError, check, load, parts
+from ..engine.tensors import SEAL, TensorsError, check, load, opened, parts
 from ..errors import InputError, UsageError
 from ..files import append, replacing, unwritable, write_bytes
 from .muon import Muon, moments
@@ -107,7 +107,7 @@ def other_settings(written: dict[str, Any], now: dict[str, object]) -> list[str]
 def check_state(path: Path) -> None:
     """Raise InputError where a sealed state isn't to the byte what was written."""
     with _explained(path):
-        load(path, check(path))
+        load(*opened(path))
 
 
 @torch.no_grad()
@@ -123,9 +123,9 @@ def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.O
     }
     steps = {f"step/{name}": () for name in parameters if "exp_avg_sq" in kept[name]}
     with _explained(path):
-        header = check(path)
+        content, header = opened(path)
         header.require(shapes | steps)
-        tensors = load(path, header)
+        tensors = load(content, header)
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight/{name}"])
         ema.shadow[name].copy_(tensors[f"ema/{name}"])

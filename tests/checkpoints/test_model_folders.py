@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +35,12 @@ from pdae_cli.engine.config import Normalisation
 from pdae_cli.engine.guidance import Classifier
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError, UsageError
+from pdae_cli.evaluation import selftest
 from pdae_cli.evaluation.judge import Judge, read_judge, write_judge
 from pdae_cli.files import sha256
 from pdae_cli.networks.classifier import Classes
 from pdae_cli.networks.latent import LatentDPM
+from pdae_cli.training import state
 from pdae_cli.training.classifier import new_classifier
 
 
@@ -199,16 +202,9 @@ def test_a_file_replaced_while_it_is_read_is_read_as_it_was(
             write_latent_dpm(folder, model.latent_dpm, {})
         write_classifier(folder, new_classifier(model, KINDS, 8, seed), {}, torch.float32)
         write_judge(folder / "judge.safetensors", Judge(["Hat"], 32), {"Hat": 0.5 + seed / 4})
-    (path, other), check = (one / f"{name}.safetensors" for one in folders), safe.check
+    path, other = (one / f"{name}.safetensors" for one in folders)
     before, sha = read(path), sha256(path)
-
-    def meanwhile(*of: Any, **how: Any) -> safe.Header:
-        header = check(*of, **how)
-        if other.exists():
-            other.replace(path)
-        return header
-
-    monkeypatch.setattr(safe, "check", meanwhile)
+    replaced_once_checked(path, other, monkeypatch)
     found = read(path)
     assert not other.exists() and sha256(path) != sha
     assert all(map(torch.equal, numbers(found), numbers(before)))
@@ -216,6 +212,44 @@ def test_a_file_replaced_while_it_is_read_is_read_as_it_was(
         assert "smiling 0" in found.names
     elif name != "latent_dpm":
         assert found.weights_sha == sha
+
+
+def replaced_once_checked(path: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the other take a file's name as soon as its header was checked."""
+    check = safe.check
+
+    def meanwhile(*of: Any, **how: Any) -> safe.Header:
+        header = check(*of, **how)
+        if other.exists():
+            other.replace(path)
+        return header
+
+    for module in (safe, state):
+        monkeypatch.setattr(module, "check", meanwhile)
+
+
+def test_so_are_values_and_a_runs_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path, tiny_model())
+    facts = {"pdae": json.dumps({"of": selftest.made_of(tmp_path), "equal": 1.0})}
+    path, other = tmp_path / selftest.VALUES, tmp_path / "other"
+    for number, file in enumerate((path, other)):
+        file.write_bytes(safe.sealed({"edited": torch.full((2,), float(number))}, facts))
+    with monkeypatch.context() as patch:
+        replaced_once_checked(path, other, patch)
+        found = selftest.read_values(tmp_path)
+    assert found is not None and not other.exists() and found[1]["edited"].tolist() == [0, 0]
+    trained: list[tuple[Any, ...]] = []
+    for number, file in enumerate((path, other)):
+        weights = {"w": torch.nn.Parameter(torch.full((2,), float(number)))}
+        optimizer = torch.optim.Adam(weights.values())
+        weights["w"].sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        trained.append((weights, state.EMA(weights, 1), optimizer))
+        state.save_state(file, *trained[-1], {"step": "1", "options": "{}"})
+    first = trained[0][0]["w"].tolist()
+    replaced_once_checked(path, other, monkeypatch)
+    assert state.load_state(path, *trained[1]) and not other.exists()
+    assert trained[1][0]["w"].tolist() == first
 
 
 def test_what_is_changed_in_memory_stays_there(tmp_path: Path) -> None:
