@@ -145,8 +145,7 @@ def facts_of(codes: Codes) -> CodesFacts:
     of_model = codes.model, codes.weights_sha, codes.sampling
     facts = CodesFacts(FORMAT, *of_model, codes.sources, codes.picture_shas, codes.converged)
     if wrong := _wrong(facts, len(codes)):
-        told = "codes are kept with a source and a picture_sha for each row"
-        raise UsageError(f"{told}: {wrong}")
+        raise UsageError(f"codes are kept with a source and a picture_sha for each row: {wrong}")
     return facts
 
 
@@ -232,8 +231,9 @@ def _checked(header: Header) -> CodesFacts:
 
 def _wrong(facts: CodesFacts, rows: int) -> str:
     """Why these can't be the facts of so many rows; nothing where they can."""
-    if {len(facts.sources), len(facts.digests), len(facts.converged or facts.sources)} != {rows}:
-        return f"its sources, digests and what converged aren't lists of {rows}"
+    lengths = {len(facts.sources), len(facts.digests), len(facts.converged or facts.sources)}
+    if lengths != {rows or None}:  # no rows are no codes
+        return f"its sources, digests and what converged aren't lists of {rows or 'any row'}"
     if any(len(one) > MAX_NAME for one in (facts.model, *facts.sources)):
         return f"a name is longer than {MAX_NAME} characters"
     shas = (facts.digest, *facts.digests)

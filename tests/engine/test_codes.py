@@ -69,6 +69,7 @@ class TestFiles:
         ("change", "words"),
         [
             ({"sources": (), "picture_shas": ()}, "aren't lists of 2"),
+            ({"z": torch.zeros(0, 6), "x_T": None, "sources": (), "picture_shas": ()}, "any row"),
             ({"sources": ("a.png",)}, "aren't lists of 2"),
             ({"picture_shas": ("a.png", "b.png")}, "'a.png' is no SHA-256"),
         ],
