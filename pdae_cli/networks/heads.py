@@ -68,10 +68,9 @@ class Heads(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, *zs: Tensor) -> Outputs:
         """x_t: (N, C, H, W); t: (N,); each z: (N, D). Returns eps and a gradient for each z, all
         float32 like x_t; none where eps_theta itself takes the only z (Diff-AE)."""
-        alpha_bar = self.alpha_bar[t.to(self.alpha_bar.device)].to(x_t).reshape(-1, 1, 1, 1)
-        return self._scaled(
-            x_t, self.run(x_t, *_joined(self._by_time(t), self._by_z(zs))), alpha_bar
-        )
+        alpha_bar = self.alpha_bar[t.to(self.alpha_bar.device)].reshape(-1, 1, 1, 1)
+        outputs = self.run(x_t, *_joined(self._by_time(t), self._by_z(zs)))
+        return self._scaled(x_t, outputs, alpha_bar)
 
     def prepare(self, timesteps: Sequence[int], zs: Sequence[Tensor]) -> Prepared:
         """Bring timesteps and zs, each (N, D), or (1, D) for all pictures alike, to all blocks, for
@@ -128,11 +127,13 @@ class Heads(nn.Module):
 
     def _scaled(self, x_t: Tensor, outputs: Outputs, alpha_bar: Any) -> Outputs:
         """eps_theta = a F + b x_t and G_psi = c F'. alpha_bar: a number, or (N, 1, 1, 1)."""
-        a, b, c = 1.0, 0.0, 1.0
+        scales: tuple[Any, Any, Any] = (1.0, 0.0, 1.0)
         if self.prediction == "v":
-            a, b, c = alpha_bar**0.5, (1 - alpha_bar) ** 0.5, alpha_bar**0.25
+            scales = alpha_bar**0.5, (1 - alpha_bar) ** 0.5, alpha_bar**0.25
         elif self.prediction == "x_0":
             sigma = (1 - alpha_bar) ** 0.5
-            a, b = -(alpha_bar**0.5) / sigma, 1 / sigma
+            scales = -(alpha_bar**0.5) / sigma, 1 / sigma, 1.0
+        # Not alpha_bar itself: at small t a float32 leaves 1 - alpha_bar three or four digits.
+        a, b, c = (one.to(x_t) if isinstance(one, Tensor) else one for one in scales)
         eps, gradients = outputs
         return a * eps + b * x_t, [c * gradient for gradient in gradients]

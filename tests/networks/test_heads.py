@@ -56,10 +56,10 @@ def test_an_evaluation_at_a_timestep_is_forward_there(changes: dict[str, object]
     heads = heads_of(**changes)
     x, z = inputs(heads)
     last = x.contiguous(memory_format=torch.channels_last)
-    for t in (40, 999) if heads.prediction == "x_0" else (0, 40, 999):  # 1 - alpha_bar_0 is 1e-4
+    for t in (0, 40, 999):  # 1 - alpha_bar_0 is 1e-4, of which a float32's rounding is much
         eps, gradients = at(heads, x, t, [z, -z])
         eps_forward, gradients_forward = heads(x, torch.full((len(x),), t), z, -z)
-        assert torch.allclose(eps, eps_forward, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(eps, eps_forward, rtol=1e-5, atol=2e-6)
         later = heads.at(x, t, heads.prepare([], [z, -z]))  # a timestep that wasn't foreseen
         assert torch.equal(later[0], eps) and torch.equal(later[1][1], gradients[1])
         assert eps.shape == x.shape and len(gradients) == 2
