@@ -213,8 +213,11 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
     )
 
     def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
-        seed = options.seed
-        return guidance.pictures_like(model, likeness, scale, numbers, sampling, seed)
+        def told(tried: int, kept: int) -> None:
+            run.bar.tell(f"z {kept} of {len(numbers)}, {tried} draws")
+
+        how = scale, numbers, sampling, options.seed, told
+        return guidance.pictures_like(model, likeness, *how)
 
     return [partial(paint, *row) for row in options.rows()], likeness.sha()
 

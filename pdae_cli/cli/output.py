@@ -126,6 +126,10 @@ class ProgressLine:
     def _count(self) -> str:
         return f"{self.pictures}/{'?' if self.total is None else self.total}"
 
+    def tell(self, note: str) -> None:
+        """What is done before the networks are evaluated."""
+        self._bar.update(self._task, note=note)
+
     def advance(self, pictures: int) -> None:
         """So many more pictures are through."""
         self.advance_to(self.pictures + pictures, self._rate())

@@ -256,10 +256,11 @@ def draw(
     generators: Sequence[Generator],
     sampling: Sampling,
     scale: float = 1.0,
+    told: Callable[[int, int], None] = lambda tried, kept: None,
 ) -> Tensor:
     """Draw z (N, D) of p(z) p(y | z)^scale, p(z) being the latent DPM's: each by its own generator,
-    more at once the longer none is kept, and the first that is. Raises InputError where TRIES draws
-    aren't enough."""
+    more at once the longer none is kept, and the first that is. `told` how many each has tried, and
+    how many z are kept, as they come. Raises InputError where TRIES draws aren't enough."""
     kept: dict[int, Tensor] = {}
     waiting, tried, together = list(range(len(generators))), 0, 1
     while waiting and tried < TRIES:
@@ -272,6 +273,7 @@ def draw(
                 kept[row] = some[good][0]
         waiting = [row for row in waiting if row not in kept]
         tried, together = tried + together, min(2 * together, TOGETHER)
+        told(tried, len(kept))
     if waiting:
         raise InputError(
             f"of {tried} draws of z none is like these pictures at scale {scale:g}; give more, or "
@@ -287,12 +289,13 @@ def pictures_like(
     numbers: Sequence[int],
     sampling: Sampling,
     seed: int,
+    told: Callable[[int, int], None] = lambda tried, kept: None,
 ) -> Tensor:
     """Make pictures (N, C, H, W) like those that the likeness was learnt from, p(y | z) to the
     power of `scale`. Picture i depends on (seed, i) only, its x_T not on the scale; as in
-    `Model.sample`, G_psi guides the first 70 % of the trajectory."""
+    `Model.sample`, G_psi guides the first 70 % of the trajectory. `told`: see `draw`."""
     generators = [generator(seed, "like", number) for number in numbers]
     sampling = model.guided_in_part(sampling)
     x_T = model.noise(generators)  # before z, which takes more draws the greater the scale
-    z = draw(model, likeness, generators, sampling, scale)
+    z = draw(model, likeness, generators, sampling, scale, told)
     return model.to_pictures(x_T, [z], generators, sampling)

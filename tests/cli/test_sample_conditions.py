@@ -13,6 +13,7 @@ from labelled import labelled
 from PIL import Image
 
 from pdae_cli.checkpoints import write_model
+from pdae_cli.cli.output import ProgressLine
 from pdae_cli.engine import guidance
 
 ARGS = ("--images", 16, "--batch-size", 8, "--z-dim", 6, "--device", "cpu")
@@ -114,9 +115,14 @@ class TestLikeness:
         assert pdae(*args, "-n", 1, "--first", 2, "-o", "alone").code == 0
         assert pixels_of("out/00002.png") == pixels_of("alone/00002.png")
 
-    def test_positives_alone_and_one_sheet(self, pdae: Command) -> None:
+    def test_positives_alone_and_one_sheet(
+        self, pdae: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bar tells how far the drawing of z is, which no evaluation moves."""
+        told: list[str] = []
+        monkeypatch.setattr(ProgressLine, "tell", lambda self, note: told.append(note))
         assert pdae("sample", "--like", "bright", "-n", 2, *FAST, "-o", "x.png").code == 0
-        assert Path("x.png").exists()
+        assert Path("x.png").exists() and told[-1].startswith("z 2 of 2, ")
 
     def test_each_scale_is_a_row(self, pdae: Command) -> None:
         """One below the other, from the same x_T; 1 is the default, 0 what the model makes."""

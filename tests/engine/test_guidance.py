@@ -280,6 +280,14 @@ class TestRejection:
         certain = FewShot(0 * AXIS, 1.0, True, 0.0, 0.0)
         assert torch.equal(drawn(certain, 5), normal([generator(0, n) for n in range(5)], (3,)))
 
+    def test_how_far_it_is_is_told(self) -> None:
+        """By rounds, in which those that have none yet draw twice as many."""
+        told: list[tuple[int, int]] = []
+        some = [generator(0, n) for n in range(12)]
+        draw(NORMAL, LOGISTIC, some, Sampling(), 6.0, lambda *so_far: told.append(so_far))
+        tried, kept = zip(*told, strict=True)
+        assert tried[:3] == (1, 3, 7) and list(kept) == sorted(kept) and kept[-1] == 12 > kept[0]
+
     def test_what_none_is_like_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guidance, "TRIES", 20)
         with pytest.raises(InputError, match=r"of 31 draws.* at scale 2; .*--classifier-scale"):
