@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from ..pictures.listing import CODES, is_archive, is_folder
 from .data import z_of
 from .options import (
@@ -214,7 +214,7 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
 
     def paint(sampling: Sampling, scale: float, numbers: Sequence[int]) -> Tensor:
         def told(tried: int, kept: int) -> None:
-            run.bar.tell(f"z {kept} of {len(numbers)}, {tried} draws")
+            run.bar.tell(f"z {kept} of {len(numbers)}, {counted(tried, 'draw')}")
 
         how = scale, numbers, sampling, options.seed, told
         return guidance.pictures_like(model, likeness, *how)

@@ -25,6 +25,8 @@ NETWORK, LEARNING, COMPUTING = "Network", "Learning", "Computing"  # panels of -
 TELLING = "Output and log"
 USUAL = "default: as suits device and size"
 LEAST = 1e-12  # of what must be above 0: an end of Typer's ranges belongs to them
+MOST = 10**12  # of what is counted: nobody trains as long, and files have whole numbers to 2^63
+MOST_ROWS = 1 << 20  # of a step: more have no room anywhere, but would be listed
 SEEDS = 2**63  # seeds have 63 bits and a sign, as whole numbers in a model's files
 NEW = {"image_size": 64, "channels": 3, "betas": "linear", "prediction": "v"}  # eps_theta's
 
@@ -35,8 +37,10 @@ common = typer.Option
 class TrainFlags:
     """Options of every stage."""
 
-    images: int = option(4_000_000, None, "Pictures to see in all.", min=1)
-    batch_size: int | None = option(None, None, f"Pictures a step, all processes; {USUAL}.", min=1)
+    images: int = option(4_000_000, None, "Pictures to see in all.", min=1, max=MOST)
+    batch_size: int | None = option(
+        None, None, f"Pictures a step, all processes; {USUAL}.", min=1, max=MOST_ROWS
+    )
     lr: float = option(2e-4, None, "Learning rate.", min=LEAST, max=1e3)
     labels: Annotated[
         Path | None, common(help="Table of labels; its `split` holds pictures out.")
@@ -48,16 +52,16 @@ class TrainFlags:
     )
     flip: bool = option(True, LEARNING, "Mirror half of the pictures.")
     optimizer: Literal["adam", "muon"] = option("adam", LEARNING, "Muon: orthogonal steps.")
-    warmup: int = option(500, LEARNING, "Steps to reach the learning rate.", min=0)
+    warmup: int = option(500, LEARNING, "Steps to reach the learning rate.", min=0, max=MOST)
     cooldown: float = option(0.0, LEARNING, "Share of the run to end it in.", min=0, max=1)
     grad_clip: float = option(
         1.0, LEARNING, "Largest gradient norm.", rare=True, min=LEAST, max=1e12
     )
-    ema_images: int = option(500_000, LEARNING, "Half-life of the average.", min=1)
+    ema_images: int = option(500_000, LEARNING, "Half-life of the average.", min=1, max=MOST)
     seed: int = option(
         0, LEARNING, "Fixes order, timesteps, noise and initial weights.", min=-SEEDS, max=SEEDS - 1
     )
-    accumulate: int = option(1, COMPUTING, "Micro-batches a step.", min=1)
+    accumulate: int = option(1, COMPUTING, "Micro-batches a step.", min=1, max=MOST_ROWS)
     channels_last: bool = option(False, COMPUTING, "GPUs like it.", "--channels-last", rare=True)
     compile: bool = option(False, COMPUTING, "torch.compile the step.", "--compile")
     checkpoint_activations: bool = option(
@@ -66,8 +70,8 @@ class TrainFlags:
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = option(
         "auto", COMPUTING, "Kind; the launcher says which.", envvar="PDAE_DEVICE"
     )
-    log_every: int = option(50, TELLING, "Steps between log lines.", min=1)
-    save_every: int = option(2000, TELLING, "Steps between checkpoints.", min=1)
+    log_every: int = option(50, TELLING, "Steps between log lines.", min=1, max=MOST)
+    save_every: int = option(2000, TELLING, "Steps between checkpoints.", min=1, max=MOST)
     weights_dtype: Literal["float32", "float16"] = option("float32", TELLING, "Of stored weights.")
     licence: str | None = option(None, TELLING, "The data's terms, for the model's.")
     tracker: str = option("", TELLING, "Log there too: tensorboard,wandb,mlflow,….")
