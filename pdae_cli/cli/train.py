@@ -57,8 +57,6 @@ def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
         out.say(line)
     if asked("MIXED_PRECISION") not in ("no", options.precision):
         out.say(f"--precision {flags.precision} goes before the launcher's mixed precision")
-    if not training.sealed:
-        out.say(f"{training.state_path} is an older version's, in which damage wouldn't show")
     if note:
         out.say(note)
     if flags.dry_run:

@@ -75,13 +75,10 @@ class TrainFlags:
     weights_dtype: Literal["float32", "float16"] = option("float32", TELLING, "Of stored weights.")
     licence: str | None = option(None, TELLING, "The data's terms, for the model's.")
     tracker: str = option("", TELLING, "Log there too: tensorboard,wandb,mlflow,….")
-    tensorboard: bool = option(False, TELLING, "Gone.", "--tensorboard", rare=True)
     json: bool = option(False, TELLING, "JSON lines, of the log or --dry-run.", "--json")
     quiet: bool = option(False, TELLING, "Say nothing but failures.", "--quiet", "-q")
 
     def __post_init__(self) -> None:
-        if self.tensorboard:
-            raise UsageError("--tensorboard is --tracker tensorboard now")
         check_training()
         self.autocast()
         if self.tracker:

@@ -166,7 +166,6 @@ class Training:
 
     def _resume(self) -> int:
         """Continue from the folder's state, if there is one; return the step to start at."""
-        self.sealed = True  # the state that it goes on from: whether damage to it would show
         if not self.state_path.exists():
             return 0
         step, written = read_facts(self.state_path)
@@ -177,7 +176,7 @@ class Training:
                 "use those again, or begin anew: in another folder with --init-from, or here "
                 f"without {self.folder.name}/{self.state_path.name}"
             )
-        self.sealed = load_state(self.state_path, self.parameters, self.ema, self.optimizer)
+        load_state(self.state_path, self.parameters, self.ema, self.optimizer)
         return step
 
     def train(self, report: Report) -> None:

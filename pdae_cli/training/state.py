@@ -15,29 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.tensors import SEAL, TensorsError, check, load, opened, parts
+from ..engine.tensors import TensorsError, check, load, opened, parts
 from ..errors import InputError, UsageError
 from ..files import append, replacing, unwritable, write_bytes
 from .muon import Muon, moments
 
 Named = dict[str, nn.Parameter]
-# What a resumed run may change; what a setting was that older states lack; which are then believed.
+# What a resumed run may change.
 FREE_TO_CHANGE = {
     "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
     "teacher",  # its name; teacher_sha tells which it is
     "held_out_sha", "least_share",  # names_sha tells which pictures there are
 }  # fmt: skip
-UNWRITTEN = {"weighting": "lambda", "gamma": 0.1, "optimizer": "adam", "freeze_encoder": False}
 # What a setting that is a digest says where it is another one.
 DIGESTS = {
     "frozen_sha": "frozen weights of another model", "teacher_sha": "another teacher",
     "first_stage_sha": "another first stage", "names_sha": "another list of pictures",
     "labels_sha": "other labels", "components_of": "principal components of other pictures",
 }  # fmt: skip
-UNKNOWN = (
-    "frozen_sha", "first_stage_sha", "schedule", "classes", "components_of", "fit", "names_sha",
-    "labels_sha", "dropout", "width", "layers",
-)  # fmt: skip
 
 
 class EMA:
@@ -99,9 +94,8 @@ def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
 
 def other_settings(written: dict[str, Any], now: dict[str, object]) -> list[str]:
     """Say which settings a run that goes on has others of than its state was written with."""
-    before = UNWRITTEN | {k: now.get(k) for k in UNKNOWN} | written
-    changed = [k for k in now if k not in FREE_TO_CHANGE and before.get(k) != now[k]]
-    return [DIGESTS.get(k) or f"{k} {before.get(k)} → {now[k]}" for k in changed]
+    changed = [k for k in now if k not in FREE_TO_CHANGE and written.get(k) != now[k]]
+    return [DIGESTS.get(k) or f"{k} {written.get(k)} → {now[k]}" for k in changed]
 
 
 def check_state(path: Path) -> None:
@@ -111,9 +105,9 @@ def check_state(path: Path) -> None:
 
 
 @torch.no_grad()
-def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> bool:
-    """Restore what `save_state` wrote; return whether it is sealed, which older versions' isn't.
-    Raises InputError where names, shapes, numbers or a single byte are off."""
+def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+    """Restore what `save_state` wrote. Raises InputError where names, shapes, numbers or a single
+    byte are off."""
     muon = isinstance(optimizer, Muon)
     kept = {name: moments(muon, p) for name, p in parameters.items()}
     shapes = {
@@ -136,7 +130,6 @@ def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.O
         }
         if f"step/{name}" in steps:
             optimizer.state[parameter]["step"] = tensors[f"step/{name}"].to(parameter.device)
-    return SEAL in header.metadata
 
 
 @contextmanager

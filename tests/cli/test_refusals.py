@@ -150,7 +150,6 @@ REFUSED = [
     (2, "train dpm none -o run --tracker tensorbord", "no tracker 'tensorbord'; known: "),
     (2, "train dpm none -o run --tracker 'tensorboard, aim'",
      "--tracker aim needs a package: pip install aim"),
-    (2, "train dpm none -o run --tensorboard", "--tensorboard is --tracker tensorboard now"),
     *[(2, f"train dpm in -o run --images 4 --image-size 32 {options}", said) for options, said in (
         ("--batch-size 3 --accumulate 2", "multiple of 2"),
         ("--head-channels 7", "attention heads"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,8 +12,6 @@ import pytest
 import torch
 from cli_runs import outputs
 from conftest import Command, tiny_model
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from small_runs import OPTIONS, SHAPE, TINY, folder_of, quiet, stage_of, task_of
 
 from pdae_cli.checkpoints import read_model, write_model
@@ -318,8 +315,6 @@ def test_the_first_stage_is_the_one_it_began_with(kind: str, photos: Path, tmp_p
 
 
 def test_a_classifiers_noise_is_the_one_it_began_with(photos: Path, tmp_path: Path) -> None:
-    """And a state of an older version, which doesn't say which that was, is believed."""
-
     def run_of(betas: str) -> Training:
         model = tiny_model()
         schedule = replace(model.config.schedule, betas=betas)
@@ -330,12 +325,6 @@ def test_a_classifiers_noise_is_the_one_it_began_with(photos: Path, tmp_path: Pa
     run_of("linear").train(quiet)
     with pytest.raises(UsageError, match=r"schedule linear 1000 .* → cosine 1000"):
         run_of("cosine")
-    path = tmp_path / "training" / "classifier.safetensors"
-    with safe_open(path, "pt") as file:
-        options = json.loads(file.metadata()["options"])
-    del options["schedule"]
-    save_file(load_file(path), path, {"step": "1", "options": json.dumps(options)})
-    assert run_of("cosine").step == 1
 
 
 def test_a_latent_dpm_isnt_trained_on_for_another_z(photos: Path, tmp_path: Path) -> None:

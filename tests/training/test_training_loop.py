@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, tiny_model
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small_runs import (
     OPTIONS,
     TINY,
@@ -73,31 +72,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
             run = run_of(kind, photos, tmp_path / name, 0.2, images=images, **changes)
             run.train(quiet)
     assert_equal(*(state(tmp_path / name, run.stage.name) for name in ("whole", "broken")))
-
-
-@pytest.mark.parametrize(
-    ("kind", "dropped"),
-    [
-        ("dpm", ()),
-        ("autoencoder", ("weighting", "gamma", "optimizer", "frozen_sha", "freeze_encoder")),
-    ],
-)
-def test_a_state_of_an_older_version_goes_on(
-    kind: str, dropped: tuple[str, ...], photos: Path, tmp_path: Path
-) -> None:
-    """Which lacks the options that came later, and a seal."""
-    run_of(kind, photos, tmp_path, images=16).train(quiet)
-    path = tmp_path / "training" / f"{kind}.safetensors"
-    with safe_open(path, "pt") as file:
-        facts = file.metadata()
-    options = json.loads(facts["options"])
-    for name in ("cooldown", "checkpoint_activations", *dropped):
-        del options[name]
-    assert run_of(kind, photos, tmp_path).sealed
-    del facts["sha256"]
-    save_file(load_file(path), path, facts | {"options": json.dumps(options)})
-    run = run_of(kind, photos, tmp_path)
-    assert run.step == 2 and not run.sealed
 
 
 @pytest.mark.parametrize("place", [9, 400, -1, -2000])
