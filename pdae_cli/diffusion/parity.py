@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -122,12 +122,11 @@ def ddim(
     trajectory: Sequence[Step],
     clip: float,
     recompute: bool,
-    seen: Callable[[Tensor], None] = lambda x: None,
     predicts_v: bool = False,
 ) -> Tensor:
-    """Deterministic DDIM along the steps, with x_0 clamped to [-clip, clip], or for 0 not at all;
-    `seen` is shown the state after each. What a network that `predicts_v` says of a timestep is
-    taken for v of the state's own level, as diffusers does."""
+    """Deterministic DDIM along the steps, with x_0 clamped to [-clip, clip], or for 0 not at all.
+    What a network that `predicts_v` says of a timestep is taken for v of the state's own level, as
+    diffusers does."""
     for step in trajectory:
         here, eps = Level.of(step.here), predict(x, step.t)
         if predicts_v and step.at is not None:
@@ -139,7 +138,6 @@ def ddim(
         if clip and recompute:
             eps = here.eps(x, x_0)
         x = Level.of(step.there).noised(x_0, eps)
-        seen(x)
     return x
 
 

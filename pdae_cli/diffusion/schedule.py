@@ -63,9 +63,11 @@ class Level(NamedTuple):
         return eps - self.noise * w * gradient
 
 
-def posterior(alpha: Any, beta: Any, here: Any, there: Any) -> tuple[Any, Any, Any]:
+def posterior(here: Any, there: Any) -> tuple[Any, Any, Any]:
     """Weights of x_0 and of x_here in the mean of q(x_there | x_here, x_0), and its variance (DDPM
-    eq. 7). here, there: alpha_bar, numbers or tables; alpha = here / there and beta = 1 - alpha."""
+    eq. 7). here, there: alpha_bar, numbers or tables."""
+    alpha = here / there
+    beta = 1 - alpha
     of_x_0 = there**0.5 * beta / (1 - here)
     of_x_t = alpha**0.5 * (1 - there) / (1 - here)
     return of_x_0, of_x_t, beta * (1 - there) / (1 - here)
@@ -92,9 +94,6 @@ class Schedule:
         self.alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         self.snr = self.alpha_bar / (1 - self.alpha_bar)
         self.signal, self.noise = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
-        self.posterior_x_0, self.posterior_x_t, self.posterior_variance = posterior(
-            self.alpha, self.beta, self.alpha_bar, self.alpha_bar_prev
-        )
         # What the mean shift Sigma_t G_psi means in units of eps: PDAE eq. 10.
         self.shift = self.alpha.sqrt() * (1 - self.alpha_bar_prev) / self.noise
 
@@ -120,15 +119,6 @@ class Schedule:
     def predict_x_0(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The x_0 that x_t and eps imply: the inverse of `add_noise`."""
         return self.level(t, x_t).x_0(x_t, eps)
-
-    def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """mu~_t(x_t, x_0), the mean of q(x_{t-1} | x_t, x_0) (DDPM eq. 7)."""
-        return gather(self.posterior_x_0, t, x_t) * x_0 + gather(self.posterior_x_t, t, x_t) * x_t
-
-    def model_mean(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """mu_theta(x_t, t) of a network that predicts eps (DDPM eq. 11)."""
-        coefficient = gather(self.beta / self.noise, t, x_t)
-        return (x_t - coefficient * eps) / gather(self.alpha.sqrt(), t, x_t)
 
     def residual(self, eps: Tensor, eps_theta: Tensor, t: Tensor, gradient: Tensor) -> Tensor:
         """eps - eps_theta + shift_t G_psi: what PDAE's objective squares (eq. 10), and the gap

@@ -21,7 +21,7 @@ from .schedule import Level, Schedule, posterior
 
 Predict = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]  # a fresh draw of N(0, I), like x
-VARIANCES = ("small", "large", "learned")  # of ancestral sampling: see `ancestral`
+VARIANCES = ("small", "large", "learned")  # of ancestral sampling; ours takes no learned one
 CORRECTOR_SNR = 0.16  # of the Langevin step (Song et al. 2021, app. G)
 TRUSTED_DEFECT = 0.2  # RMS on [-1, 1] beyond which a defect says nothing about its cure
 
@@ -180,32 +180,15 @@ def euler_maruyama(
 
 
 def ancestral(
-    x: Tensor,
-    eps: Tensor,
-    here: float,
-    there: float,
-    variance: str,
-    clip: bool = False,
-    interpolation: Tensor | None = None,
-    floor: float = 0.0,
+    x: Tensor, eps: Tensor, here: float, there: float, variance: str
 ) -> tuple[Tensor, Tensor]:
-    """Mean and log variance, like x, of p(x_there | x_here) (DDPM eq. 7 on any two levels).
+    """Mean and log variance, like x, of p(x_there | x_here) (DDPM eq. 11 on any two levels).
 
-    here, there: alpha_bar of the two. `variance`: "small" (the posterior's), "large" (beta), or
-    "learned" between the two by the network's `interpolation` in [-1, 1] (improved DDPM eq. 15).
-    `floor`: smallest posterior variance, where `there` is the picture and the posterior has none.
+    here, there: alpha_bar of the two. `variance`: "small" (the posterior's) or "large" (beta).
     """
-    alpha = here / there
-    x_0 = Level.of(here).x_0(x, eps)
-    x_0 = x_0.clamp(-1, 1) if clip else x_0
-    of_x_0, of_x, posterior_variance = posterior(alpha, 1 - alpha, here, there)
-    small = math.log(max(posterior_variance, floor, 1e-20))
-    large = math.log(1 - alpha) if variance == "learned" or there < 1 else small
-    log_variance = torch.full_like(x, small if variance == "small" else large)
-    if interpolation is not None and variance == "learned":
-        share = (interpolation + 1) / 2
-        log_variance = share * large + (1 - share) * small
-    return of_x_0 * x_0 + of_x * x, log_variance
+    of_x_0, of_x, small = posterior(here, there)
+    log_variance = math.log(1 - here / there if variance == "large" else max(small, 1e-20))
+    return of_x_0 * Level.of(here).x_0(x, eps) + of_x * x, torch.full_like(x, log_variance)
 
 
 @dataclass(frozen=True)

@@ -126,11 +126,6 @@ class TimeEmbedding(nn.Sequential):
         return self[2](silu(self[0](waves)))  # type: ignore[no-any-return]
 
 
-def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """A GroupNorm of so many groups, or of as many as there are channels."""
-    return nn.GroupNorm(min(groups, channels), channels, eps=eps)
-
-
 def groups_of(widths: Sequence[int]) -> int:
     """Groups for the GroupNorms of maps of these widths: up to 32, of at least 4 channels each. A
     group of one would throw away its map's mean, which carries colour and light."""
@@ -203,7 +198,7 @@ class Shape:
         return [round(self.base_channels * multiplier) for multiplier in self.multipliers]
 
     def norm(self, channels: int) -> nn.GroupNorm:
-        return group_norm(channels, self.groups, self.norm_eps)
+        return nn.GroupNorm(min(self.groups, channels), channels, eps=self.norm_eps)
 
     def attention_of(self, channels: int, size: int | None = None) -> Attention | None:
         """The attention at maps of this size, or (None) in the middle; None where there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from pdae_cli.checkpoints.convert import read_foreign
 from pdae_cli.checkpoints.source import Source
 from pdae_cli.diffusion import parity, solvers
-from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.diffusion.schedule import Level, Schedule
 from pdae_cli.engine.codes import Codes
 from pdae_cli.engine.model import Model
 
@@ -147,9 +148,15 @@ class States(list[Tensor]):
 def seen(monkeypatch: pytest.MonkeyPatch) -> States:
     """What the engine's trajectories go through."""
     states, ddim = States(), parity.ddim
-    monkeypatch.setattr(
-        parity, "ddim", lambda *values, **named: ddim(*values, **named, seen=states.append)
-    )
+
+    def by_steps(
+        predict: Any, x: Tensor, steps: Sequence[parity.Step], *how: Any, **more: Any
+    ) -> Tensor:
+        for step in steps:
+            states.append(x := ddim(predict, x, [step], *how, **more))
+        return x
+
+    monkeypatch.setattr(parity, "ddim", by_steps)
     return states
 
 
@@ -186,6 +193,20 @@ def sampled(moments: tuple[Tensor, Tensor], noise: Tensor, last: bool) -> Tensor
     """A draw from p(x_there | x_here) with given noise; its mean where it is the last."""
     mean, log_variance = moments
     return mean if last else mean + (log_variance / 2).exp() * noise
+
+
+def clamped(step: parity.Step, x: Tensor, eps: Tensor) -> Tensor:
+    """The noise that x implies where its x_0 is clamped to [-1, 1]."""
+    level = Level.of(step.here)
+    return level.eps(x, level.x_0(x, eps).clamp(-1, 1))
+
+
+def learned(
+    moments: tuple[Tensor, Tensor], step: parity.Step, share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same with a log variance so far between its own and beta's (improved DDPM eq. 15)."""
+    share, large = (share + 1) / 2, math.log(1 - step.here / step.there)
+    return moments[0], share * large + (1 - share) * moments[1]
 
 
 def neighbours(schedule: Schedule, t: int) -> parity.Step:

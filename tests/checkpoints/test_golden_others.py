@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,10 @@ from expectations import (
     about,
     alone,
     at,
+    clamped,
     codes,
     converted,
+    learned,
     neighbours,
     no_z,
     sampled,
@@ -96,8 +99,8 @@ def test_diffae_samples_ancestrally(expected: Expected, model: Model) -> None:
     z = diffae_z(model, expected["in.x0"])
     for drawn, index in expected.starting("sample_i"):
         step = steps[int(index)]
-        eps, _ = model.predict(x, at(step.t, x), z)
-        moments = solvers.ancestral(x, eps, step.here, step.there, model.config.variance, clip=True)
+        eps = clamped(step, x, model.predict(x, at(step.t, x), z)[0])
+        moments = solvers.ancestral(x, eps, step.here, step.there, model.config.variance)
         expected.check(drawn, sampled(moments, noise, index == "0"))
 
 
@@ -152,8 +155,11 @@ def test_guided_samples_ancestrally(expected: Expected, model: Model) -> None:
         step = steps[int(index)]
         with torch.no_grad():
             output = model.dpm(x, at(step.t, x))
-        eps, share, variance = output[:, :3], output[:, 3:], model.config.variance
-        moments = solvers.ancestral(x, eps, step.here, step.there, variance, True, share, floor)
+        eps, share, kind = clamped(step, x, output[:, :3]), output[:, 3:], model.config.variance
+        moments = solvers.ancestral(x, eps, step.here, step.there, kind)
+        if index == "0":  # where the posterior has no variance
+            moments = moments[0], torch.full_like(x, math.log(floor))
+        moments = learned(moments, step, share) if kind == "learned" else moments
         expected.check(f"mean_i{index}", moments[0])
         expected.check(f"log_variance_i{index}", moments[1])
         expected.check(drawn, sampled(moments, noise, index == "0"))
@@ -208,8 +214,8 @@ def test_diffusers_samples_ancestrally(expected: Expected, model: Model) -> None
     """At t = 1 diffusers' coefficients, 1 - alpha_bar in float32, have but four digits."""
     x, noise = expected["in.x_t"], expected["in.noise"]
     for drawn, t in expected.starting("prev_sample_t"):
-        eps, _ = model.predict(x, at(int(t), x), None)
         step = neighbours(model.schedule, int(t))
-        moments = solvers.ancestral(x, eps, step.here, step.there, model.config.variance, clip=True)
+        eps = clamped(step, x, model.predict(x, at(int(t), x), None)[0])
+        moments = solvers.ancestral(x, eps, step.here, step.there, model.config.variance)
         rounded = 1e-4 if t == "1" else None
         expected.check(drawn, sampled(moments, noise, t == "0"), atol=rounded)

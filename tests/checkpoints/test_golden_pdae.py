@@ -21,8 +21,10 @@ from expectations import (
     about,
     alone,
     at,
+    clamped,
     codes,
     converted,
+    learned,
     neighbours,
     no_z,
     sampled,
@@ -203,24 +205,22 @@ def test_pdae_samples_ancestrally(expected: Expected, model: Model) -> None:
     x = expected["in.x_t"][: len(noise)]
     for step_name, t in expected.starting("noise_p_sample_t"):
         step = neighbours(schedule, int(t))
-        small = solvers.ancestral(x, eps, step.here, step.there, "small", clip=False)
+        small = solvers.ancestral(x, eps, step.here, step.there, "small")
         expected.check(step_name, sampled(small, noise, t == "0"))
-        clipped = solvers.ancestral(x, eps, step.here, step.there, "small", clip=True)
+        of = clamped(step, x, eps)
+        clipped = solvers.ancestral(x, of, step.here, step.there, "small")
         expected.check(f"x0_clip_p_sample_t{t}", sampled(clipped, noise, t == "0"))
         if f"noise_p_sample_range_t{t}" in expected.tensors:
             expected.check(f"x0_noclip_p_sample_t{t}", sampled(small, noise, t == "0"))
-            share = expected["in.step_range"]
-            learned = solvers.ancestral(
-                x, eps, step.here, step.there, "learned", clip=False, interpolation=share
-            )
-            expected.check(f"noise_p_sample_range_t{t}", sampled(learned, noise, t == "0"))
+            between = learned(small, step, expected["in.step_range"])
+            expected.check(f"noise_p_sample_range_t{t}", sampled(between, noise, t == "0"))
     z, predict = expected["in.z"], alone(pdae_dpm(expected.folder))
     x = y = expected["in.x_tail"]
     for t in (3, 2, 1, 0):
-        noise, times = expected[f"in.chain_noise_{3 - t}"], at(t, x)
-        deviation = schedule.posterior_variance[t].sqrt().item()
-        x = schedule.model_mean(x, times, shifted(model, x, times, z)) + deviation * noise
-        y = schedule.model_mean(y, times, predict(y, t)) + deviation * noise
+        noise, step = expected[f"in.chain_noise_{3 - t}"], neighbours(schedule, t)
+        both = (x, shifted(model, x, at(t, x), z)), (y, predict(y, t))
+        moments = (solvers.ancestral(*one, step.here, step.there, "small") for one in both)
+        x, y = (sampled(one, noise, t == 0) for one in moments)
     expected.check("representation_ddpm_tail4", x)
     expected.check("regular_ddpm_tail4", y)
 

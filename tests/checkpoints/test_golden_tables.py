@@ -27,7 +27,8 @@ from torch import Tensor
 from pdae_cli.checkpoints.convert import read_foreign
 from pdae_cli.checkpoints.source import Source
 from pdae_cli.diffusion import parity
-from pdae_cli.diffusion.schedule import Schedule
+from pdae_cli.diffusion.schedule import Schedule, posterior
+from pdae_cli.diffusion.solvers import ancestral
 from pdae_cli.diffusion.trajectory import LATENT_SCHEDULE, Sampling
 from pdae_cli.pictures.images import to_float
 
@@ -57,7 +58,15 @@ def test_schedules(expected: Expected) -> None:
     schedule = Schedule(expected.name.partition("_")[0])
     t = torch.arange(schedule.timesteps)
     zeros, ones = torch.zeros(len(t), 1, dtype=torch.float64), torch.ones(len(t), 1).double()
-    alpha_bar, variance = schedule.alpha_bar, schedule.posterior_variance
+    alpha_bar = schedule.alpha_bar
+    of_x_0, of_x_t, variance = posterior(alpha_bar, schedule.alpha_bar_prev)
+    means = [
+        ancestral(torch.tensor([1.0, 0]).double(), torch.tensor([0.0, 1]).double(), *pair, "small")[
+            0
+        ]
+        for pair in zip(alpha_bar.tolist(), schedule.alpha_bar_prev.tolist(), strict=True)
+    ]  # of x_t alone, and of eps alone
+    of_x_t_alone, of_eps = torch.stack(means).T
     ours = {
         "betas": schedule.beta,
         "alphas": schedule.alpha,
@@ -71,10 +80,10 @@ def test_schedules(expected: Expected) -> None:
         "sqrt_recip_alphas_cumprod_m1": -schedule.predict_x_0(zeros, t, ones),
         "posterior_variance": variance,
         "posterior_log_variance_clipped": torch.cat([variance[1:2], variance[1:]]).log(),
-        "x_0_posterior_mean_x_0_coef": schedule.posterior_mean(ones, zeros, t),
-        "x_0_posterior_mean_x_t_coef": schedule.posterior_mean(zeros, ones, t),
-        "noise_posterior_mean_x_t_coef": schedule.model_mean(ones, t, zeros),
-        "noise_posterior_mean_noise_coef": -schedule.model_mean(zeros, t, ones),
+        "x_0_posterior_mean_x_0_coef": of_x_0,
+        "x_0_posterior_mean_x_t_coef": of_x_t,
+        "noise_posterior_mean_x_t_coef": of_x_t_alone,
+        "noise_posterior_mean_noise_coef": -of_eps,
         "shift_coef": -schedule.shift,
         "weight": schedule.loss_weight(),
     }

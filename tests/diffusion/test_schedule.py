@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from pdae_cli.diffusion.schedule import Level, Schedule
+from pdae_cli.diffusion.schedule import Level, Schedule, posterior
+from pdae_cli.diffusion.solvers import ancestral
 from pdae_cli.diffusion.trajectory import LATENT_SCHEDULE
 
 KINDS = {"linear": Schedule("linear"), "cosine": Schedule("cosine"), "constant": LATENT_SCHEDULE}
@@ -14,6 +16,14 @@ schedules = pytest.mark.parametrize("schedule", KINDS.values(), ids=KINDS)
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-12) -> bool:
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def mu_theta(schedule: Schedule, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """DDPM eq. 11, for (N, D) at timesteps (N,)."""
+    beta, alpha, rest = (
+        table[t, None] for table in (schedule.beta, schedule.alpha, 1 - schedule.alpha_bar)
+    )
+    return (x_t - beta / rest.sqrt() * eps) / alpha.sqrt()
 
 
 @schedules
@@ -42,20 +52,20 @@ def test_posterior_is_bayes_rule(schedule: Schedule) -> None:
     tables = schedule.beta, schedule.alpha, schedule.alpha_bar_prev
     beta, alpha, before = (table[t] for table in tables)
     precision = alpha / beta + 1 / (1 - before)
-    assert close(schedule.posterior_variance[t], 1 / precision, 1e-9)
-    x_0, x_t = torch.randn(2, len(t), 1, dtype=torch.float64)
-    by_bayes = (
-        (alpha.sqrt() / beta)[:, None] * x_t + (before.sqrt() / (1 - before))[:, None] * x_0
-    ) / precision[:, None]
-    assert close(schedule.posterior_mean(x_0, x_t, t), by_bayes, 1e-8)
+    of_x_0, of_x_t, variance = posterior(schedule.alpha_bar[t], before)
+    assert close(variance, 1 / precision, 1e-9)
+    assert close(of_x_t, alpha.sqrt() / beta / precision, 1e-8)
+    assert close(of_x_0, before.sqrt() / (1 - before) / precision, 1e-8)
 
 
 @schedules
-def test_model_mean_is_the_posterior_mean_of_the_predicted_x_0(schedule: Schedule) -> None:
+def test_ancestral_steps_have_the_papers_mean(schedule: Schedule) -> None:
+    """mu_theta between neighbouring timesteps (DDPM eq. 11)."""
     t = torch.arange(0, schedule.timesteps, 11)
     x_t, eps = torch.randn(2, len(t), 2, dtype=torch.float64)
-    x_0 = schedule.predict_x_0(x_t, t, eps)
-    assert close(schedule.model_mean(x_t, t, eps), schedule.posterior_mean(x_0, x_t, t), 1e-8)
+    pairs = zip(schedule.alpha_bar[t].tolist(), schedule.alpha_bar_prev[t].tolist(), strict=True)
+    means = [ancestral(x_t[n], eps[n], *pair, "small")[0] for n, pair in enumerate(pairs)]
+    assert close(torch.stack(means), mu_theta(schedule, x_t, t, eps), 1e-8)
 
 
 @schedules
@@ -63,13 +73,14 @@ def test_shift_is_what_the_mean_shift_means_in_units_of_eps(schedule: Schedule) 
     """PDAE eq. 10: (sqrt(alpha) sqrt(1 - alpha_bar)/beta) Sigma = sqrt(alpha)(1 - alpha_bar_prev)/
     sqrt(1 - alpha_bar), and mu_theta + Sigma G is the mean of eps_theta - shift G."""
     factor = schedule.alpha.sqrt() * (1 - schedule.alpha_bar).sqrt() / schedule.beta
-    assert close(schedule.shift, factor * schedule.posterior_variance)
+    variance = posterior(schedule.alpha_bar, schedule.alpha_bar_prev)[2]
+    assert close(schedule.shift, factor * variance)
     assert Schedule().shift[0] == 0  # the posterior has no variance there: no signal to G_psi
     t = torch.arange(0, schedule.timesteps, 13)
     x_t, eps, gradient = torch.randn(3, len(t), 2, dtype=torch.float64)
-    shifted = schedule.model_mean(x_t, t, eps) + schedule.posterior_variance[t, None] * gradient
+    shifted = mu_theta(schedule, x_t, t, eps) + variance[t, None] * gradient
     nothing = torch.zeros_like(eps)
-    by_eps = schedule.model_mean(x_t, t, -schedule.residual(nothing, eps, t, gradient))
+    by_eps = mu_theta(schedule, x_t, t, -schedule.residual(nothing, eps, t, gradient))
     assert close(shifted, by_eps, 1e-9)
 
 

@@ -12,6 +12,8 @@ from conftest import tiny_model
 from labelled import faces, zero
 
 from pdae_cli.diffusion.noise import generator
+from pdae_cli.diffusion.schedule import posterior
+from pdae_cli.diffusion.solvers import ancestral
 from pdae_cli.diffusion.trajectory import Sampling
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import UsageError
@@ -32,10 +34,11 @@ def test_it_is_the_posterior_means_distance(model: Model) -> None:
     x_t = s.add_noise(x_0, steps, torch.randn(x_0.shape, generator=generator(7, "gap")))
     eps, gradient = model.predict(x_t, steps, model.encode_z(x_0))
     assert gradient is not None
-    away = s.posterior_mean(x_0.double(), x_t.double(), steps) - s.model_mean(
-        x_t.double(), steps, eps.double()
-    )
-    left = away - s.posterior_variance[t].item() * gradient
+    levels = s.alpha_bar[t].item(), s.alpha_bar_prev[t].item()
+    of_x_0, of_x_t, variance = posterior(*levels)
+    mu_theta, _ = ancestral(x_t.double(), eps.double(), *levels, "small")
+    away = of_x_0 * x_0.double() + of_x_t * x_t.double() - mu_theta
+    left = away - variance * gradient
     row = gap(model, x_0, timesteps=(t,), seed=7).rows[0]
     assert row["gap"] == pytest.approx(away.square().mean().item(), rel=1e-3)
     assert row["pdae"] == pytest.approx(left.square().mean().item(), rel=1e-3)
