@@ -122,13 +122,6 @@ class TestTables:
         with pytest.raises(InputError, match=r"^t: codes of 30 pictures are more than can be read"):
             from_table(table, "t")
 
-    def test_an_older_second_state_is_refused(self) -> None:
-        """Left out as a foreign column it would be missing in silence."""
-        table = to_table(codes_of(3, residual_T=torch.zeros(3, 3, 16, 16)))
-        old = [name.replace("residual_T", "eps_T") for name in table.column_names]
-        with pytest.raises(InputError, match="eps_T, is of an older version; encode again"):
-            from_table(table.rename_columns(old))
-
     def test_rows_are_written_and_read_by_groups(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,14 @@ def kinds(root: Path) -> Kinds:
         data = (folder / "m" / f"{name}.safetensors").read_bytes()
         use = by_commands(folder, f"m/{name}.safetensors", ["info m"], OF_MODELS)
         found[name] = Kind(data, tensors, use)
-    config = folder / "m" / "config.json"  # weights without a digest, as older ones are
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"weights_sha256": []}))
+    config, use = folder / "m" / "config.json", found["model"].use
+    facts = json.loads(config.read_text())
+
+    def recorded(data: bytes, chance: random.Random) -> str:
+        """Have the config know these weights beside its own: damage is to be met behind that."""
+        shas = [*facts["weights_sha256"], hashlib.sha256(data).hexdigest()]
+        config.write_text(json.dumps(facts | {"weights_sha256": shas}))
+        return use(data, chance)
+
+    found["model"] = replace(found["model"], use=recorded)
     return found

@@ -79,10 +79,10 @@ def read_model(folder: Path, name: str) -> Model:
     with guarded(weights):
         content, header = safe.opened(weights)
         found = hashlib.sha256(content).hexdigest()
-        if recorded and found not in recorded:
+        if found not in recorded:
+            told = safe.shown(recorded[0])[1:13] if recorded else "none"
             raise ValueError(
-                f"its SHA-256 is {found[:12]}, its config records {safe.shown(recorded[0])[1:13]}; "
-                "it was damaged or edited"
+                f"its SHA-256 is {found[:12]}, its config records {told}; it was damaged or edited"
             )
         networks = fill(lambda: build_networks(config), content, header)
     more: dict[str, Any] = {"name": name, "weights_sha": found}
@@ -227,11 +227,7 @@ def latent_training(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with guarded(path):
-        return _summary(safe.check(path, keys=("pdae", "training")))
-
-
-def _summary(header: safe.Header) -> dict[str, Any]:
-    return header.facts("training") if "training" in header.metadata else {}
+        return safe.check(path, keys=("pdae", "training")).facts("training")
 
 
 def _write_config(folder: Path, config: ModelConfig, shas: list[str]) -> None:
@@ -246,9 +242,9 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, list[object]]:
-    """Read the config, and the SHA-256 that its weights may have; none in older ones."""
+    """Read the config, and the SHA-256 that its weights may have."""
     facts = safe.strict_json(read_text(path))
-    recorded = facts.pop(WEIGHTS_SHAS, [])
+    recorded = facts.pop(WEIGHTS_SHAS, None)
     if not isinstance(recorded, list):
         raise ValueError(f"{WEIGHTS_SHAS} is {safe.shown(recorded)}, not a list")
     return from_json(facts), recorded
@@ -337,7 +333,7 @@ def read_latent_dpm(path: Path, of: ModelConfig | None = None) -> LatentDPM:
             raise ValueError(f"it is of z with {cfg.z_dim} dimensions, the model's has {of.z_dim}")
         network: LatentDPM = fill(lambda: LatentDPM(cfg), content, header)
         if of is not None:
-            _check_z(str(_summary(header).get("z", "")), of, path)
+            _check_z(str(header.facts("training").get("z", "")), of, path)
         return network
 
 

@@ -63,8 +63,6 @@ def from_table(table: Table, name: str = "table") -> Codes:
     more than a codes file holds."""
     try:
         found = {one: table[one].combine_chunks() for one in table.column_names}
-        if "eps_T" in found:
-            raise ValueError("its second state, eps_T, is of an older version")
         texts = [found[one].unique().to_pylist() for one in ALIKE]
         if [len(one) for one in texts] != [1, 1, 1]:
             raise ValueError("its rows aren't of one model and one way of encoding")

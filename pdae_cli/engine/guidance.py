@@ -89,7 +89,7 @@ class ClassifierConfig:
     unet: UNetConfig  # whose input half it has the shape of
     classes: Classes
     schedule: ScheduleConfig  # of the noise
-    first_stage: str = ""  # see `Model.first_stage_sha`; files of before it was kept don't say
+    first_stage: str = ""  # see `Model.first_stage_sha`
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -129,8 +129,7 @@ def by_classifier(
         (one.image_size, one.unet.image_size, one.unet.channels, one.schedule)
         for one in (model.config, classifier.config)
     )
-    first_stage = classifier.config.first_stage
-    if ours != theirs or (first_stage and first_stage != model.first_stage_sha):
+    if ours != theirs or classifier.config.first_stage != model.first_stage_sha:
         what = "pictures or noise" if ours != theirs else "latents"
         other = f"the classifier is of other {what} than {model.name}'s"
         raise UsageError(f"{other}; train one --dpm {model.name}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from pdae_cli.checkpoints import load, native, read_model, write_model
 from pdae_cli.engine import tensors as safe
 from pdae_cli.errors import InputError, ModelError, StorageError
-from pdae_cli.files import write_bytes
+from pdae_cli.files import sha256, write_bytes
 from pdae_cli.training.state import EMA, load_state, read_facts
 
 Json = dict[str, Any]
@@ -83,6 +83,8 @@ CONFIGS: dict[str, tuple[Callable[[Json], Any], str]] = {
     "a mean that is infinite": (changed("normalisation.mean", [float("inf")] * 6), "Infinity"),
     "means as texts": (changed("normalisation.mean", ["0"] * 6), "mean[] is '0'"),
     "another digest": (changed("weights_sha256", ["0" * 64]), "its config records 000000000000"),
+    "no digest": (lambda config: config.pop("weights_sha256"), "not a list"),
+    "no digests": (changed("weights_sha256", []), "its config records none"),
     "a digest that is a number": (changed("weights_sha256", 7), "not a list"),
     "digests that are lists": (changed("weights_sha256", [[7]]), "config records"),
     "a licence that steers": (changed("licence", ["\x1b[2J"]), r"\x1b[2J"),
@@ -139,7 +141,7 @@ class TestWeights:
         change(tensors)
         safetensors.torch.save_file(tensors, folder / "model.safetensors")
         config = json.loads((folder / "config.json").read_text())
-        del config["weights_sha256"]
+        config["weights_sha256"] = [sha256(folder / "model.safetensors")]
         (folder / "config.json").write_text(json.dumps(config))
         assert words in refused(lambda: load(str(folder)), ModelError, "model.safetensors")
 

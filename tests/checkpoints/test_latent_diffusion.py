@@ -161,7 +161,7 @@ def test_a_classifier_of_pictures_is_none_of_latents(model: Model) -> None:
 
 
 def test_nor_is_one_of_another_first_stages(model: Model) -> None:
-    """Whose latents have the same shape. An older file doesn't say of which they are."""
+    """Whose latents have the same shape."""
     classifier = new_classifier(model, Classes(("Smiling",), exclusive=False), 8, seed=0)
     other = replace(model, first_stage=copy.deepcopy(model.first_stage))
     assert other.first_stage is not None
@@ -169,8 +169,6 @@ def test_nor_is_one_of_another_first_stages(model: Model) -> None:
     y, how = torch.ones((1, 1), dtype=torch.int8), Sampling(inference_steps=2)
     with pytest.raises(UsageError, match="is of other latents than"):
         by_classifier(other, classifier, y, 1.0, [0], how, 0)
-    older = replace(classifier, config=replace(classifier.config, first_stage=""))
-    assert by_classifier(other, older, y, 1.0, [0], how, 0).shape == (1, 3, SIZE, SIZE)
 
 
 def test_a_first_stage_is_read_through_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
