@@ -31,7 +31,7 @@ from pdae_cli.diffusion.trajectory import Sampling
 from pdae_cli.engine.codes import Codes
 from pdae_cli.engine.model import Model
 from pdae_cli.evaluation import metrics
-from pdae_cli.evaluation.probes import attributes, encoded, standardised
+from pdae_cli.evaluation.probes import attributes, standardised
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.autoencoder import Weighting, autoencoder_stage, with_autoencoder
 from pdae_cli.training.data import Pictures, Task, open_pictures, split
@@ -71,7 +71,7 @@ def stage_of(method: str, model: Model, task: Task, gamma: float) -> Stage:
 def measured(model: Model, train: Pictures, held_out: Pictures, labels: Labels | None) -> Row:
     """All figures of a model, on held-out pictures."""
     x_0, t, eps = held_out_noise(model, held_out, 200, 800)
-    z = encoded(model, x_0)
+    z = model.z_of(x_0)
     back = model.decode(
         Codes(z, sampling=asdict(Sampling())),
         random_noise=True,
@@ -105,7 +105,7 @@ def unexplained(
 def auroc(model: Model, train: Pictures, held_out: Pictures, labels: Labels) -> float:
     """Mean over all labels, of probes on at most 4,000 training pictures' z."""
     some = train.subset(train.names[:: max(1, len(train) // 4000)])
-    z = [encoded(model, to_float(part.stack(range(len(part))))) for part in (some, held_out)]
+    z = [model.z_of(to_float(part.stack(range(len(part))))) for part in (some, held_out)]
     known = [labels.matrix(part.names) for part in (some, held_out)]
     found = attributes(labels.attributes, {"z": standardised(z[0], z[1])}, known[0], known[1])
     return next(float(row["auroc"]) for row in found.rows if "decay" in row)

@@ -28,7 +28,6 @@ from report import stamp, table
 
 from pdae_cli.checkpoints import load, load_dpm
 from pdae_cli.engine.model import Model
-from pdae_cli.evaluation.probes import encoded
 from pdae_cli.pictures.images import to_float
 from pdae_cli.training.autoencoder import Weighting, autoencoder_stage, gap_closed
 from pdae_cli.training.data import Pictures, Task, open_pictures, split
@@ -64,7 +63,7 @@ def options_of(recipe: str, images: int, precision: str) -> tuple[TrainOptions, 
 def kept(model: Model, pictures: Pictures) -> int:
     """Count the principal components that hold 99 % of z's variance over at most 2,000 pictures."""
     some = pictures.subset(pictures.names[:: max(1, len(pictures) // 2000)])
-    z = encoded(model, to_float(some.stack(range(len(some))))).double()
+    z = model.z_of(to_float(some.stack(range(len(some))))).double()
     shares = torch.linalg.svdvals(z - z.mean(0)).square()
     return int((shares.cumsum(0) < 0.99 * shares.sum()).sum()) + 1
 

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,9 @@ def read_pickles_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read foreign checkpoints in this process instead of a child, as the child does: saves
     seconds a test where the child isn't what is tested (it is in test_pickles.py)."""
 
-    def read(path: Path, drop: Collection[str] = pickles.DROPPED) -> dict[str, Any]:
+    def read(path: Path) -> dict[str, Any]:
         try:
-            answer, tensors = pickles._unpack(path, drop, path.stat().st_size)
+            answer, tensors = pickles._unpack(path, path.stat().st_size)
         except pickles._Refusal as refusal:
             raise ModelError(f"{path} {refusal}") from refusal
         return dict(pickles._rebuilt(answer, tensors))

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,8 +72,8 @@ DTYPES = frozenset({
 })  # fmt: skip
 
 
-def read_pickle(path: Path, drop: Collection[str] = DROPPED) -> dict[str, Any]:
-    """Read a file that torch.save wrote, without the top-level entries in `drop`.
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a file that torch.save wrote, without the top-level entries in DROPPED.
 
     Dictionaries have str keys (numbers become text), tuples are lists, tensors are on the CPU with
     the dtype they were stored in, and the rest is None, bool, int, float or str. Raises ModelError
@@ -90,7 +89,7 @@ def read_pickle(path: Path, drop: Collection[str] = DROPPED) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(prefix="pdae-") as name:
             folder = Path(name)
-            _run_child(path, folder, drop, size)
+            _run_child(path, folder, size)
             answer = json.loads((folder / ANSWER).read_bytes())
             if "refused" in answer:
                 raise ModelError(f"{path} {_one_line(answer['refused'])}")
@@ -106,7 +105,7 @@ def read_pickle(path: Path, drop: Collection[str] = DROPPED) -> dict[str, Any]:
         ) from error
 
 
-def _run_child(path: Path, folder: Path, drop: Collection[str], size: int) -> None:
+def _run_child(path: Path, folder: Path, size: int) -> None:
     """Have a child write ANSWER and perhaps TENSORS to `folder`."""
     # What the loader of shared libraries may need, our modules, and one thread on the CPU.
     kept = {"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT"} & os.environ.keys()
@@ -117,7 +116,6 @@ def _run_child(path: Path, folder: Path, drop: Collection[str], size: int) -> No
     environment["PYTHONPATH"] = os.pathsep.join(places)
     # -P, since modules beside this file have names of packages.
     command = [sys.executable, "-P", "-s", str(SCRIPT), str(path.absolute()), str(folder)]
-    command.append(json.dumps(sorted(drop)))
     seconds, null = TIMEOUT_S + size / SLOWEST_BYTES_PER_S, subprocess.DEVNULL
     with (folder / ERRORS).open("wb") as errors:
         files: Any = {"stdin": null, "stdout": null, "stderr": errors, "cwd": folder}
@@ -175,7 +173,7 @@ class _Skipped:
         pass
 
 
-def _child(path: Path, folder: Path, drop: Collection[str]) -> None:
+def _child(path: Path, folder: Path) -> None:
     """Read the file within limits that its size explains, and leave an answer in the folder."""
     size = path.stat().st_size
     torch.set_num_threads(1)
@@ -195,7 +193,7 @@ def _child(path: Path, folder: Path, drop: Collection[str]) -> None:
             least = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(limit, (least, least))
     try:
-        answer, tensors = _unpack(path, drop, size)
+        answer, tensors = _unpack(path, size)
         save_file(tensors, folder / TENSORS)
     except _Refusal as refusal:
         answer = {"refused": str(refusal)}
@@ -205,7 +203,7 @@ def _child(path: Path, folder: Path, drop: Collection[str]) -> None:
     (folder / ANSWER).write_text(json.dumps(answer))
 
 
-def _unpack(path: Path, drop: Collection[str], size: int) -> tuple[Any, dict[str, Tensor]]:
+def _unpack(path: Path, size: int) -> tuple[Any, dict[str, Tensor]]:
     """Read the content as JSON values, and its tensors by the numbers that stand for them there."""
     with path.open("rb") as file:
         head = file.read(200)
@@ -227,7 +225,7 @@ def _unpack(path: Path, drop: Collection[str], size: int) -> tuple[Any, dict[str
             kind = type(content).__name__
             raise _Refusal(f"holds a {kind}, not named tensors; save a state dict")
         flattener = _Flattener(size)
-        kept = {key: value for key, value in content.items() if key not in drop}
+        kept = {key: value for key, value in content.items() if key not in DROPPED}
         return flattener.flat(kept, "", 0), flattener.tensors
     except _Refusal:
         raise
@@ -334,4 +332,4 @@ def _unknown(what: str, where: str) -> _Refusal:
 
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    _child(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -142,7 +142,7 @@ class Material:
 
     def attributes(self, train: int, beside: Sequence[str] = ()) -> Finding:
         """Probe z, the z of the models `beside`, pixels and PCA: learn from `train` pictures."""
-        from ..evaluation.probes import attributes, encoded, pixels_and_components, standardised
+        from ..evaluation.probes import attributes, pixels_and_components, standardised
 
         labels = needed(self.labels, self.data)
         others = [replace(self.options, model=name).load() for name in beside]
@@ -150,7 +150,7 @@ class Material:
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for one in (self, *(self.options.material(self.data, model=model) for model in others)):
             x = one.some(one.train, train), one.some(one.held_out, held_out)
-            z = encoded(one.model, x[0]), encoded(one.model, x[1])
+            z = one.model.z_of(x[0]), one.model.z_of(x[1])
             title = f"z of {one.model.name}"
             title += f", model {len(found) + 1}" if title in found else ""
             found[title] = standardised(*z)

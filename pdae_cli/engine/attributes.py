@@ -339,7 +339,7 @@ def correlations(attributes: Attributes, z: Tensor) -> Tensor:
     return scores.T @ scores
 
 
-def principal(z: Tensor, count: int, prefix: str = "pca") -> Attributes:
+def principal(z: Tensor, count: int) -> Attributes:
     """Find the `count` directions in which normalised z (N, D) varies most, as attributes pca_1 …
     of orthogonal weights, the largest number positive, and scores of mean 0 and standard deviation
     1. Facts: `explained`, their share of z's variance. Raises UsageError where z varies in fewer.
@@ -356,7 +356,7 @@ def principal(z: Tensor, count: int, prefix: str = "pca") -> Attributes:
     weight = axes[:count] / variances[:count, None].sqrt()
     facts, unit = {}, {"score_mean": 0.0, "score_sd": 1.0}
     for row, share in enumerate((variances / variances.sum()).tolist()[:count]):
-        facts[f"{prefix}_{row + 1}"] = {"codes": len(z), "explained": share, **unit}
+        facts[f"pca_{row + 1}"] = {"codes": len(z), "explained": share, **unit}
     return Attributes(list(facts), weight.float(), -(weight @ centre).float(), facts)
 
 

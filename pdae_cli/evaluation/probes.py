@@ -10,7 +10,6 @@ from torch import Generator, Tensor
 
 from ..diffusion.noise import generator
 from ..engine.attributes import auroc, both_kinds, fit
-from ..engine.model import Model
 from ..errors import UsageError
 from .figures import Finding, Plot, Row, Track, curve, half_interval
 from .metrics import average_precision
@@ -21,11 +20,6 @@ COUNTS = (4, 10, 20, 50, 100)  # labels an attribute, half of them positive
 DRAWS = 3  # of those labels
 MEASURES = ("auroc", "average_precision")
 Features = tuple[Tensor, Tensor]  # of training and of held-out pictures: (N, F) and (M, F)
-
-
-def encoded(model: Model, x_0: Tensor) -> Tensor:
-    """Encode pictures: z (N, D), on the CPU."""
-    return model.z_of(x_0)
 
 
 def standardised(train: Tensor, held_out: Tensor) -> Features:
