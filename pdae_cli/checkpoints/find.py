@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..engine.computing import Say, ignore
 from ..engine.config import ModelConfig
-from ..engine.model import Model, ignore
+from ..engine.model import Model
 from ..errors import ModelError, UsageError
 from ..files import bundled_models, check_writable
 from ..networks.first_stage import FirstStage
 from .card import HUB
 from .convert import read_foreign
 from .first_stage import first_stage_of
-from .hub import PAPERS, Announce, check_push, fetch, is_hub_id, push
+from .hub import PAPERS, check_push, fetch, is_hub_id, push
 from .native import is_native, latent_training, read_model, renew_card, write_whole
 from .reading import read_bytes
 from .source import open_source
@@ -68,7 +69,7 @@ class PretrainedModel(Model):
             return push(folder, repo_id, announce=self.notify, **options)
 
 
-def model_folder(name: str, announce: Announce = ignore, **how: Any) -> Path:
+def model_folder(name: str, announce: Say = ignore, **how: Any) -> Path:
     """Find the folder of a bundled name, a folder, or a Hub id with an optional `@revision`, which
     is downloaded as `hub.fetch` says.
 
@@ -104,7 +105,7 @@ def load(
     name: str,
     device: str = "auto",
     dtype: str = "float32",
-    announce: Announce = ignore,
+    announce: Say = ignore,
     compile: bool = False,
     *,
     token: str | bool | None = None,
@@ -144,7 +145,7 @@ def terms(*licences: str) -> str:
     return "; ".join(one for one in known if one != "unknown") or "unknown"
 
 
-def load_dpm(name: str, announce: Announce = ignore) -> Model:
+def load_dpm(name: str, announce: Say = ignore) -> Model:
     """Load a model, ours or converted in memory, on the CPU. Raises ModelError."""
     if name in bundled_models() or is_native(Path(name)):
         return load(name, "cpu")
@@ -157,7 +158,7 @@ def load_dpm(name: str, announce: Announce = ignore) -> Model:
     return made.model
 
 
-def load_first_stage(name: str, announce: Announce = ignore) -> tuple[FirstStage, dict[str, str]]:
+def load_first_stage(name: str, announce: Say = ignore) -> tuple[FirstStage, dict[str, str]]:
     """Load diffusers' AutoencoderKL or VQModel, alone or a pipeline's, and what a config says of
     whose it is. Raises ModelError."""
     source = open_source(name, announce=announce)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from accelerate import init_empty_weights
 
-from ..engine.model import ignore
+from ..engine.computing import Say, ignore
 from ..errors import ModelError
 from ..networks.first_stage import KINDS, FirstStage, FirstStageConfig
-from .hub import Announce
 from .native import build_first_stage
 from .reading import weights_beside
 from .source import Fields, Settings, Source
@@ -54,7 +53,7 @@ FIELDS = Fields(
 )
 
 
-def first_stage_of(source: Source, announce: Announce = ignore) -> FirstStage:
+def first_stage_of(source: Source, announce: Say = ignore) -> FirstStage:
     """Load the first stage of a pipeline, or one alone; `announce` is told what the user should
     know. Raises ModelError."""
     folder = first_stage_folder(source)

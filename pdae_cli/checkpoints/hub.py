@@ -6,13 +6,12 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..engine.model import ignore
+from ..engine.computing import Say, ignore
 from ..engine.tensors import shown
 from ..errors import ModelError, StorageError, UsageError
 from ..pictures.listing import HEIC_SUFFIXES, SUFFIXES
@@ -42,7 +41,6 @@ NO_ACCESS = {
     403: "the token may not read it; ask for access on the model's page, or take another token",
 }
 LARGE = 100 << 20  # bytes of a download that is announced
-Announce = Callable[[str], None]
 
 
 def is_hub_id(name: str) -> bool:
@@ -54,7 +52,7 @@ def is_hub_id(name: str) -> bool:
     return formed and not is_file and name[0] not in "./~"
 
 
-def fetch(name: str, announce: Announce = ignore, **how: Any) -> tuple[Path, str]:
+def fetch(name: str, announce: Say = ignore, **how: Any) -> tuple[Path, str]:
     """Download a model, ours or of diffusers, as far as it isn't in the cache; `how`: options of
     huggingface_hub's `snapshot_download`.
 
@@ -163,7 +161,7 @@ def push(
     branch: str | None = None,
     create_pr: bool = False,
     commit_message: str = "Push a model with pdae",
-    announce: Announce = ignore,
+    announce: Say = ignore,
 ) -> Any:
     """Push a model's folder, its own files and no others, in one commit, which leaves no other
     parts of a model there; return huggingface_hub's CommitInfo. Raises UsageError where a text

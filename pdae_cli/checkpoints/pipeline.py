@@ -19,7 +19,7 @@ from ..engine.codes import Codes
 from ..engine.computing import PRECISIONS
 from ..engine.model import Model
 from ..errors import UsageError
-from ..pictures.images import Pictures, to_image, to_pixels
+from ..pictures.images import Images, to_image, to_pixels
 from .export import export
 from .find import load
 
@@ -97,7 +97,7 @@ class PDAEPipeline(DiffusionPipeline):
         make = partial(model.sample, drawn, unconditional=unconditional)
         return self._pictures(output_type, batch_size, settings, lambda given: make(given)[0])
 
-    def encode(self, images: Pictures, *, noise: bool = True, **changes: Any) -> Codes:
+    def encode(self, images: Images, *, noise: bool = True, **changes: Any) -> Codes:
         """`Model.encode`: z and, with `noise`, x_T."""
         x_0 = self.pdae.model.pictures(images)
         make = partial(self.pdae.model.encode, x_0, noise=noise)

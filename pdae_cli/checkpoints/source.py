@@ -16,12 +16,12 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from ..engine.attributes import Attributes
+from ..engine.computing import Say, ignore
 from ..engine.config import ModelConfig
-from ..engine.model import ignore
 from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.latent import LatentConfig
-from .hub import Announce, fetch, is_hub_id, licence_in
+from .hub import fetch, is_hub_id, licence_in
 from .reading import read_object, read_weights
 from .transfer import Part, Tensors
 
@@ -97,7 +97,7 @@ class Source:
         return [folder / relative for folder in [here, *here.parents][:6]]  # or it is absolute
 
 
-def open_source(name: str, config: Path | None = None, announce: Announce = ignore) -> Source:
+def open_source(name: str, config: Path | None = None, announce: Say = ignore) -> Source:
     """Open a file, a folder, or a Hub id with an optional `@revision`. Raises ModelError."""
     if os.path.exists(name):  # noqa: PTH110, Path.exists raises on names that are too long
         return Source(Path(name), config, licence_in(Path(name)))

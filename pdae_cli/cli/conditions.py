@@ -225,9 +225,9 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
 def _of_several(run: Run, path: Path) -> Tensor:
     """Normalised z (N, D) of a folder, zip, table or codes file. Raises UsageError for one
     picture."""
-    from ..training.tables import KINDS
+    from ..training.tables import LOADERS
 
-    several = path.suffix.lower() in (CODES, *KINDS) or is_folder(path) or is_archive(path)
+    several = path.suffix.lower() in (CODES, *LOADERS) or is_folder(path) or is_archive(path)
     if not several and os.path.exists(path):  # noqa: PTH110
         raise UsageError(f"{path} is one picture; name a folder, zip, table or codes of several")
     output = run.options.given.get("output")

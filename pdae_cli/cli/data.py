@@ -42,10 +42,12 @@ def open_data(
     """Open pictures in a model's frame, but those that the command writes itself, to `output`; say
     where a table is kept, and what can't be read, unless `out` is None. Raises InputError,
     UsageError."""
-    from ..training.data import nothing, open_pictures
+    from ..engine.computing import Say, ignore
+    from ..training.data import open_pictures
     from ..training.tables import source_of
 
-    say = warn = nothing
+    say: Say = ignore
+    warn: Say = ignore
     if out is not None and launched()[0] == 0:
         say, warn = out.say, out.warn
     if source_of(data) is not None:
@@ -137,10 +139,10 @@ def check(
     Example: pdae data check photos/
     """
     from ..pictures.checking import check as check_pictures
-    from ..training.data import open_source
+    from ..training.data import picture_source
 
     out = Output(options.json, options.quiet)
-    source = open_source(data, say=out.say)
+    source = picture_source(data, say=out.say)
     table = labels_of(source, labels, options.quiet)
     with out.progress("read", len(source.names)) as bar:
         found = check_pictures(source.names, source.read, source.label, bar.advance)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..training.conditional import Condition
     from ..training.data import Task
 
-PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # accelerate's names
+AUTOCAST = {"float32": "no", "bfloat16": "bf16"}  # accelerate's names
 NETWORK, LEARNING, COMPUTING = "Network", "Learning", "Computing"  # panels of --help
 TELLING = "Output and log"
 USUAL = "default: as suits device and size"
@@ -87,9 +87,9 @@ class TrainFlags:
     def autocast(self) -> str:
         """Name the precision as accelerate does: --precision, else the launcher's."""
         theirs = asked("MIXED_PRECISION")
-        if self.precision is None and theirs not in PRECISIONS.values():
+        if self.precision is None and theirs not in AUTOCAST.values():
             raise UsageError(f"the launcher asks for {theirs}; bf16 it can be, or give --precision")
-        return theirs if self.precision is None else PRECISIONS[self.precision]
+        return theirs if self.precision is None else AUTOCAST[self.precision]
 
     def placed(self, model: Model) -> Model:
         """Put the model where accelerate will train it, on this process's GPU or the CPU, and
@@ -137,10 +137,10 @@ class TrainFlags:
     def condition(self, data: Path, columns: str) -> Condition:
         """Read the labels of these columns."""
         from ..training.conditional import condition
-        from ..training.data import open_source
+        from ..training.data import picture_source
         from ..training.labels import find_labels
 
-        names = open_source(data).names
+        names = picture_source(data).names
         return condition(find_labels(data, self.labels, names), split_names(columns))
 
     def trackers(self) -> list[str]:

@@ -27,7 +27,7 @@ from .schedule import Level, Schedule
 from .solvers import Predict
 
 PROGRAMS = ("pdae", "diffae", "diffusers")
-SPACINGS = ("leading", "trailing", "linspace")
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 OF_PICTURES = ("pdae", "diffae")  # know no latent diffusion models
 ATTRIBUTE_LENGTH = 512  # manipulation moves by s sqrt(512) whatever dim(z) is (PDAE, Diff-AE)
 UNGUIDED_SHARE = 0.3  # samples leave the last part of the way to eps_theta (PDAE sec. 4.8)
@@ -37,14 +37,14 @@ UNGUIDED_SHARE = 0.3  # samples leave the last part of the way to eps_theta (PDA
 class SchedulerConfig:
     """What a scheduler_config.json of diffusers says of DDIM, by its names, but for clip_sample."""
 
-    timestep_spacing: str = "leading"  # see SPACINGS
+    timestep_spacing: str = "leading"  # see TIMESTEP_SPACINGS
     steps_offset: Annotated[int, Range(0, 100_000)] = 0
     set_alpha_to_one: bool = True  # alpha_bar of the picture; else that of t = 0
     clip_sample_range: Annotated[float, Range(1e-6, 1e6)] = 1.0
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.timestep_spacing not in SPACINGS:
+        if self.timestep_spacing not in TIMESTEP_SPACINGS:
             raise ValueError(f"timestep_spacing {self.timestep_spacing!r} isn't supported")
 
 

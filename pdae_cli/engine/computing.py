@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import OutOfMemory, UsageError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Say = Callable[[str], None]  # told a line for people
 FULL = "out of memory; choose a smaller --batch-size"
 
 
@@ -38,7 +39,7 @@ class Batching:
 
     device: torch.device
     batch_size: int
-    notify: Callable[[str], None]
+    notify: Say
 
     def parts(self, count: int) -> Iterator[Attempt]:
         """Yield `batch_size` of `count` rows at a time: `with part as rows`. Where memory runs out,

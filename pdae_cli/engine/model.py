@@ -30,11 +30,11 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..networks.latent import LatentDPM
 from ..networks.unet import UNet
-from ..pictures.images import Pictures, as_tensor, check_pictures, in_range, picture_sha, to_pixels
+from ..pictures.images import Images, as_tensor, check_pictures, in_range, picture_sha, to_pixels
 from . import arguments
 from .attributes import Attributes, Scale
 from .codes import Z_ALONE, Codes, between, stack
-from .computing import PRECISIONS, Batching, check_compiler, computing, ignore
+from .computing import PRECISIONS, Batching, Say, check_compiler, computing, ignore
 from .config import ModelConfig
 from .tensors import fingerprint
 
@@ -56,7 +56,7 @@ class Model(Batching):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: str = "float32"
     batch_size: int = 64
-    notify: Callable[[str], None] = ignore  # told what a caller may want to say
+    notify: Say = ignore  # told what a caller may want to say
     evaluated: Callable[[int], None] = ignore  # told the rows of each network evaluation
 
     def __post_init__(self) -> None:
@@ -163,7 +163,7 @@ class Model(Batching):
             z: Tensor = self._needs(self.encoder, "an encoder")(x_0.to(self.device).float())
             return z.float()
 
-    def z_of(self, images: Pictures) -> Tensor:
+    def z_of(self, images: Images) -> Tensor:
         """Encode any number of pictures to z (N, D) on the CPU. Raises InputError where numbers
         aren't finite."""
         x_0 = self.pictures(images)
@@ -186,13 +186,13 @@ class Model(Batching):
         with computing(self.device, "float32"):
             return latents if self.first_stage is None else self.first_stage.decode(latents)
 
-    def pictures(self, images: Pictures, fit: str = "crop") -> Tensor:
+    def pictures(self, images: Images, fit: str = "crop") -> Tensor:
         """Bring tensors, Pillow pictures or paths into this model's frame: (N, C, H, W) float32."""
         return as_tensor(images, self.config.image_size, self.config.channels, fit)
 
     def encode(
         self,
-        images: Pictures,
+        images: Images,
         sampling: Sampling | None = None,
         *,
         noise: bool = True,

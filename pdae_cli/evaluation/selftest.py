@@ -95,10 +95,10 @@ def checks(model: Model, stored: Values | None) -> Iterator[Check]:
     most = TOLERANCE if on_cpu else ELSEWHERE
     one = computed(model, pictures[:1])
     yield Check("computed", f"{', '.join(one)}, on {model.device}")
-    yield compared("twice", one, computed(model, pictures[:1]), 0 if bits else most)
+    yield alike("twice", one, computed(model, pictures[:1]), 0 if bits else most)
     three = computed(model, pictures)
     rows = {name: tensor[:1] for name, tensor in three.items()}
-    yield compared("alone and among three", one, rows, 0 if bits else most)
+    yield alike("alone and among three", one, rows, 0 if bits else most)
     if "decoded" in three:
         share = equal_share(three["decoded"], pictures).mean().item()
         came = f"{share:.2%} of the 8-bit values come back"
@@ -108,10 +108,10 @@ def checks(model: Model, stored: Values | None) -> Iterator[Check]:
     if stored is None:
         yield Check("stored values", "there are none for these weights")
     else:
-        yield compared("stored values", one, stored[1], most)
+        yield alike("stored values", one, stored[1], most)
 
 
-def compared(
+def alike(
     name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], most: float
 ) -> Check:
     """Compare values by name; no two may differ by more than `most`."""

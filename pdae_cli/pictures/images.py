@@ -25,7 +25,7 @@ NAMED = (str, Path, Image.Image)
 OUT_OF_RANGE = 8  # of what is meant to be in [-1, 1]; 0 … 255 is, overshoot and noise aren't
 ARRAYS = "torch.from_numpy takes floats (N, C, H, W), Image.fromarray uint8 (H, W, C)"
 TO_FLOAT = "pdae_cli.pictures.images.to_float makes them of 0 to 255"
-Pictures = Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
+Images = Tensor | Sequence[Image.Image | str | Path] | Image.Image | str | Path
 
 
 def prepare(image: Image.Image, size: int, channels: int = 3, fit: str = "crop") -> Tensor:
@@ -66,7 +66,7 @@ def with_alpha(pixels: Tensor, alpha: Tensor) -> Tensor:
     return torch.cat([colours.round().clamp(0, 255).to(torch.uint8), alpha])
 
 
-def as_tensor(images: Pictures, size: int, channels: int = 3, fit: str = "crop") -> Tensor:
+def as_tensor(images: Images, size: int, channels: int = 3, fit: str = "crop") -> Tensor:
     """Tensors, Pillow pictures or paths in a model's frame: (N, channels, size, size) float32.
 
     Raises InputError for a tensor of another shape or of whole numbers, a file that can't be read,

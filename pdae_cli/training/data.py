@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.computing import Say, ignore
 from ..errors import InputError, UsageError
 from ..pictures.decoding import turn
 from ..pictures.images import open_picture, prepare
@@ -27,12 +28,6 @@ ENOUGH = 32  # held-out pictures that figures mean something on
 NAMED = 20  # unreadable pictures that are said one by one
 BAD_SHARE = 0.5  # of a data set: more unreadable pictures than this aren't left out
 
-Say = Callable[[str], None]
-
-
-def nothing(text: str) -> None:
-    """Say nothing."""
-
 
 @dataclass
 class PictureSource:
@@ -42,7 +37,7 @@ class PictureSource:
     root: Path
     names: list[str]  # paths in a folder or zip, numbers of a table's rows
     read: Callable[[str], bytes]
-    warn: Say = nothing
+    warn: Say = ignore
     label: str = ""  # what stands before a name where it is said
     closed: dict[str, str] = field(default_factory=dict)  # folders that can't be opened: why
     bad: dict[str, str] = field(default_factory=dict)  # pictures that can't be read: why
@@ -128,7 +123,7 @@ class Pictures:
         self,
         indices: Sequence[int],
         count: int | None = None,
-        progress: Callable[[int], None] = lambda count: None,
+        progress: Callable[[int], None] = ignore,
     ) -> list[int]:
         """Read pictures until `count` can be read, by default all, and return their numbers. Those
         that can't are said. Raises InputError where none can.
@@ -151,7 +146,7 @@ class Pictures:
             )
         return found
 
-    def checked(self, progress: Callable[[int], None] = lambda count: None) -> Pictures:
+    def checked(self, progress: Callable[[int], None] = ignore) -> Pictures:
         """Read all, and return those that can be read, numbered anew: whoever numbers them before a
         run pairs no label with another picture. Raises InputError where none can be read."""
         return self._numbered(self.readable(range(len(self)), progress=progress))
@@ -204,8 +199,8 @@ def learnt_otherwise(runs: Sequence[Mapping[str, Any]], data: str, held_out: Pic
     )
 
 
-def open_source(
-    data: Path, warn: Say = nothing, say: Say = nothing, without: Collection[str] = ()
+def picture_source(
+    data: Path, warn: Say = ignore, say: Say = ignore, without: Collection[str] = ()
 ) -> PictureSource:
     """Open a folder or zip, by name, or a table (see `tables.source_of`), by row. `say` is told
     what is left out, among it the real paths `without`. Raises InputError, UsageError."""
@@ -229,13 +224,13 @@ def open_pictures(
     size: int,
     channels: int = 3,
     fit: str = "crop",
-    warn: Say = nothing,
-    say: Say = nothing,
+    warn: Say = ignore,
+    say: Say = ignore,
     without: Collection[str] = (),
 ) -> Pictures:
-    """Open all pictures of `open_source` in a model's frame. Raises InputError, also where a folder
+    """Open all of `picture_source` in a model's frame. Raises InputError, also where a folder
     of it can't be opened, UsageError."""
-    source = open_source(data, warn, say, without)
+    source = picture_source(data, warn, say, without)
     for name, reason in source.closed.items():
         raise InputError(f"{data / name}: can't be opened: {reason}; let it be read, or move it")
     return Pictures(source, size, channels, fit)

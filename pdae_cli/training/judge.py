@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.attributes import auroc, both_kinds, cell_weights
-from ..engine.computing import within_memory
+from ..engine.computing import Say, ignore, within_memory
 from ..errors import UsageError
 from ..evaluation.judge import CHUNK, Judge, mean_of, to_bytes
 from ..pictures.images import to_float
@@ -38,7 +37,7 @@ def train_judge(
     labels: Labels,
     epochs: int,
     seed: int = 1,
-    report: Callable[[str], None] = lambda text: None,
+    report: Say = ignore,
     device: torch.device = CPU,
 ) -> tuple[Judge, dict[str, float]]:
     """A judge trained on labelled pictures, with both labels of each attribute weighing the same,

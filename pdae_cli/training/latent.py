@@ -12,6 +12,7 @@ from ..checkpoints import read_card, write_latent_dpm
 from ..diffusion.noise import generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import LATENT_SCHEDULE
+from ..engine.computing import ignore
 from ..engine.model import Model
 from ..engine.tensors import fingerprint
 from ..evaluation.likeness import Likeness
@@ -28,7 +29,7 @@ CHUNK = 256
 def encode_all(
     model: Model,
     pictures: Pictures,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = ignore,
     mirrored: bool = False,
 ) -> Tensor:
     """Encode all pictures: z (N, D) on the CPU. Raises InputError where numbers aren't finite."""

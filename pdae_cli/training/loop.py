@@ -26,7 +26,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from ..diffusion.noise import generator
-from ..engine.computing import check_compiler, ignore, within_memory
+from ..engine.computing import Say, check_compiler, ignore, within_memory
 from ..errors import OutOfMemory, PdaeError, UsageError
 from ..files import check_writable
 from ..pictures.images import write_sheet
@@ -111,7 +111,7 @@ class Training:
         Raises UsageError for options that don't fit together, the processes, or the state.
         """
         self.stage, self.options, self.folder = stage, options, folder / "training"
-        self.warn: Callable[[str], None] = ignore  # told what a caller may want to say
+        self.warn: Say = ignore  # told what a caller may want to say
         self.state_path = self.folder / f"{stage.name}.safetensors"
         self.log_path = self.folder / f"{stage.name}.jsonl"
         self.accelerator = accelerator_of(self.folder / "trackers", cpu, trackers)

@@ -19,7 +19,7 @@ from ..pictures.listing import MAX_PICTURE, is_folder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-KINDS = {".parquet": "parquet", ".tar": "webdataset"}
+LOADERS = {".parquet": "parquet", ".tar": "webdataset"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 HUB = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?")
 SPAN = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
@@ -102,7 +102,7 @@ def source_of(data: Path) -> dict[str, Any] | None:
         return {"path": "imagefolder", "data_dir": str(data)} if described else None
     # A path has left one slash of a URL's two.
     text = re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", data.as_posix())
-    if kind := KINDS.get(PurePosixPath(text).suffix):
+    if kind := LOADERS.get(PurePosixPath(text).suffix):
         return {"path": kind, "data_files": braces(text)}
     hub = HUB.fullmatch(text)
     if hub is None or not is_hub_id(hub["path"]) or os.path.exists(data):  # noqa: PTH110

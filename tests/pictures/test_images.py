@@ -150,7 +150,7 @@ def test_pictures_of_any_kind_are_one_batch(tmp_path: Path) -> None:
     assert torch.equal(images.as_tensor(from_files, 16), from_files)
     with pytest.raises(InputError, match=r"takes \(N, 3, 32, 32\)"):
         images.as_tensor(from_files, 32)
-    nothing: list[images.Pictures] = [[], from_files[:0]]
+    nothing: list[images.Images] = [[], from_files[:0]]
     for none in nothing:
         with pytest.raises(InputError, match="no pictures"):
             images.as_tensor(none, 16)
