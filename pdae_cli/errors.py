@@ -6,6 +6,7 @@ into a line on stderr and the exit code.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -71,6 +72,14 @@ def check_ranges(config: Any, kind: type[Exception] = ValueError) -> None:
                 large = isinstance(number, int) and number.bit_length() > 64
                 told = "so large a number" if large else number
                 raise kind(f"{name.replace('_', ' ')} must be {least} to {most}, not {told}")
+
+
+def check_known(
+    what: str, value: object, known: Collection[str], kind: type[Exception] = ValueError
+) -> None:
+    """Raise an error of that kind, which names the known ones, for a value that isn't of them."""
+    if value not in known:
+        raise kind(f"unknown {what} {value!r}; known: {', '.join(known)}")
 
 
 @cache

@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 
 from ..engine.config import to_json
 from ..engine.model import Model
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, UsageError, check_known
 from ..networks.latent import LatentDPM
 from . import compvis, diffae, diffusers, guided, native, pdae
 from .card import HUB
@@ -62,9 +62,8 @@ def family_of(source: Source) -> str:
 def read_foreign(source: Source, family: str | None = None) -> Conversion:
     """Convert in memory, float32 on the CPU. Raises ModelError for what can't be converted whole:
     every tensor must find its place, and every weight its tensor."""
-    if family is not None and family not in FAMILIES:
-        raise UsageError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
     family = family or family_of(source)
+    check_known("family", family, FAMILIES, UsageError)
     try:
         found: Foreign = FAMILIES[family].read(source)
         if source.hub:

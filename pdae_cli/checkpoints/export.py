@@ -102,8 +102,8 @@ def _begin(folder: Path, index: dict[str, Any], files: Sequence[str]) -> None:
     others = (one for one in WRITTEN if one not in before | kept and (folder / one).exists())
     if other := next(others, None):
         raise UsageError(
-            f"{folder} holds {other}, which isn't of an export, or of an older version's; choose "
-            "another folder, or take it away yourself"
+            f"{folder} holds {other}, which isn't of an export; choose another folder, or take it "
+            "away yourself"
         )
     check_writable(folder)
     for name in before - {INDEX}:

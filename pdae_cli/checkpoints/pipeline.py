@@ -18,7 +18,7 @@ from ..engine.attributes import Scale
 from ..engine.codes import Codes
 from ..engine.computing import PRECISIONS
 from ..engine.model import Model
-from ..errors import UsageError
+from ..errors import UsageError, check_known
 from ..pictures.images import Images, to_image, to_pixels
 from .export import export
 from .find import load
@@ -131,8 +131,7 @@ class PDAEPipeline(DiffusionPipeline):
 
     def _pictures(self, output_type: str, *what: Any) -> ImagePipelineOutput:
         """Hand out pictures that `_watched` makes."""
-        if output_type not in OUTPUTS:
-            raise UsageError(f"unknown output_type {output_type!r}; known: {', '.join(OUTPUTS)}")
+        check_known("output_type", output_type, OUTPUTS, UsageError)
         return ImagePipelineOutput(images=OUTPUTS[output_type](self._watched(1, *what)))
 
     def _watched(self, way: int, count: int, settings: Any, make: Callable[..., Any]) -> Any:

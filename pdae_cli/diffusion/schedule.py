@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import check_known
+
 BETAS = ("linear", "scaled_linear", "cosine", "constant")
 WEIGHTINGS = ("lambda", "v")
 LEAST_SIGNAL = 1e-20  # of alpha_bar: below it states divided by their signal leave float32
@@ -22,6 +24,7 @@ def make_betas(kind: str, timesteps: int, beta_start: float, beta_end: float) ->
     """Return beta_t (timesteps,) float64. `linear`: DDPM sec. 4; `scaled_linear`: in its root
     (latent diffusion); `cosine`: improved DDPM eq. 17, without start and end;
     `constant`: beta_start throughout, the latent DPM's (PDAE sec. 4.8)."""
+    check_known("beta schedule", kind, BETAS)
     if kind == "linear":
         return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
     if kind == "scaled_linear":
@@ -30,9 +33,7 @@ def make_betas(kind: str, timesteps: int, beta_start: float, beta_end: float) ->
         u = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
         f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
         return (1 - f[1:] / f[:-1]).clamp(max=0.999)
-    if kind == "constant":
-        return torch.full((timesteps,), beta_start, dtype=torch.float64)
-    raise ValueError(f"unknown beta schedule {kind!r}; known: {', '.join(BETAS)}")
+    return torch.full((timesteps,), beta_start, dtype=torch.float64)
 
 
 class Level(NamedTuple):
@@ -129,8 +130,7 @@ class Schedule:
         """The weight of the squared residual in eps at each t, (T,) float64. `lambda`: SNR^gamma /
         (1 + SNR) (PDAE sec. 3.4); `v`: 1 / alpha_bar, the residual as the error of v (Salimans &
         Ho 2022), at most 1e5, since the cosine schedule ends at alpha_bar = 2e-9."""
-        if kind not in WEIGHTINGS:
-            raise ValueError(f"unknown weighting {kind!r}; known: {', '.join(WEIGHTINGS)}")
+        check_known("weighting", kind, WEIGHTINGS)
         as_v = 1 / self.alpha_bar.clamp(min=1e-5)
         return as_v if kind == "v" else self.snr**gamma / (1 + self.snr)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import check_known
 from .schedule import Level, Schedule, posterior
 
 Predict = Callable[[Tensor, int], Tensor]
@@ -54,8 +55,7 @@ SPACINGS: dict[str, Callable[[Schedule], Tensor]] = {
 def decode_grid(schedule: Schedule, steps: int, spacing: str = "uniform") -> list[Node]:
     """steps + 1 nodes (at most T) from t = T-1 down to 0, even in the spacing's coordinate. Where
     two would coincide they move to larger t. Reversed, it is the grid that encodes."""
-    if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}")
+    check_known("spacing", spacing, SPACINGS)
     coordinate, last = SPACINGS[spacing](schedule), schedule.timesteps - 1
     steps, ends = min(steps, last), (coordinate[0].item(), coordinate[-1].item())
     wanted = torch.linspace(*ends, steps + 1, dtype=torch.float64)

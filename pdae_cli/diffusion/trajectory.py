@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Generator, Tensor
 
-from ..errors import InputError, Range, UsageError, check_ranges
+from ..errors import InputError, Range, UsageError, check_known, check_ranges
 from . import parity
 from .noise import clone, normal
 from .schedule import Schedule
@@ -58,14 +58,10 @@ class Sampling:
     parity: str | None = None  # follow another program's procedure: see parity.PROGRAMS
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("solver", self.solver, SOLVERS),
-            ("spacing", self.spacing, SPACINGS),
-            ("parity", self.parity, (None, *parity.PROGRAMS)),
-        ):
-            if value not in known:
-                names = ", ".join(str(one) for one in known if one)
-                raise UsageError(f"unknown {name} {value!r}; known: {names}")
+        check_known("solver", self.solver, SOLVERS, UsageError)
+        check_known("spacing", self.spacing, SPACINGS, UsageError)
+        if self.parity is not None:
+            check_known("parity", self.parity, parity.PROGRAMS, UsageError)
         own = (self.solver, self.spacing, self.corrections) != ("dpmpp", "asinh5", 0)
         if self.parity is not None and own:
             theirs = "parity is DDIM on the other program's own time grid"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..diffusion.noise import slerp
 from ..diffusion.trajectory import Sampling
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, check_known
 from .config import build
 from .tensors import LARGEST_HEADER, Header, TensorsError, check, load, sealed, shown
 
@@ -207,10 +207,7 @@ def _checked(header: Header) -> CodesFacts:
     if facts.get("format") != FORMAT:
         raise ValueError(f"format {shown(facts.get('format'))}, this version reads {FORMAT}")
     read: CodesFacts = build(CodesFacts, facts, "its metadata")
-    given = read.sampling
-    if given.get("parity") is not None:  # which has no spacing of ours: that is the default of then
-        given = {name: value for name, value in given.items() if name != "spacing"}
-    sampling = build(Sampling, given, "sampling")  # 7 of a file is 7.0 of guidance
+    sampling = build(Sampling, read.sampling, "sampling")  # 7 of a file is 7.0 of guidance
     read = replace(read, sampling={name: vars(sampling)[name] for name in read.sampling})
     shapes = {name: spec.shape for name, spec in header.tensors.items()}
     z, x_T, residual_T = (shapes.get(name) for name in TENSORS)
@@ -299,8 +296,7 @@ def combine(
     Rows keep the SHA, which names their random numbers, of the first term that has all rows.
     Raises InputError where `require_alike` does, and for unlike rows.
     """
-    if noise not in NOISES:
-        raise UsageError(f"unknown noise {noise!r}; known: {', '.join(NOISES)}")
+    check_known("noise", noise, NOISES, UsageError)
     codes = [one for _, one in terms]
     require_alike(codes, names)
     rows = max(map(len, codes))
@@ -382,8 +378,7 @@ def nearest(
     `cosine`: 1 - cos of the angle between the two z, 0 … 2. `euclidean`: root mean square
     difference of z, in each dimension's standard deviations over the library, where it has any.
     """
-    if metric not in METRICS:
-        raise UsageError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+    check_known("metric", metric, METRICS, UsageError)
     query, targets, found = query.double(), library.double(), []
     if metric == "cosine":
         query, targets = F.normalize(query, dim=1), F.normalize(targets, dim=1)

@@ -23,7 +23,7 @@ from ..diffusion.trajectory import (
     solve_latent,
     to_decode,
 )
-from ..errors import InputError, ModelError, UsageError
+from ..errors import InputError, ModelError, UsageError, check_known
 from ..networks.classifier import ClassEmbedding
 from ..networks.first_stage import FirstStage
 from ..networks.gradient import GradientEstimator
@@ -74,8 +74,7 @@ class Model(Batching):
     def to(self, device: str = "auto", dtype: str = "float32", compile: bool = False) -> Model:
         """Place the networks on a device (`auto`: accelerate's choice), choose the precision that
         they compute in, and whether torch compiles them; a trajectory's state stays float32."""
-        if dtype not in PRECISIONS:
-            raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(PRECISIONS)}")
+        check_known("dtype", dtype, PRECISIONS, UsageError)
         try:
             self.device = PartialState().device if device == "auto" else torch.device(device)
             for network in self.networks():
@@ -298,8 +297,7 @@ class Model(Batching):
             raise InputError(f"interpolation takes codes of two pictures, not of {len(codes)}")
         if codes.x_T is None:
             raise InputError(f"{Z_ALONE}; encode the two with x_T to go from one to the other")
-        if mode not in ("latent", "trajectory"):
-            raise UsageError(f"unknown mode {mode!r}; known: latent, trajectory")
+        check_known("mode", mode, ("latent", "trajectory"), UsageError)
         sampling = to_decode(codes.sampling, changes, sampling)
         way = arguments.shares_of(count)
         found: dict[float, Tensor] = {}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import Range, check_ranges
+from ..errors import Range, check_known, check_ranges
 from .layers import Few, Width
 
 KINDS = ("AutoencoderKL", "VQModel")
@@ -46,8 +46,7 @@ class FirstStageConfig:
     def __post_init__(self) -> None:
         levels, unknown = len(self.widths), {*self.down_blocks, *self.up_blocks} - {*BLOCKS}
         check_ranges(self)
-        if self.kind not in KINDS:
-            raise ValueError(f"unknown first stage {self.kind!r}; known: {', '.join(KINDS)}")
+        check_known("first stage", self.kind, KINDS)
         if not 1 <= levels <= MAX_LEVELS:
             raise ValueError(f"a first stage of {levels} levels; 1 to {MAX_LEVELS} can be")
         if not len(self.down_blocks) == len(self.up_blocks) == levels:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import check_known
 from .gradient import GradientEstimator
 from .unet import Half, UNet, adagn
 
@@ -54,8 +55,7 @@ class Heads(nn.Module):
     ) -> None:
         """alpha_bar: (T,) float64, where the networks are."""
         super().__init__()
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
+        check_known("prediction", prediction, PREDICTIONS)
         self.dpm, self.gradient, self.prediction = dpm, gradient, prediction
         self.alpha_bar = alpha_bar
         self.compiled: Callable[..., Outputs] | None = None

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,16 +54,6 @@ class TestFiles:
         plain = {"z": None, "x_T": None, "residual_T": None}
         assert replace(back, **plain) == replace(codes, **plain)  # type: ignore[arg-type]
         assert to_bytes(stack(rows(codes))) == to_bytes(codes)
-
-    def test_parity_says_nothing_of_the_spacing_that_was_the_default_when_they_were_made(
-        self,
-    ) -> None:
-        """Which without parity is what they are decoded by."""
-        now = asdict(Sampling(parity="pdae"))
-        then = codes_of(1, sampling=now | {"spacing": "asinh"})
-        assert from_bytes(to_bytes(then), "it").sampling == now
-        own = codes_of(1, sampling=asdict(Sampling(spacing="asinh")))
-        assert from_bytes(to_bytes(own), "it").sampling["spacing"] == "asinh"
 
     @pytest.mark.parametrize(
         ("change", "words"),

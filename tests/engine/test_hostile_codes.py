@@ -267,6 +267,6 @@ class TestSeals:
         assert torch.equal(tensors["z"], self.CODES.z)
 
     def test_files_without_a_seal_are_read(self) -> None:
-        """As older versions wrote them."""
+        """As the library writes them."""
         data = safetensors.torch.save(TENSORS, metadata={"pdae": json.dumps(FACTS)})
         assert torch.equal(from_bytes(data, "it").z, TENSORS["z"])

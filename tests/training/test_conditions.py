@@ -118,7 +118,7 @@ def test_each_group_has_four_channels_at_least(base: int) -> None:
 
 
 def test_a_network_is_the_one_it_began_with(tmp_path: Path) -> None:
-    """Also one with as many groups as an older version made, whose weights have the same shapes."""
+    """Also one of other groups, whose weights have the same shapes."""
     data = labelled(tmp_path / "data", 12, 8)
     labels = condition(read_labels(data / "labels.csv", data), ["red"])
     pictures = open_pictures(data, 32)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...errors import InputError, UsageError
+from ...errors import InputError, UsageError, check_known
 from ..images import to_image, to_tensor
 
 Point = tuple[float, float]
@@ -56,8 +56,7 @@ class Frame:
     @classmethod
     def fitted(cls, width: int, height: int, size: int, fit: str = "crop") -> Frame:
         """The whole of a photo: `crop` its middle square, `pad` it with black, or `stretch` it."""
-        if fit not in ("crop", "pad", "stretch"):
-            raise UsageError(f"unknown fit {fit!r}; known: crop, pad, stretch")
+        check_known("fit", fit, ("crop", "pad", "stretch"), UsageError)
         side = min(width, height) if fit == "crop" else max(width, height)
         across, down = (width, height) if fit == "stretch" else (side, side)
         x, y = size / across, size / down
