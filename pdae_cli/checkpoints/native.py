@@ -97,7 +97,7 @@ def read_model(folder: Path, name: str) -> Model:
 
 def _check_z(of: str, config: ModelConfig, path: Path) -> None:
     """Raise ModelError for a file that was made for another z than the model's."""
-    if of and config.z_digest and of != config.z_digest:
+    if of and config.z_sha and of != config.z_sha:
         raise ModelError(
             f"{path.name} was made for another z than that of {path.parent}, whose encoder was "
             "trained since; move such a file away and make it again"

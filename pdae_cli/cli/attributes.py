@@ -93,7 +93,7 @@ def fit(
     replaced = refuse(model.attributes)  # before the work, and again where they are written
     z = [torch.cat([encoded(model, one, out) for one in part]) for part in lesson.parts]
     fitted = lesson.learnt(z, decay)
-    fitted.of = model.config.z_digest
+    fitted.of = model.config.z_sha
 
     def change(known: Attributes | None) -> Attributes:
         replaced.update(refuse(known))
@@ -291,7 +291,7 @@ def discover(
     out, (folder, model) = Output(options.json, options.quiet), _own(options)
     original = None if output is None else _first(model, picture or data, options, output)
     found = principal(z_of(model, data, out, output=output), count)
-    found.of = model.config.z_digest
+    found.of = model.config.z_sha
 
     def change(known: Attributes | None) -> Attributes:
         old = [name for name in known.names if re.fullmatch(r"pca_\d+", name)] if known else []

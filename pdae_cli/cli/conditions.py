@@ -163,10 +163,10 @@ def plain(run: Run, options: SampleOptions) -> list[Paint]:
 
 def _record_latent_dpm(run: Run) -> None:
     """Trained on, it makes other pictures."""
-    from ..engine.tensors import fingerprint
+    from ..engine.tensors import networks_sha
 
     if (network := run.model.latent_dpm) is not None:
-        run.job.options["latent_dpm_sha256"] = fingerprint(network)
+        run.job.options["latent_dpm_sha256"] = networks_sha(network)
 
 
 def of_label(run: Run, options: SampleOptions, labels: Sequence[str]) -> list[Paint]:

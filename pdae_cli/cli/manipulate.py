@@ -224,7 +224,7 @@ class Edit:
             z = torch.zeros(1, self.known.weight.shape[1])
             others = [one for one in self.names if self.to and one != self._named(name)]
             self.known.move(z, name, scale, keep=[*self.kept, *others])
-        digest = self.known.digest([*self.names, *self.kept])
+        digest = self.known.sha([*self.names, *self.kept])
         run.job.options["attributes_sha256"] = digest  # learnt anew, they make other pictures
         self.within = Masks(run, mask) if mask else None  # where the edits show
         self.file = file  # where one is made of all

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 
 def generator(seed: int, *key: object) -> Generator:
-    """A generator whose stream is a pure function of the seed and the key (a picture's digest, a
+    """A generator whose stream is a pure function of the seed and the key (a picture's SHA, a
     sample's number, a training step)."""
     name = ":".join(str(part) for part in (seed, *key))
     digest = hashlib.sha256(name.encode()).digest()

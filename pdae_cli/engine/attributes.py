@@ -56,7 +56,7 @@ class Attributes:
     weight: Tensor  # (A, D) float32
     bias: Tensor  # (A,) float32
     facts: dict[str, Any] = field(default_factory=dict)  # name → how it was learnt, how it does
-    of: str = ""  # the z that they are of, as `ModelConfig.z_digest` says; "": not recorded
+    of: str = ""  # the z that they are of, as `ModelConfig.z_sha` says; "": not recorded
 
     def index(self, name: str) -> int:
         """The row of a name, without regard to case, spaces, hyphens and underscores."""
@@ -163,7 +163,7 @@ class Attributes:
         wanted = {simplified(name) for name in names}
         return {n: self.facts.get(n) or {} for n in self.names if simplified(n) in wanted}
 
-    def digest(self, names: Sequence[str]) -> str:
+    def sha(self, names: Sequence[str]) -> str:
         """Compute a SHA-256 of all that edits along these depend on."""
         rows = [self.index(name) for name in names]
         facts = [[self.spread(name), self.unit(name)] for name in names]

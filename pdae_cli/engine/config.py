@@ -52,7 +52,7 @@ class Normalisation:
         check_ranges(self)
 
     @property
-    def digest(self) -> str:
+    def sha(self) -> str:
         """Compute the first 12 digits of its SHA-256: every training of E_phi makes it another, so
         what is learnt from z is known by it to be of this one."""
         numbers = json.dumps([list(map(float, part)) for part in (self.mean, self.std)])
@@ -108,16 +108,16 @@ class ModelConfig:
         return self.unet.channels, self.unet.image_size, self.unet.image_size
 
     @property
-    def digest(self) -> str:
+    def sha(self) -> str:
         """Compute the first 12 digits of the SHA-256 of all that results depend on: by another
         schedule, prediction or normalisation the same weights mean something else."""
         facts = {name: one for name, one in _said(self).items() if name not in UNCOMPUTED}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
-    def z_digest(self) -> str:
-        """Say which z is E_phi's: `Normalisation.digest`, or "" where no training recorded it."""
-        return "" if self.normalisation is None else self.normalisation.digest
+    def z_sha(self) -> str:
+        """Say which z is E_phi's: `Normalisation.sha`, or "" where no training recorded it."""
+        return "" if self.normalisation is None else self.normalisation.sha
 
     @property
     def z_dim(self) -> int | None:

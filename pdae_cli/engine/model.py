@@ -36,7 +36,7 @@ from .attributes import Attributes, Scale
 from .codes import Z_ALONE, Codes, between, stack
 from .computing import PRECISIONS, Batching, Say, check_compiler, computing, ignore
 from .config import ModelConfig
-from .tensors import fingerprint
+from .tensors import networks_sha
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Model(Batching):
     @cached_property
     def first_stage_sha(self) -> str:
         """Compute what the first stage, and so its latents, are known again by; "" without one."""
-        return "" if self.first_stage is None else fingerprint(self.first_stage)
+        return "" if self.first_stage is None else networks_sha(self.first_stage)
 
     def latents(self, x_0: Tensor) -> Tensor:
         """What eps_theta is of: the pictures x_0 (N, C, H, W) themselves, or their latents."""

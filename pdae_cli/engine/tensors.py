@@ -275,7 +275,7 @@ def _resealed(head: bytes, old: str, new: str) -> bytes:
     return head.replace(old.encode(), new.encode(), 1)
 
 
-def fingerprint(*networks: nn.Module) -> str:
+def networks_sha(*networks: nn.Module) -> str:
     """Return the first 12 digits of the SHA-256 of networks' weights, by which they are known
     again; in 16 bits, as a model that is trained in place may be stored."""
     found = hashlib.sha256()

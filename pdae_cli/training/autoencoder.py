@@ -13,7 +13,7 @@ from ..diffusion.schedule import Schedule, gather
 from ..diffusion.trajectory import Latents, unchanged
 from ..engine.config import ModelConfig, Normalisation
 from ..engine.model import Model
-from ..engine.tensors import fingerprint
+from ..engine.tensors import networks_sha
 from ..errors import UsageError
 from ..evaluation.figures import on_schedule
 from ..evaluation.gap import gap_residuals
@@ -151,7 +151,7 @@ def autoencoder_stage(
     save = saving if known else saving_statistics
     for network in frozen:
         network.requires_grad_(False)
-    settings = {"frozen_sha": fingerprint(*frozen), "freeze_encoder": freeze_encoder}
+    settings = {"frozen_sha": networks_sha(*frozen), "freeze_encoder": freeze_encoder}
     return Stage(
         "autoencoder",
         objective,

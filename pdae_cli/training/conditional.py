@@ -12,7 +12,7 @@ from ..diffusion.trajectory import Sampling
 from ..engine.attributes import simplified
 from ..engine.guidance import chosen, labelled
 from ..engine.model import Model
-from ..engine.tensors import fingerprint
+from ..engine.tensors import networks_sha
 from ..errors import UsageError
 from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
@@ -127,6 +127,6 @@ def conditional_stage(
         saving(model, task, "autoencoder"),
         model.config.state_shape,
         y,
-        weighting._asdict() | {"frozen_sha": fingerprint(model.dpm)} | recorded(labels.classes),
+        weighting._asdict() | {"frozen_sha": networks_sha(model.dpm)} | recorded(labels.classes),
         lambda: check_model(model, task.folder, "autoencoder"),
     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..engine.computing import computing
 from ..engine.config import Normalisation
 from ..engine.model import Model
-from ..engine.tensors import fingerprint
+from ..engine.tensors import networks_sha
 from ..errors import UsageError
 from ..networks.heads import Heads
 from ..pictures.images import to_float
@@ -199,7 +199,7 @@ def encoder_stage(model: Model, task: Task, other: Model | None = None) -> Stage
         save,
         (0,),  # no noise is needed
         settings={
-            "frozen_sha": fingerprint(model.dpm),
+            "frozen_sha": networks_sha(model.dpm),
             "components_of": components_of,
             "teacher": name,
             "teacher_sha": sha[:12],

@@ -14,7 +14,7 @@ from ..diffusion.schedule import Schedule
 from ..diffusion.trajectory import LATENT_SCHEDULE
 from ..engine.computing import ignore
 from ..engine.model import Model
-from ..engine.tensors import fingerprint
+from ..engine.tensors import networks_sha
 from ..evaluation.likeness import Likeness
 from ..networks.latent import LatentConfig, LatentDPM
 from ..pictures.images import to_float
@@ -97,7 +97,7 @@ def latent_stage(
     def save(summary: dict[str, object]) -> None:
         likeness = Likeness.of(model)
         assert likeness is not None
-        facts = {"data": task.name, "z": model.config.z_digest} | likeness.recorded()
+        facts = {"data": task.name, "z": model.config.z_sha} | likeness.recorded()
         write_latent_dpm(task.folder, network, summary | facts, task.dtype)
 
     def measure() -> dict[str, float]:
@@ -114,7 +114,7 @@ def latent_stage(
         save,
         (z_dim,),
         settings={
-            "frozen_sha": fingerprint(model.encoder),
+            "frozen_sha": networks_sha(model.encoder),
             "width": width,
             "layers": layers,
             "dropout": dropout,

@@ -174,7 +174,7 @@ def test_nor_is_one_of_another_first_stages(model: Model) -> None:
 def test_a_first_stage_is_read_through_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for each batch of samples that a classifier guides."""
     model, read = replace(model), list[object]()
-    monkeypatch.setattr("pdae_cli.engine.model.fingerprint", lambda one: read.append(one) or "sha")
+    monkeypatch.setattr("pdae_cli.engine.model.networks_sha", lambda one: read.append(one) or "sha")
     assert [model.first_stage_sha for _ in range(3)] == ["sha"] * 3 and len(read) == 1
 
 

@@ -98,11 +98,11 @@ def test_what_was_made_for_another_z_is_refused(part: str, tmp_path: Path) -> No
     model = of_z(tiny_model(), 0.1)
     assert model.attributes is not None and model.latent_dpm is not None
     write_model(tmp_path, model)
-    model.attributes.of = model.config.z_digest
+    model.attributes.of = model.config.z_sha
     if part == "attributes":
         write_attributes(tmp_path, model.attributes)
     else:
-        write_latent_dpm(tmp_path, model.latent_dpm, {"z": model.config.z_digest})
+        write_latent_dpm(tmp_path, model.latent_dpm, {"z": model.config.z_sha})
     read_model(tmp_path, "same")
     write_model(tmp_path, of_z(model, 0.1 + 1e-9))
     with pytest.raises(ModelError, match=rf"{part}\.safetensors was made for another z than that"):
@@ -113,7 +113,7 @@ def test_attributes_learnt_while_the_encoder_is_trained_are_not_written(tmp_path
     model = of_z(tiny_model(), 0.1)
     learnt = model.attributes
     assert learnt is not None
-    learnt.of = model.config.z_digest
+    learnt.of = model.config.z_sha
     write_model(tmp_path, of_z(model, 0.2))
     with pytest.raises(ModelError, match="made for another z"):
         change_attributes(tmp_path, lambda known: learnt)
@@ -123,7 +123,7 @@ def test_attributes_learnt_while_the_encoder_is_trained_are_not_written(tmp_path
     written = read_model(tmp_path, "m").attributes
     assert written is not None and written.renamed("smiling", "joy").of == learnt.of
     assert written.without(["smiling"]).merged(learnt).of == learnt.of
-    learnt.of = of_z(model, 0.3).config.z_digest
+    learnt.of = of_z(model, 0.3).config.z_sha
     with pytest.raises(UsageError, match="another z"):
         written.merged(learnt)
 
@@ -268,7 +268,7 @@ def test_a_configs_digest_is_of_what_results_depend_on() -> None:
     """And of what isn't at its default: fields that later versions add leave it as it is."""
     config = tiny_model().config
     for same in ({"licence": "mine"}, {"training": ({"stage": "dpm"},)}, {"source": "elsewhere"}):
-        assert replace(config, **same).digest == config.digest
+        assert replace(config, **same).sha == config.sha
     others = [
         replace(config, prediction="v"),
         replace(config, variance="large"),
@@ -277,4 +277,4 @@ def test_a_configs_digest_is_of_what_results_depend_on() -> None:
         replace(config, unet=replace(config.unet, time_scale=2.0)),
         replace(config, normalisation=Normalisation((1.0,) * 6, (2.0,) * 6)),
     ]
-    assert len({one.digest for one in (config, *others)}) == len(others) + 1
+    assert len({one.sha for one in (config, *others)}) == len(others) + 1

@@ -355,13 +355,13 @@ def test_components_are_those_of_the_same_pictures(photos: Path, tmp_path: Path)
 
 
 def test_weights_in_16_bits_have_the_same_fingerprint() -> None:
-    from pdae_cli.engine.tensors import fingerprint
+    from pdae_cli.engine.tensors import networks_sha
 
     network = tiny_model().dpm
-    exact = fingerprint(network)
+    exact = networks_sha(network)
     with torch.no_grad():
         for weight in network.parameters():
             weight.copy_(weight.half())
-        assert fingerprint(network) == exact
+        assert networks_sha(network) == exact
         next(network.parameters()).mul_(1.01)
-    assert fingerprint(network) != exact
+    assert networks_sha(network) != exact

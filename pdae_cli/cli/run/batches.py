@@ -94,7 +94,7 @@ class Run:
         self.destination, self.nfe = destination, nfe
         self.share, self.shares = options.shares()
         self.out = Output(options.json, options.quiet or destination.stdout)
-        given = options_that_matter(options.given) | {"config_sha256": model.config.digest}
+        given = options_that_matter(options.given) | {"config_sha256": model.config.sha}
         self.job = Job(command, model.weights_sha, given)
         self.viewer = Viewer(options, command, self.out, destination)
         one_file = not (destination.folder or destination.nothing)
