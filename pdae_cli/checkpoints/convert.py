@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from accelerate import init_empty_weights
 
-from ..engine.config import to_json
 from ..engine.model import Model
 from ..errors import ModelError, UsageError, check_known
 from ..networks.latent import LatentDPM
@@ -133,7 +132,7 @@ def write_converted(conversion: Conversion, folder: Path, dtype: torch.dtype) ->
         "## Conversion\n",
         f"- By `pdae convert` from {conversion.family}; it changes nothing about the licence.",
         f"- Checked: {conversion.checked}.",
-        f"- Network: `{json.dumps(to_json(config)['unet'])}`",
+        f"- Network: `{json.dumps(asdict(config.unet))}`",
         *(f"- {note}" for note in conversion.notes),
     ]
     told = {"converted": conversion.family}

@@ -16,11 +16,12 @@ from ..engine.tensors import shown
 from ..errors import ModelError, StorageError, UsageError
 from ..pictures.listing import HEIC_SUFFIXES, SUFFIXES
 from .card import CARD, FIGURES, TERMS
+from .native import ATTRIBUTES, CONFIG, LATENT_DPM, WEIGHTS
+from .reading import SAFETENSORS
 
 # Those of ours, and so those that are pushed.
 PAPERS = (CARD, TERMS, FIGURES)
-SAFE = ".safetensors"
-NATIVE = (*PAPERS, "config.json", f"model{SAFE}", f"attributes{SAFE}", f"latent_dpm{SAFE}")
+NATIVE = (*PAPERS, CONFIG, WEIGHTS, ATTRIBUTES, LATENT_DPM)
 # Everything that one of our models or of diffusers' pipelines is made of.
 FOLDERS = ("", "unet/", "vqvae/", "vae/")
 STEMS = tuple(f"{folder}diffusion_pytorch_model" for folder in FOLDERS)
@@ -171,7 +172,7 @@ def push(
 
     files = {name: folder / name for name in NATIVE if (folder / name).is_file()}
     for name, place in product(files, {str(Path.home()), str(Path.cwd())} - {os.sep}):
-        if not name.endswith(SAFE) and f"{place}{os.sep}" in files[name].read_text(
+        if not name.endswith(SAFETENSORS) and f"{place}{os.sep}" in files[name].read_text(
             errors="replace"
         ):
             raise UsageError(f"{name} names {place}, which isn't for others; take it out first")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..engine import tensors as safe
 from ..engine.attributes import MAX_NAME, Attributes, check_facts, simplified
-from ..engine.config import FORMAT, ModelConfig, build, from_json, to_json
+from ..engine.config import FORMAT, ModelConfig, build, from_json
 from ..engine.guidance import Classifier, ClassifierConfig
 from ..engine.model import Model
 from ..errors import InputError, ModelError
@@ -231,7 +231,7 @@ def latent_training(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_config(folder: Path, config: ModelConfig, shas: list[str]) -> None:
-    text = json.dumps(to_json(config) | {WEIGHTS_SHAS: shas}, indent=1)
+    text = json.dumps(asdict(config) | {WEIGHTS_SHAS: shas}, indent=1)
     write_bytes(folder / CONFIG, text.encode() + b"\n")
 
 

@@ -135,13 +135,9 @@ def _said(value: Any) -> Any:
     return {one.name: _said(now) for one, now in said if now != one.default}
 
 
-def to_json(config: ModelConfig) -> dict[str, Any]:
-    """Turn a config into plain dictionaries, lists and numbers."""
-    return dataclasses.asdict(config)
-
-
 def from_json(data: Any) -> ModelConfig:
-    """Build a config from parsed JSON. Raises ValueError that names the field that is wrong."""
+    """Build a config from what `asdict` made of it, as parsed JSON. Raises ValueError that names
+    the field that is wrong."""
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
         raise ValueError(f"format {found!r}, this version reads {FORMAT}")

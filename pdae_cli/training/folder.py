@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..checkpoints import is_native, read_card, read_classifier, read_config, write_model
 from ..checkpoints.native import ATTRIBUTES, CLASSIFIER, CONFIG, LATENT_DPM, WEIGHTS
-from ..engine.config import to_json
 from ..engine.model import Model
 from ..errors import UsageError
 from ..files import sha256
@@ -27,7 +26,7 @@ def saving(model: Model, task: Task, stage: str) -> Callable[[dict[str, object]]
     folder, before = task.folder, model.config.training
     read_card(folder)  # or the error, before the work
     if is_native(folder) and (folder / "training").is_dir():
-        ours, theirs = to_json(model.config), to_json(read_config(folder))
+        ours, theirs = asdict(model.config), asdict(read_config(folder))
         changed = [name for name in MEANING if ours[name] != theirs[name]]
         if changed:
             raise UsageError(

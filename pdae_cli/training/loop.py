@@ -28,13 +28,12 @@ from torch import Tensor, nn
 from ..diffusion.noise import generator
 from ..engine.computing import Say, check_compiler, ignore, within_memory
 from ..errors import OutOfMemory, PdaeError, UsageError
-from ..files import check_writable
+from ..files import append, check_writable
 from ..pictures.images import write_sheet
 from .muon import optimizer_of
 from .stage import Rows, Stage, TrainOptions, checkpoint_activations, draw_batch, prefetched
 from .state import (
     EMA,
-    append_log,
     check_state,
     load_state,
     locked,
@@ -359,7 +358,7 @@ class Training:
         if self.rank == 0:
             images = self.step * self.options.batch_size
             record: dict[str, object] = {"step": self.step, "images": images, **values}
-            append_log(self.log_path, record)
+            append(self.log_path, json.dumps(record).encode() + b"\n")
             self._tell(self.accelerator.log, values, self.step)
             report(record)
 

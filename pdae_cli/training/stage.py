@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..diffusion.noise import generator, normal
 from ..networks.layers import Attention
 from ..networks.unet import ResBlock
+from ..pictures.images import to_float
 
 PREVIEWED = 8  # pictures, or kinds of them, in a row or column of a sample sheet
 PREFETCH = 3  # micro-batches prepared ahead, in threads
@@ -128,7 +129,7 @@ def draw_batch(stage: Stage, options: TrainOptions, step: int, first: int, count
     if clean.dtype == torch.uint8:
         if options.flip:
             clean = torch.where(mirrored[:, None, None, None], clean.flip(3), clean)
-        clean = clean.float() / 127.5 - 1
+        clean = to_float(clean)
     return Rows(clean, t, eps, None if stage.labels is None else stage.labels[numbers])
 
 

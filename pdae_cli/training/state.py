@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..engine.tensors import TensorsError, check, load, opened, parts
 from ..errors import InputError, UsageError
-from ..files import append, replacing, unwritable, write_bytes
+from ..files import replacing, unwritable, write_bytes
 from .muon import Muon, moments
 
 Named = dict[str, nn.Parameter]
@@ -166,11 +166,6 @@ def _explained(path: Path) -> Iterator[None]:
             f"{path}: not this run's state: {error}; put a copy of it back, or start another run "
             "with --init-from"
         ) from error
-
-
-def append_log(path: Path, record: dict[str, object]) -> None:
-    """Add one JSON line. Raises InputError, StorageError."""
-    append(path, json.dumps(record).encode() + b"\n")
 
 
 def trim_log(path: Path, step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -20,7 +20,7 @@ from pdae_cli.diffusion.noise import generator, normal
 from pdae_cli.diffusion.schedule import Schedule
 from pdae_cli.diffusion.trajectory import Sampling
 from pdae_cli.engine import guidance
-from pdae_cli.engine.config import ScheduleConfig, from_json, to_json
+from pdae_cli.engine.config import ScheduleConfig, from_json
 from pdae_cli.engine.guidance import (
     Classifier,
     FewShot,
@@ -157,7 +157,7 @@ class TestLabelledModel:
         model = conditional_model(classes)
         write_model(tmp_path, model)
         again = read_model(tmp_path, "again")
-        facts = json.loads(json.dumps(to_json(again.config)))
+        facts = json.loads(json.dumps(asdict(again.config)))
         assert again.config == model.config == from_json(facts)
         y = torch.eye(len(classes.names))[:1]
         assert torch.equal(labelled(again, y, [0], FAST, 0), labelled(model, y, [0], FAST, 0))
@@ -172,7 +172,7 @@ class TestLabelledModel:
          {"names": ["a"], "exclusive": True}],
     )  # fmt: skip
     def test_classes_that_cannot_be(self, wrong: dict[str, object]) -> None:
-        facts = to_json(conditional_model().config)
+        facts = asdict(conditional_model().config)
         facts["labels"]["classes"] = wrong
         with pytest.raises(ValueError, match="class"):
             from_json(json.loads(json.dumps(facts)))
