@@ -173,7 +173,8 @@ def _flags(source: Source) -> Settings:
         words = shlex.split(read_text(path, MAX_FLAGS))
     except ValueError as error:
         raise ModelError(f"{path} can't be read as flags: {error}") from error
-    words = [part for word in words for part in word.split("=", 1)]
+    pairs = (word.split("=", 1) if word.startswith("--") else [word] for word in words)
+    words = [part for pair in pairs for part in pair]
     flags: dict[str, Any] = {}
     for name, value in itertools.zip_longest(words[::2], words[1::2]):
         if not name.startswith("--") or value is None:

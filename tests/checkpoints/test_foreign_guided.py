@@ -35,6 +35,7 @@ class TestGuided:
         x, t = states(original), torch.tensor([5, 700])
         text = tmp_path / "flags.txt"
         flags = json.loads((tmp_path / "model_flags.json").read_text())
+        flags |= {"data_dir": "/data/lr=1e-4", "resume_checkpoint": "a=b.pt"}
         text.write_text(" ".join(f"--{name} {value}" for name, value in flags.items()))
         for source in (Source(tmp_path), Source(tmp_path / "ema.pt", text)):
             assert family_of(source) == "guided-diffusion"
