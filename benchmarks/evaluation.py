@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for each measurement")
     options = parser.parse_args()
+    keep_memory()  # as the commands do
     torch.set_num_threads(options.threads)
     model = opened(options.model, options.device, options.dtype, options.compile)
     device, counts = model.device, [int(count) for count in options.batch_sizes.split(",")]
