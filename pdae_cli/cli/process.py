@@ -30,8 +30,8 @@ def settle() -> None:
 
 def keep_memory() -> None:
     """Let the C library keep what is freed for what comes next. It would give feature maps back to
-    the system after each layer and have their pages made anew for the next, a fourteenth of an
-    evaluation of 32 pictures (docs/performance.md). Of glibc alone, and not where the user says."""
+    the system after each layer and have their pages made anew for the next: up to a fifth of the
+    time of a large batch (docs/performance.md). Of glibc alone, and not where the user says."""
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     with suppress(AttributeError, OSError, TypeError):  # another C library, or system

@@ -173,8 +173,6 @@ def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -
     UsageError for what can't be typed so."""
     options = {name: one for name, one in recipe.options.items() if name not in PARTS}
     left = {name: one for name, one in options.items() if given(one)}
-    if recipe.place is not None:
-        left.pop("columns", None)  # of a sheet, which this is none of: older versions took it
     for name in ("first", "count"):
         left.setdefault(name, vars(recipe)[name])
     for name in [name for name in PATHS if isinstance(left.get(name), str)]:
@@ -263,7 +261,7 @@ def _same(recipe: Recipe, again: Recipe, new: Path, file: Path) -> bool:
         )
     for key, part in PARTS.items():
         if recipe.options.get(key, again.options.get(key)) != again.options.get(key):
-            raise ModelError(f"{file} was made with other {part} than {again.model} has now")
+            raise ModelError(f"{file} was made with {part} than now")
     frames = zip_longest(open_frames(new, str(new)), open_frames(file, str(file)))
     return all(
         one is not None

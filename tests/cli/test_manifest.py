@@ -57,17 +57,6 @@ class TestManifest:
         more = Job("encode", "m" * 64, {"seed": 0, "new": None, "other": False, "more": []})
         assert more.digest == JOB.digest != Job("encode", "m" * 64, {"seed": 1}).digest
 
-    def test_versions_that_didnt_record_the_models_settings(self, tmp_path: Path) -> None:
-        out = tmp_path / "a.png"
-        Manifest(tmp_path, JOB).add([(out, "s", b"content", {}, "")])
-        out.write_bytes(b"content")
-        for more, why in (({}, ""), ({"seed": 1}, "--seed"), ({"latent_dpm_sha256": "l"}, "DPM")):
-            given = {"seed": 0, "config_sha256": "c"} | more
-            state = Manifest(tmp_path, Job("encode", "m" * 64, given)).state(out, "s")
-            assert state.done == (not why) and why in state.reason
-        changed = Manifest(tmp_path, Job("encode", "m" * 64, {"seed": 0, "config_sha256": "c"}))
-        assert changed.state(out, "t").reason == "its input changed"
-
     def test_another_run_of_the_job_at_the_same_time(self, tmp_path: Path) -> None:
         first, second = Manifest(tmp_path, JOB), Manifest(tmp_path, JOB)
         for content in (b"content", b"other content"):  # made, and made again

@@ -16,6 +16,7 @@ from conftest import Command, picture
 
 from pdae_cli.cli.run.batches import Run
 from pdae_cli.cli.run.inputs import split_pngs
+from pdae_cli.diffusion.trajectory import Sampling
 
 FAST = ("--inference-steps", "3")
 
@@ -84,11 +85,26 @@ class TestAgain:
             (model / "config.json").write_text(json.dumps(config))
             result = pdae(*command, model=model)
             assert result.code == 0 and (outputs(out) == before) == same
-            assert ("made again: the model has other settings" in result.err) != same
+            assert ("made again: of other settings in the model's config.json" in result.err) != same
             assert pdae("redo", out / "0.png", "-i", source, "-m", model).code == 0
         (out / "0.png").write_bytes(before["0.png"])
         told = pdae("redo", out / "0.png", "-i", source, "-m", model)
-        assert told.code == 4 and "made with other settings in its config.json" in told.err
+        assert told.code == 4 and "made with other settings in the model's" in told.err
+
+    def test_other_defaults_make_it_again(
+        self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A later version's, say: one folder doesn't hold pictures of both."""
+        source, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
+        first, command = next(source.iterdir()), ("reconstruct", source, "-o", out)
+        assert pdae("reconstruct", first, "-o", f"{out}/").code == 0
+        before = outputs(out)
+        monkeypatch.setattr(Sampling, "__repr__", lambda self: "of a later version")
+        told = pdae("redo", out / f"{first.stem}.png", "-i", source)
+        assert told.code == 4 and "made with other default settings than now" in told.err
+        result = pdae(*command)
+        assert result.code == 0 and "made again: of other default settings than now" in result.err
+        assert "2 unchanged" in pdae(*command).err and before.items() - outputs(out).items()
 
     def test_other_commands_and_other_peoples_files_are_left_alone(
         self, pdae: Command, tmp_path: Path
@@ -229,7 +245,7 @@ class TestNames:
             films[0].save(source / "x.gif", save_all=True, append_images=films[1:])
             (source / "0.png").rename(source / "x-0000.png")
         else:
-            for names, stem in (("01", "x"), ("0", "x-0000")):
+            for names, stem in (("01", "x"), ("0", "x-0")):
                 pictures = [source / f"{name}.png" for name in names]
                 codes = tmp_path / "codes" / f"{stem}.safetensors"
                 assert pdae("encode", *pictures, "-o", codes, *FAST).code == 0
@@ -239,7 +255,7 @@ class TestNames:
             told = records(result.text)
             (failed,) = [one for one in told if one["status"] == "failed"]
             assert result.code == 3 and {one["status"] for one in told} == {status, "failed"}
-            assert "its output x-0000." in str(failed["error"])
+            assert f"its output {'x-0000' if of == 'frames' else 'x-0'}." in str(failed["error"])
             assert "rename one" in str(failed["error"])
             assert len(outputs(out)) == len(told) - 1
 

@@ -32,7 +32,7 @@ from .inputs import Item
 from .launch import any_of_us
 from .loading import Load, Loaded, anew, loaded_ahead, pictures_and_codes
 from .manifest import Job, Manifest, State, state_of_file
-from .recipes import options_that_matter, told
+from .recipes import defaults_sha, options_that_matter, told
 from .tables import TABLE
 from .viewing import Viewer
 
@@ -94,8 +94,8 @@ class Run:
         self.destination, self.nfe = destination, nfe
         self.share, self.shares = options.shares()
         self.out = Output(options.json, options.quiet or destination.stdout)
-        given = options_that_matter(options.given) | {"config_sha256": model.config.sha}
-        self.job = Job(command, model.weights_sha, given)
+        parts = {"config_sha256": model.config.sha, "defaults_sha256": defaults_sha()}
+        self.job = Job(command, model.weights_sha, options_that_matter(options.given) | parts)
         self.viewer = Viewer(options, command, self.out, destination)
         one_file = not (destination.folder or destination.nothing)
         if self.shares > 1 and (one_file or self.viewer.files):

@@ -16,7 +16,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,6 @@ class Job:
         text = json.dumps([self.command, self.model, said], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
-    def digests(self) -> set[str]:
-        """Its own, and that of versions that didn't record the model's settings."""
-        older = {k: v for k, v in self.options.items() if k != "config_sha256"}
-        return {self.digest, replace(self, options=older).digest}
-
     def difference(self, other: dict[str, Any]) -> str:
         """Why this job isn't the other, in words."""
         theirs = other.get("options", {})
@@ -71,9 +65,7 @@ class Job:
         ]
         parts = [PARTS[one] for one in PARTS if theirs.get(one) != self.options.get(one)]
         if parts and not changed:
-            unsaid = any(one in self.options and one not in theirs for one in PARTS)
-            said = "it doesn't say of which" if unsaid else "the model has other"
-            return f"{said} {' and '.join(parts)}" + ("" if unsaid else " now")
+            return f"of {' and '.join(parts)} than now"
         return "; ".join(changed) or "other options"
 
 
@@ -130,7 +122,7 @@ def state_of_file(
     other = "" if is_table else _other(recipe.sources, items)
     if other and not {sha for _, sha in recipe.sources} & set(_shas(items, ())):
         return State(foreign=True, other=other)
-    if theirs.digest not in job.digests:
+    if theirs.digest != job.digest:
         return State(reason=job.difference(vars(theirs)))
     if "-" in [item.name for item in items]:
         return State(reason="standard input can be read only once")
@@ -302,7 +294,7 @@ class Manifest:
             return State(foreign=True, reason="and can't be read")
         alike = self._entries(output, now) or self._entries(output, now, anew=True)
         for entry in alike:
-            if entry.get("job") in self.job.digests and entry.get("source") == source:
+            if entry.get("job") == self.job.digest and entry.get("source") == source:
                 return State(True, record=entry.get("record"), text=entry.get("text", ""))
         if not alike and not _is_damaged(output):
             return State(foreign=True, reason="and was changed since it was written")
@@ -315,7 +307,7 @@ class Manifest:
         ours = item.whereabouts(self.folder) if item and where else where
         if alike[-1].get("source") != source and ours and not any(one in where for one in ours):
             return State(foreign=True, other=alike[-1].get("input", "another input"))
-        if alike[-1].get("job") not in self.job.digests:
+        if alike[-1].get("job") != self.job.digest:
             return State(reason=self.job.difference(before))
         return State(reason="standard input changed" if where == ["-"] else "its input changed")
 

@@ -3,6 +3,7 @@ user keeps things. Anybody can write one, so what is read is checked before it m
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass, field
@@ -19,10 +20,11 @@ AROUND = ("model", "device", "batch_size", "compile", "json", "quiet", "overwrit
           "skip_existing", "share", "num_processes", "count", "first",
           "show", "sheet", "report")  # fmt: skip
 PATHS = ("mask", "like", "unlike", "landmarks", "classifier")
-# Of the model, beside its weights: no options, but other ones make other pictures.
+# No options, but other ones make other pictures: of the model, beside its weights, and of pdae.
 PARTS = {
-    "attributes_sha256": "attributes", "latent_dpm_sha256": "latent DPM",
-    "config_sha256": "settings in its config.json",
+    "attributes_sha256": "other attributes", "latent_dpm_sha256": "another latent DPM",
+    "config_sha256": "other settings in the model's config.json",
+    "defaults_sha256": "other default settings",
 }  # fmt: skip
 
 OPTION = re.compile("[a-z_][a-z0-9_]{0,39}")
@@ -43,6 +45,14 @@ def options_that_matter(parameters: dict[str, Any]) -> dict[str, Any]:
     what an absolute path says of its owner."""
     kept = {name: value for name, value in parameters.items() if name not in OWN + AROUND}
     return kept | {name: told(str(kept[name])) for name in PATHS if kept.get(name)}
+
+
+def defaults_sha() -> str:
+    """SHA-256 of what options that aren't given mean: a version of pdae may mean something else."""
+    from ...diffusion.trajectory import PRESETS, Sampling
+    from ...engine.editing import COMPLETING
+
+    return hashlib.sha256(repr((Sampling(), PRESETS, COMPLETING)).encode()).hexdigest()
 
 
 def told(name: str) -> str:
