@@ -97,6 +97,7 @@ def _tensors(path: Path, piped: bytes = b"") -> dict[str, Any]:
         "model": codes.model,
         "digest": codes.weights_sha,
         "sampling": codes.sampling,
+        "dtype": codes.dtype,
         "sources": list(codes.sources),
     }
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..diffusion.noise import slerp
 from ..diffusion.trajectory import Sampling
 from ..errors import InputError, UsageError, check_known
+from .computing import PRECISIONS
 from .config import build
 from .tensors import LARGEST_HEADER, Header, TensorsError, check, load, sealed, shown
 
@@ -51,6 +52,7 @@ class Codes:
     weights_sha: str = ""  # SHA-256 of its weights
     sampling: dict[str, Any] = field(default_factory=dict)  # solver settings of the encoding
     converged: tuple[bool, ...] = ()  # whether each row's corrections went well; () without any
+    dtype: str = ""  # in which networks encoded them; "": not known, or of several
 
     def __len__(self) -> int:
         return len(self.z)
@@ -124,6 +126,7 @@ def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
         converged=tuple(row for one in codes for row in one.converged)
         if all(len(one.converged) == len(one) for one in codes)
         else (),
+        dtype=codes[0].dtype if len({one.dtype for one in codes}) == 1 else "",
     )
 
 
@@ -138,12 +141,13 @@ class CodesFacts:
     sources: tuple[str, ...]
     digests: tuple[str, ...]  # picture_shas
     converged: tuple[bool, ...]
+    dtype: str = ""  # older files don't say it
 
 
 def facts_of(codes: Codes) -> CodesFacts:
     """What a file says of codes. Raises UsageError where they don't say it of each row."""
-    of_model = codes.model, codes.weights_sha, codes.sampling
-    facts = CodesFacts(FORMAT, *of_model, codes.sources, codes.picture_shas, codes.converged)
+    most = codes.model, codes.weights_sha, codes.sampling, codes.sources, codes.picture_shas
+    facts = CodesFacts(FORMAT, *most, codes.converged, codes.dtype)
     if wrong := _wrong(facts, len(codes)):
         raise UsageError(f"codes are kept with a source and a picture_sha for each row: {wrong}")
     return facts
@@ -188,7 +192,7 @@ def from_bytes(data: bytes, name: str) -> Codes:
         raise InputError(f"{name}: not a codes file of pdae: {error}; encode again") from error
     of_rows = facts.sources, facts.digests, facts.model, facts.digest, facts.sampling
     x_T, residual_T = tensors.get("x_T"), tensors.get("residual_T")
-    return Codes(tensors["z"], x_T, residual_T, *of_rows, facts.converged)
+    return Codes(tensors["z"], x_T, residual_T, *of_rows, facts.converged, facts.dtype)
 
 
 def read_recipe(data: bytes) -> dict[str, Any] | None:
@@ -233,6 +237,8 @@ def _wrong(facts: CodesFacts, rows: int) -> str:
         return f"its sources, digests and what converged aren't lists of {rows or 'any row'}"
     if any(len(one) > MAX_NAME for one in (facts.model, *facts.sources)):
         return f"a name is longer than {MAX_NAME} characters"
+    if facts.dtype not in ("", *PRECISIONS):
+        return f"its dtype {shown(facts.dtype)} isn't known"
     shas = (facts.digest, *facts.digests)
     return next((f"{shown(one)} is no SHA-256" for one in shas if not SHA.fullmatch(one)), "")
 
@@ -260,8 +266,7 @@ def to_npz(codes: Codes) -> bytes:
     import numpy
 
     arrays: dict[str, Any] = {name: x.float().numpy() for name, x in codes.tensors().items()}
-    sources = numpy.array(codes.sources, dtype=str)
-    numpy.savez(buffer := io.BytesIO(), **arrays, sources=sources)
+    numpy.savez(buffer := io.BytesIO(), **arrays, sources=numpy.array(codes.sources, dtype=str))
     return buffer.getvalue()
 
 

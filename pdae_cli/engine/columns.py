@@ -17,8 +17,8 @@ from .codes import TENSORS, Codes, facts_of, from_bytes, one_file
 if TYPE_CHECKING:
     from pyarrow import Table
 
-ALIKE = ("model", "weights_sha", "sampling")  # in all rows of one Codes
-WRITING = {"use_dictionary": [*ALIKE]}  # numbers in one would only take more room
+ALIKE = ("model", "weights_sha", "sampling")  # in all rows of one Codes; `dtype` may differ
+WRITING = {"use_dictionary": [*ALIKE, "dtype"]}  # numbers in one would only take more room
 
 
 def arrow() -> Any:
@@ -32,8 +32,8 @@ def arrow() -> Any:
 
 def to_table(codes: Codes) -> Table:
     """Lay codes out as an Arrow table: `name`, `picture_sha`, `z` (D,), what there is of `x_T` and
-    `residual_T` (C, H, W) and `converged`, then `model`, `weights_sha` and `sampling`, which is
-    JSON. Raises UsageError without pyarrow, or where not every row has a name and SHA."""
+    `residual_T` (C, H, W) and `converged`, then `model`, `weights_sha`, `sampling`, which is JSON,
+    and `dtype`. Raises UsageError without pyarrow, or where not every row has a name and SHA."""
     check_codes(codes)
     pa, facts = arrow(), facts_of(codes)
     names = [one.encode("utf-8", "backslashreplace").decode() for one in facts.sources]
@@ -46,8 +46,9 @@ def to_table(codes: Codes) -> Table:
         columns[name] = array
     if codes.converged:
         columns["converged"] = pa.array(codes.converged, pa.bool_())
-    texts = codes.model, codes.weights_sha, json.dumps(codes.sampling, sort_keys=True)
-    columns |= {name: pa.repeat(text, len(codes)) for name, text in zip(ALIKE, texts, strict=True)}
+    texts = codes.model, codes.weights_sha, json.dumps(codes.sampling, sort_keys=True), codes.dtype
+    named = zip((*ALIKE, "dtype"), texts, strict=True)
+    columns |= {name: pa.repeat(text, len(codes)) for name, text in named}
     return pa.table(columns)
 
 
@@ -70,7 +71,9 @@ def from_table(table: Table, name: str = "table") -> Codes:
         tensors = [_tensor(found[one], one) if one in found else None for one in TENSORS]
         rows = [tuple(found[one].to_pylist()) for one in ("name", "picture_sha")]
         converged = tuple(found["converged"].to_pylist()) if "converged" in found else ()
-        facts: Any = *tensors, *rows, model, sha, json.loads(sampling), converged
+        dtypes = found["dtype"].unique().to_pylist() if "dtype" in found else []
+        dtype = dtypes[0] if len(dtypes) == 1 else ""
+        facts: Any = *tensors, *rows, model, sha, json.loads(sampling), converged, dtype
         return from_bytes(one_file(Codes(*facts)), name)  # which checks all of it
     except UsageError as error:
         raise InputError(f"{name}: {error}") from error

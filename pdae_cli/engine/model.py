@@ -213,7 +213,8 @@ class Model(Batching):
                 sources = tuple(map(str, range(len(x_0))[rows]))
                 shas = tuple(picture_sha(pixels) for pixels in to_pixels(x_0[rows]))
                 converged = () if found.converged is None else tuple(found.converged.tolist())
-                made.append(Codes(z.cpu(), x_T, residual_T, sources, shas, *of_model, converged))
+                of_rows = sources, shas, *of_model, converged, self.dtype
+                made.append(Codes(z.cpu(), x_T, residual_T, *of_rows))
         return stack(made)
 
     def decode(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -20,7 +21,8 @@ from pdae_cli.cli.output import ProgressLine
 from pdae_cli.diffusion.parity import PROGRAMS
 from pdae_cli.diffusion.solvers import SOLVERS, SPACINGS
 from pdae_cli.diffusion.trajectory import PRESETS
-from pdae_cli.engine.codes import from_bytes
+from pdae_cli.engine.codes import from_bytes, to_bytes
+from pdae_cli.engine.columns import to_parquet
 from pdae_cli.pictures.decoding import open_picture
 from pdae_cli.pictures.metadata import read_recipe
 
@@ -145,6 +147,26 @@ def test_low_precision_says_what_comes_back(
     result = pdae("encode", *pictures, "-o", tmp_path / "z.safetensors", "--dtype", "bfloat16",
                   "--batch-size", 1, *FAST)  # fmt: skip
     assert result.code == 0 and result.err.count("bfloat16: of a first picture") == 1
+
+
+@pytest.mark.parametrize("name", ["z.safetensors", "z.parquet"])
+def test_codes_say_in_which_precision_they_were_made(
+    pdae: Command, pictures: list[Path], tmp_path: Path, name: str
+) -> None:
+    """Decoded in another they give less back, which is said once, with what to do; older codes,
+    which don't say it, are decoded in silence."""
+    z, low = tmp_path / name, ("--dtype", "bfloat16")
+    pdae("encode", *pictures, "-o", z, *low, *FAST)
+    other = pdae("decode", z, "-o", f"{tmp_path}/out/", "--batch-size", 1)
+    assert other.code == 0 and other.err.count("warning") == 1
+    assert "made with --dtype bfloat16, not float32: give that here too" in other.err
+    assert pdae("decode", z, "-o", f"{tmp_path}/same/", *low).err == ""
+    kept = pdae("encode", z, "-o", tmp_path / "kept.safetensors")
+    codes = from_bytes((tmp_path / "kept.safetensors").read_bytes(), "z")
+    assert kept.err == "" and codes.dtype == "bfloat16"
+    older = replace(codes, dtype="")
+    z.write_bytes(to_parquet(older) if z.suffix == ".parquet" else to_bytes(older))
+    assert pdae("decode", z, "-o", f"{tmp_path}/older/").err == ""
 
 
 def test_interpolation_ends_equal_reconstructions(pdae: Command, tmp_path: Path) -> None:

@@ -210,10 +210,11 @@ class TestCodes:
             (FORMAT["name with an escape"], r"'z\x1b[2J'"),
             (codes_file(deep()), "too deep"),
             (codes_file(json.dumps(FACTS | {"digest": 7})), "digest is 7"),
+            (codes_file(json.dumps(FACTS | {"dtype": "\x1b[2J"})), r"dtype '\x1b[2J' isn't known"),
             (codes_file(json.dumps(FACTS | {"model": "\x1b[2J"})), r"\x1b[2J"),
             (codes_file(TRUE), "another model (tiny, weights abababababab)"),
         ],
-        ids=["twice", "escape", "deep", "digest", "model's name", "another model"],
+        ids=["twice", "escape", "deep", "digest", "dtype", "model's name", "another model"],
     )
     def test_commands(
         self, pdae: Command, tiny_folder: Path, tmp_path: Path, data: bytes, words: str

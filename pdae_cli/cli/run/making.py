@@ -27,6 +27,8 @@ def codes_of(run: Run, batch: Sequence[Loaded], noise: bool = True) -> Codes:
         x_0, sampling = pictures_of(batch), run.options.sampling()
         return encoded(run, batch, run.model.encode(x_0, sampling, noise=noise))
     codes = stack([one.codes for one in batch if one.codes is not None])
+    if noise and run.command != "encode":
+        _compare_dtype(run, {one.codes.dtype for one in batch if one.codes is not None})
     if not noise:
         codes = dataclasses.replace(codes, x_T=None, residual_T=None, converged=())
     kept = run.command == "encode"  # as they are; others make a picture, which needs no corrections
@@ -40,6 +42,18 @@ def codes_of(run: Run, batch: Sequence[Loaded], noise: bool = True) -> Codes:
         so = anew if kept else "the picture won't be quite the same"
         run.out.warn(f"these codes were made with {text}: {so}")
     return codes
+
+
+def _compare_dtype(run: Run, dtypes: set[str]) -> None:
+    """Warn where codes of one precision are decoded in another, which gives less of a picture back
+    than encode said."""
+    now = run.options.dtype
+    for dtype in sorted(dtypes - {"", now}):
+        if run.first_time(f"dtype {dtype}"):
+            run.out.warn(
+                f"these codes were made with --dtype {dtype}, not {now}: give that here too, or "
+                "less of the picture comes back"
+            )
 
 
 def encoded(run: Run, batch: Sequence[Loaded], codes: Codes) -> Codes:

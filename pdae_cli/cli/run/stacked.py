@@ -74,5 +74,6 @@ def _of_pictures(run: Run, noise: bool) -> Codes:
 
     model = run.model
     z, x_T = torch.empty(0, model.config.z_dim or 0), torch.empty(0, *model.config.state_shape)
-    of_model: Any = model.name, model.weights_sha, run.options.sampling().record()
+    sampling = run.options.sampling().record()
+    of_model: Any = model.name, model.weights_sha, sampling, (), model.dtype
     return Codes(z, x_T if noise else None, None, (), (), *of_model)
