@@ -22,7 +22,7 @@ from ..networks.gradient import GradientEstimator
 from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .data import Pictures, Task
-from .dpm import dpm_config, held_out_noise, held_out_rows, uniform
+from .dpm import dpm_config, first_stage_sha, held_out_noise, held_out_rows, uniform
 from .folder import check_model, saving
 from .latent import encode_all
 from .stage import PREVIEWED, Stage
@@ -161,7 +161,7 @@ def autoencoder_stage(
         lambda: preview(model, task.held_out),
         save(model, task, "autoencoder"),
         model.config.state_shape,
-        settings=weighting._asdict() | settings,
+        settings=weighting._asdict() | settings | first_stage_sha(model),
         guard=lambda: check_model(model, task.folder, "autoencoder", keeps_z=freeze_encoder),
     )
 

@@ -18,7 +18,7 @@ from ..networks.classifier import ClassEmbedding, Classes, EmbeddingConfig
 from ..networks.gradient import GradientEstimator
 from .autoencoder import LAMBDA, AutoencoderLoss, Weighting, gap_closed
 from .data import Task
-from .dpm import dpm_config
+from .dpm import dpm_config, first_stage_sha
 from .folder import check_model, saving
 from .labels import Labels
 from .stage import PREVIEWED, Stage
@@ -127,6 +127,9 @@ def conditional_stage(
         saving(model, task, "autoencoder"),
         model.config.state_shape,
         y,
-        weighting._asdict() | {"frozen_sha": networks_sha(model.dpm)} | recorded(labels.classes),
+        weighting._asdict()
+        | {"frozen_sha": networks_sha(model.dpm)}
+        | recorded(labels.classes)
+        | first_stage_sha(model),
         lambda: check_model(model, task.folder, "autoencoder"),
     )

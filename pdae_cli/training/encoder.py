@@ -24,7 +24,7 @@ from ..networks.heads import Heads
 from ..pictures.images import to_float
 from .autoencoder import saving_statistics
 from .data import Pictures, Task
-from .dpm import HELD_OUT, uniform
+from .dpm import HELD_OUT, first_stage_sha, uniform
 from .folder import check_model
 from .latent import CHUNK
 from .stage import PREVIEWED, Stage
@@ -203,6 +203,7 @@ def encoder_stage(model: Model, task: Task, other: Model | None = None) -> Stage
             "components_of": components_of,
             "teacher": name,
             "teacher_sha": sha[:12],
-        },
+        }
+        | first_stage_sha(model),
         guard=lambda: check_model(model, task.folder, "encoder"),
     )

@@ -94,8 +94,9 @@ def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
 
 def other_settings(written: dict[str, Any], now: dict[str, object]) -> list[str]:
     """Say which settings a run that goes on has others of than its state was written with."""
-    changed = [k for k in now if k not in FREE_TO_CHANGE and written.get(k) != now[k]]
-    return [DIGESTS.get(k) or f"{k} {written.get(k)} → {now[k]}" for k in changed]
+    known = [k for k in {**now, **written} if k not in FREE_TO_CHANGE]
+    changed = [k for k in known if written.get(k) != now.get(k)]
+    return [DIGESTS.get(k) or f"{k} {written.get(k)} → {now.get(k)}" for k in changed]
 
 
 def check_state(path: Path) -> None:

@@ -18,6 +18,7 @@ from pdae_cli.checkpoints import read_model, write_model
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import PdaeError, UsageError
 from pdae_cli.networks.first_stage import FirstStage, FirstStageConfig
+from pdae_cli.training.autoencoder import with_autoencoder
 from pdae_cli.training.dpm import new_dpm
 from pdae_cli.training.loop import Training
 from pdae_cli.training.stage import Rows
@@ -299,19 +300,34 @@ def latent_dpm(seed: int) -> Model:
     return new_dpm(0, "linear", "v", FirstStage(cfg), **SHAPE)
 
 
-@pytest.mark.parametrize("kind", ["dpm", "classifier"])
+@pytest.mark.parametrize("kind", ["dpm", "classifier", "autoencoder", "conditional", "encoder"])
 def test_the_first_stage_is_the_one_it_began_with(kind: str, photos: Path, tmp_path: Path) -> None:
     """Another's weights have the same shapes, and make other latents."""
     pytest.importorskip("diffusers")
 
     def run_of(seed: int) -> Training:
-        stage = stage_of(kind, latent_dpm(seed), task_of(photos, tmp_path))
+        model = latent_dpm(seed)
+        if kind in ("autoencoder", "encoder"):
+            model = with_autoencoder(model, 6, seed=0)
+        stage = stage_of(kind, model, task_of(photos, tmp_path))
         return Training(stage, replace(OPTIONS, images=8), tmp_path)
 
     run_of(1).train(quiet)
     assert run_of(1).step == 1
     with pytest.raises(UsageError, match="another first stage"):
         run_of(2)
+
+
+def test_labels_left_out_are_told(photos: Path, tmp_path: Path) -> None:
+    """A run with labels is gone on with by none without: the settings of both are compared."""
+
+    def run_of(kind: str) -> Training:
+        stage = stage_of(kind, tiny_model(), task_of(photos, tmp_path))
+        return Training(stage, replace(OPTIONS, images=8), tmp_path)
+
+    run_of("conditional").train(quiet)
+    with pytest.raises(UsageError, match=r"other labels, classes dark \| bright → None"):
+        run_of("autoencoder")
 
 
 def test_a_classifiers_noise_is_the_one_it_began_with(photos: Path, tmp_path: Path) -> None:
