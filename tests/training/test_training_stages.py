@@ -258,6 +258,18 @@ def test_with_one_picture_held_out_nothing_is_shuffled(model: Model, task: Task)
     assert set(gap_closed(model, one)) == {"gap_closed"}
 
 
+def test_labels_like_its_own_arent_anothers(model: Model, task: Task) -> None:
+    """Of eight pictures the last alone has others: it counts, and the first, which follows it."""
+    labels = torch.eye(2, 6)[[0] * 7 + [1]]
+    x_0, t, eps = held_out_noise(model, task.held_out, 200, 800)
+    rows = [row for row in range(len(x_0)) if row % 8 in (0, 7)]
+    z = labels[[row % 8 - 1 for row in rows]]
+    plain, shifted = gap_residuals(model, x_0[rows], t[rows], eps[rows], z)
+    measured = gap_closed(model, task.held_out, zs=labels)["gap_closed_shuffled"]
+    assert measured == pytest.approx((1 - shifted / plain).mean().item())
+    assert set(gap_closed(model, task.held_out, zs=labels[:1].expand(8, -1))) == {"gap_closed"}
+
+
 @pytest.mark.parametrize("timesteps", [2, 100, 1000])
 def test_the_gap_is_measured_in_the_middle_of_any_schedule(timesteps: int, task: Task) -> None:
     """t = 200 … 800 of 1000, and as far along a shorter one."""
