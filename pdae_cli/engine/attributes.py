@@ -27,7 +27,7 @@ SHARES = ("auroc", "balanced_accuracy", "explained")
 # Of an attribute's facts that are numbers; a file's are checked by them.
 FACTS = (
     dict.fromkeys(COUNTS, Range(0, 1 << 53)) | dict.fromkeys(SHARES, Range(0, 1))
-    | {"score_mean": Range(-1e30, 1e30), "score_sd": Range(0, 1e30)}
+    | {"score_mean": Range(-1e30, 1e30), "score_sd": Range(0, 1e30), "decay": Range(0, 1e30)}
 )  # fmt: skip
 LEFT = 1e-3  # of a direction: less of it than this is rounding
 FURTHEST = 1e30  # of normalised z: beyond it, z itself may be too large for float32

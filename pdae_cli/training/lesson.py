@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..engine.attributes import Attributes, both_kinds, check_names, fit, fit_numbers
+from ..engine.attributes import DECAY, Attributes, both_kinds, check_names, fit, fit_numbers
 from ..errors import UsageError
 from .data import Pictures, split
 from .labels import Labels
@@ -27,8 +27,8 @@ class Lesson:
     left: list[str] = field(default_factory=list)  # labels that tell nothing apart
 
     def learnt(self, z: list[Tensor], decay: float | None) -> Attributes:
-        """Fit what the labels say on normalised z (N, D) of both parts."""
-        found = None
+        """Fit what the labels say on normalised z (N, D) of both parts; facts tell the decay."""
+        found, decay = None, DECAY if decay is None else decay
         if self.names:
             found = fit(self.names, z[0], self.marks[0], z[1], self.marks[1], self.groups, decay)
         if self.numbers:
@@ -38,6 +38,8 @@ class Lesson:
                 more.facts[name]["unit"] = unit
             found = more if found is None else found.merged(more)
         assert found is not None  # else there is no Lesson
+        for facts in found.facts.values():
+            facts["decay"] = decay
         return found
 
 

@@ -94,8 +94,7 @@ class TestManipulate:
     def test_scales(self) -> None:
         assert scales("-0.3,0,0.3") == [Scale(-0.3), Scale(0), Scale(0.3)]
         assert scales("-1sd, 0,1sd") == [Scale(-1, "sd"), Scale(0, "sd"), Scale(1, "sd")]
-        assert scales("0, -5 u") == [Scale(0, "u"), Scale(-5, "u")]
-        assert scales("+10u") == [Scale(10, "u")]
+        assert scales("+10u") + scales("-5 u,0") == [Scale(10, "u"), Scale(-5, "u"), Scale(0, "u")]
         for wrong in ("", "x", "1sd,1", "nan", "infsd", "1 sd sd", "1,,2", "u", "1u,1sd", "1ud"):
             with pytest.raises(UsageError, match="--scale"):
                 scales(wrong)
@@ -111,9 +110,11 @@ class TestFit:
     ) -> None:
         """It can be used in deviations at once; that few held-out pictures tell little is said."""
         folders = ("--with", photos / "with", "--without", photos / "without", "--name", "Redness")
-        result = pdae("attributes", "fit", *folders, "--json", model=mine)
+        result = pdae("attributes", "fit", *folders, "--json", "--decay", 0.5, model=mine)
         (record,) = records(result.text)
         assert result.code == 0 and "too few pictures are held out" in result.err
+        kept = records(pdae("attributes", "list", "--json", model=mine).text)
+        assert record["decay"] == kept[-1]["decay"] == 0.5 and "decay" not in kept[0]
         assert record["train_with"] + record["train_without"] + record["held_out"] == 20
         assert set(record["correlations"]) == {"Smiling", "Blond_Hair", "5_o_Clock_Shadow"}
         assert all(-1.0001 < one < 1.0001 for one in record["correlations"].values())
@@ -122,8 +123,7 @@ class TestFit:
             args = ("--json", *FAST, "-o", path.with_suffix(".safetensors"))
             edited = pdae("manipulate", path, "--attr", "redness=1sd", *args, model=mine)
             scores.append(records(edited.text)[0]["attributes"]["Redness"])
-            change = scores[-1]["after_sd"] - scores[-1]["before_sd"]
-            assert change == pytest.approx(1, abs=1e-3)
+            assert scores[-1]["after_sd"] - scores[-1]["before_sd"] == pytest.approx(1, abs=1e-3)
         assert scores[0]["before"] > scores[1]["before"]
 
     def label(self, photos: Path, more: str = "") -> None:
