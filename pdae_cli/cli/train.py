@@ -220,6 +220,8 @@ def latent(
 ) -> None:
     """Train the latent DPM, which `pdae sample` draws z from.
 
+    It learns z of mirrored pictures too, unless the model was trained with --no-flip.
+
     Example: pdae train latent photos/ --model runs/model
     """
     from ..checkpoints import writable_folder

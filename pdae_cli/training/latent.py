@@ -43,25 +43,33 @@ def encode_all(
 
 
 class Vectors:
-    """Normalised z of the pictures, and mirrored ones, as a training set. They are encoded when a
-    row is first asked for: whatever refuses a run comes before."""
+    """Normalised z of the pictures, and of mirrored ones where E_phi knows such, as a training
+    set. They are encoded when a row is first asked for: whatever refuses a run comes before."""
 
     def __init__(self, model: Model, task: Task) -> None:
         self.model, self.task = model, task
+        self.ways = (False, True) if flipped(model) else (False,)  # whether mirrored
 
     @cached_property
     def z(self) -> tuple[Tensor, Tensor]:
         """z to learn from, and of the pictures held out, each (N, D)."""
-        train = [encode_all(self.model, self.task.train, mirrored=flip) for flip in (False, True)]
+        train = [encode_all(self.model, self.task.train, mirrored=way) for way in self.ways]
         held_out = encode_all(self.model, self.task.held_out)
         return self.model.normalise(torch.cat(train)), self.model.normalise(held_out)
 
     def __len__(self) -> int:
-        return 2 * len(self.task.train)
+        return len(self.ways) * len(self.task.train)
 
     def stack(self, indices: Sequence[int]) -> Tensor:
         """Return rows as float32 (N, D)."""
         return self.z[0][torch.as_tensor(indices)]
+
+
+def flipped(model: Model) -> bool:
+    """Tell whether the z was learnt from mirrored pictures, too; yes where it isn't said."""
+    runs = [one for one in model.config.training if one.get("stage") in ("autoencoder", "diffae")]
+    options = runs[-1].get("options") if runs else None
+    return not isinstance(options, dict) or options.get("flip") is not False
 
 
 class LatentLoss(nn.Module):
@@ -79,7 +87,7 @@ class LatentLoss(nn.Module):
 def latent_stage(
     model: Model, task: Task, width: int, layers: int, dropout: float, seed: int
 ) -> Stage:
-    """Train a latent DPM for the model; pictures are seen mirrored as well."""
+    """Train a latent DPM for the model; pictures are seen mirrored as well, if its z's were."""
     read_card(task.folder)  # or the error, before the work
     z = Vectors(model, task)
     (z_dim,) = model.normalise(model.z_of(to_float(task.train.stack([0]))))[0].shape
@@ -118,6 +126,7 @@ def latent_stage(
             "width": width,
             "layers": layers,
             "dropout": dropout,
+            "flip": len(z.ways) > 1,
         },
         guard=lambda: check_latent(model, task.folder),
     )

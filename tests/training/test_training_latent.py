@@ -27,6 +27,31 @@ def test_a_network_of_another_width_is_refused_by_name(tmp_path: Path) -> None:
         run_of(24, 2)
 
 
+@pytest.mark.parametrize(
+    ("runs", "flip"),
+    [
+        ([], True),
+        ([("dpm", False)], True),
+        ([("autoencoder", True), ("dpm", False)], True),
+        ([("autoencoder", True), ("autoencoder", False)], False),
+        ([("diffae", False)], False),
+        ([("autoencoder", None)], True),
+    ],
+)
+def test_mirrored_pictures_are_learnt_where_z_was_learnt_from_such(
+    tmp_path: Path, runs: list[tuple[str, bool | None]], flip: bool
+) -> None:
+    """As the last training of z says; else samples of what has a left and a right had either."""
+    model, task = tiny_model(), task_of(folder_of(tmp_path / "photos"), tmp_path)
+    said = [{} if one is None else {"options": {"flip": one}} for _, one in runs]
+    training = tuple({"stage": of} | one for (of, _), one in zip(runs, said, strict=True))
+    model.config = replace(model.config, training=training)
+    stage = latent_stage(model, task, 16, 3, 0.1, 0)
+    assert stage.recorded()["flip"] == flip
+    count = (1 + flip) * len(task.train)
+    assert len(stage.source) == count and stage.source.stack(range(count)).shape == (count, 6)
+
+
 def test_what_refuses_a_run_comes_before_the_pictures_are_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
