@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import check_ranges
@@ -13,7 +12,6 @@ from .layers import Linear, Width, silu
 from .unet import InputHalf, UNetConfig
 
 MAX_CLASSES = 100_000
-HIDDEN = 0.1  # chance that training doesn't see a label
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class EmbeddingConfig:
 
 class ClassEmbedding(nn.Module):
     """y (N, A) of 1, 0 and -1 → z (N, z_dim): one vector for each class, which counts 1 with it
-    and, unless classes exclude each other, -1 without. Training takes some labels for unknown, so
-    that the others alone mean something too."""
+    and, unless classes exclude each other, -1 without."""
 
     def __init__(self, cfg: EmbeddingConfig) -> None:
         super().__init__()
@@ -50,12 +47,8 @@ class ClassEmbedding(nn.Module):
         self.vectors = Linear(len(cfg.classes.names), cfg.z_dim)
 
     def forward(self, y: Tensor) -> Tensor:
-        exclusive = self.cfg.classes.exclusive
-        if self.training:
-            hidden = torch.rand(len(y), 1 if exclusive else y.shape[1], device=y.device) < HIDDEN
-            y = torch.where(hidden, -1, y)
         with_, without = (y == 1).float(), (y == 0).float()
-        return self.vectors(with_ if exclusive else with_ - without).float()
+        return self.vectors(with_ if self.cfg.classes.exclusive else with_ - without).float()
 
 
 class NoisyClassifier(nn.Module):

@@ -109,7 +109,8 @@ def with_labels(model: Model, classes: Classes, z_dim: int, seed: int) -> Model:
 def conditional_stage(
     model: Model, task: Task, labels: Condition, weighting: Weighting = LAMBDA
 ) -> Stage:
-    """Train the model's G_psi and what embeds its labels; its eps_theta stays as it is."""
+    """Train the model's G_psi and what embeds its labels; its eps_theta stays as it is. Some labels
+    are hidden, so that the others alone mean something too."""
     if model.gradient_estimator is None or model.labels is None:
         raise ValueError("the model has no gradient estimator that takes labels")
     embedding, schedule = model.labels, model.schedule.to(model.device)
@@ -132,4 +133,5 @@ def conditional_stage(
         | recorded(labels.classes)
         | first_stage_sha(model),
         lambda: check_model(model, task.folder, "autoencoder"),
+        1 if labels.classes.exclusive else len(labels.classes.names),
     )

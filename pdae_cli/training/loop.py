@@ -1,7 +1,8 @@
 """The training loop of every stage: accelerate places and synchronises, everything else is here.
 
 Only dropout's masks, which a device draws, are functions of (seed, step, shard), where a shard is
-one micro-batch of one process; all else that a step sees is a function of (seed, step, row).
+one micro-batch of one process; all else that a step sees, hidden labels
+among it, is a function of (seed, step, row).
 
 Before each step the processes of a run tell one another whether to go on: over gloo on the CPU, so
 that no GPU is waited for, and before gradients, so that none waits for a process that has failed.

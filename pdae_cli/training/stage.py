@@ -25,6 +25,7 @@ from ..networks.unet import ResBlock
 from ..pictures.images import to_float
 
 PREVIEWED = 8  # pictures, or kinds of them, in a row or column of a sample sheet
+HIDDEN = 0.1  # chance that a stage that `hides` labels takes one for unknown
 PREFETCH = 3  # micro-batches prepared ahead, in threads
 
 
@@ -77,6 +78,7 @@ class Stage:
     labels: Tensor | None = None  # y (len(source), A), where the objective takes them
     settings: Mapping[str, object] = field(default_factory=dict)  # the objective's own, recorded
     guard: Callable[[], None] = lambda: None  # raises UsageError where a step would do harm
+    hides: int = 0  # labels of a row that are hidden one by one, 1: all at once, 0: none
 
     def recorded(self) -> dict[str, object]:
         """Return the settings, and which labels the objective takes."""
@@ -130,7 +132,11 @@ def draw_batch(stage: Stage, options: TrainOptions, step: int, first: int, count
         if options.flip:
             clean = torch.where(mirrored[:, None, None, None], clean.flip(3), clean)
         clean = to_float(clean)
-    return Rows(clean, t, eps, None if stage.labels is None else stage.labels[numbers])
+    y = None if stage.labels is None else stage.labels[numbers]
+    if y is not None and stage.hides:
+        hidden = torch.rand(total, stage.hides, generator=draws)[rows] < HIDDEN
+        y = torch.where(hidden, -1, y)
+    return Rows(clean, t, eps, y)
 
 
 def prefetched(make: Callable[[int], Rows], start: int, stop: int) -> Iterator[Rows]:

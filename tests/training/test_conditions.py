@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from labelled import labelled
-from small_runs import KINDS, OPTIONS, quiet
+from small_runs import KINDS, OPTIONS, folder_of, quiet
 
 from pdae_cli.diffusion.schedule import Schedule
 from pdae_cli.engine.guidance import Classifier
@@ -18,7 +18,7 @@ from pdae_cli.errors import UsageError
 from pdae_cli.networks.classifier import Classes, NoisyClassifier
 from pdae_cli.training.autoencoder import with_autoencoder
 from pdae_cli.training.classifier import ClassifierLoss, classifier_stage, new_classifier
-from pdae_cli.training.conditional import condition, conditional_stage, with_labels
+from pdae_cli.training.conditional import Condition, condition, conditional_stage, with_labels
 from pdae_cli.training.data import Task, open_pictures
 from pdae_cli.training.labels import Labels, read_labels
 from pdae_cli.training.loop import Training, draw_batch
@@ -105,10 +105,30 @@ def test_labels_go_with_their_pictures(tmp_path: Path) -> None:
     batch = draw_batch(stage, OPTIONS, 5, 0, 8)
     assert batch.y is not None
     red, _, blue = batch.x_0.mean((2, 3)).T
-    assert (red > blue).tolist() == (batch.y[:, 0] == 1).tolist()
+    known = batch.y[:, 0] != -1
+    assert known.sum() > 4 and (red > blue)[known].tolist() == (batch.y[known, 0] == 1).tolist()
     trained = [name for name, one in stage.objective.named_parameters() if one.requires_grad]
     assert any("encoder.vectors" in name for name in trained)
     assert not any(".dpm." in name for name in trained)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_some_labels_are_hidden_row_by_row(tmp_path: Path, exclusive: bool) -> None:
+    """However a step is cut into micro-batches; of classes that exclude each other all at once."""
+    pictures = open_pictures(folder_of(tmp_path / "photos"), 32)
+    rows = {name: [1, 0, 0] for name in pictures.names}
+    labels = Condition(Classes(("a", "b", "c"), exclusive), rows)
+    model = with_labels(tiny_model(), labels.classes, 6, seed=0)
+    stage = conditional_stage(model, Task(pictures, pictures, tmp_path), labels)
+    many = replace(OPTIONS, batch_size=64)
+    whole = [draw_batch(stage, many, step, 0, 64).y for step in range(4)]
+    parts = [
+        draw_batch(stage, many, step, at, 16).y for step in range(4) for at in range(0, 64, 16)
+    ]
+    hidden = torch.cat(whole) == -1
+    assert torch.equal(torch.cat(whole), torch.cat(parts))
+    assert hidden.float().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert bool((hidden == hidden[:, :1]).all()) == exclusive
 
 
 @pytest.mark.parametrize("base", [4, 8, 32, 48])
