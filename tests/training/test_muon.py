@@ -26,12 +26,28 @@ def test_singular_values_go_through_the_polynomial_and_vectors_stay(shape: tuple
     assert (orthogonalised(matrix) - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_singular_values_of_three_decades_come_near_one() -> None:
+def test_singular_values_of_two_and_a_half_decades_come_near_one() -> None:
     g = torch.Generator().manual_seed(0)
     u, v = (torch.linalg.qr(torch.randn(n, 32, generator=g).double())[0] for n in (32, 288))
     matrix = u @ torch.logspace(0, -2.5, 32, dtype=torch.float64).diag() @ v.T
     values = torch.linalg.svdvals(orthogonalised(matrix.float()))
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+@pytest.mark.parametrize(
+    ("small", "found"), [(0.1, 0.986), (0.04, 1.004), (0.01, 0.299), (1e-3, 0.030)]
+)
+def test_beside_many_large_singular_values_small_ones_stay_small(
+    small: float, found: float
+) -> None:
+    """What counts is how large they are beside the root of the sum of all squares."""
+    values = torch.ones(512)
+    values[256:] = small
+    made = orthogonalised(values.diag()).diag()
+    share = values / values.norm()
+    near = made[share > 1 / 650]
+    assert near.min() > 0.68 and near.max() < 1.21 and (made < 485 * share).all()
+    assert made.min().item() == pytest.approx(found, abs=1e-3)
 
 
 def test_nothing_is_made_of_a_zero_gradient() -> None:
