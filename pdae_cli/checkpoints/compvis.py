@@ -104,7 +104,7 @@ CODER = Fields(
         "ch": "width of the first level",
         "ch_mult": "widths of the levels",
         "num_res_blocks": "blocks a level",
-        "attn_resolutions": "refused unless sizes of whole levels",
+        "attn_resolutions": "refused unless sizes of its levels",
         "resolution": "side of the pictures, of which attn_resolutions are parts",
     },
     fixed={
@@ -231,6 +231,9 @@ def _first_stage(
     multipliers, side = coder.numbers("ch_mult", int), coder.get("resolution", int)
     sizes = [side // 2**level for level in range(len(multipliers))]
     attention = set(coder.numbers("attn_resolutions", int))
+    if not attention <= set(sizes):
+        said = f"attn_resolutions {shown(sorted(attention))} of levels of {shown(sizes)} pixels"
+        raise ModelError(f"{coder.where}: {said}")
     marks = ["Attn" * (size in attention) for size in sizes]
     scale = state.get("scale_factor") if model.flag("scale_by_std", False) else None
     config = params.build(

@@ -133,6 +133,17 @@ def test_what_isnt_taken_is_named(tmp_path: Path, change: dict[str, Any], words:
         converted(tmp_path)
 
 
+@pytest.mark.parametrize("size", [12, 64])
+def test_attention_of_no_level_is_refused(tmp_path: Path, size: int) -> None:
+    checkpoint(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("attn_resolutions: []", f"attn_resolutions: [{size}]"))
+    with pytest.raises(
+        ModelError, match=rf"attn_resolutions \[{size}\] of levels of \[32, 16, 8\]"
+    ):
+        converted(tmp_path)
+
+
 @pytest.mark.parametrize("field", ["tanh_out", "give_pre_end"])
 def test_decoders_that_end_otherwise_are_refused(tmp_path: Path, field: str) -> None:
     checkpoint(tmp_path)
