@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from ..errors import Range, UsageError, check_ranges
@@ -74,8 +73,9 @@ def steps(
     if program == "diffusers":
         return _of_diffusers(levels, count, encode, scheduler)
     if program == "pdae":
-        times = torch.linspace(0, schedule.timesteps - 1, count + 1, dtype=torch.float64).long()
-        states = sorted(set(times.tolist()), reverse=not encode)
+        last = schedule.timesteps - 1  # NumPy's linspace, whose last digits torch's hasn't got
+        times = [int(n * (last / count)) for n in range(count)] + [last]
+        states = sorted(set(times), reverse=not encode)
         return [Step(t, levels[t], levels[to]) for t, to in itertools.pairwise(states)]
     states = list(range(0, schedule.timesteps, max(1, schedule.timesteps // count)))
     if len(states) != count:

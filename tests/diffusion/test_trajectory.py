@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
 
+from pdae_cli.diffusion.parity import steps
 from pdae_cli.diffusion.schedule import Schedule
 from pdae_cli.diffusion.trajectory import Sampling, Trajectory
 from pdae_cli.engine.model import Model
@@ -70,3 +72,13 @@ def test_nor_if_guidance_begins_there() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Trajectory(Schedule(), Sampling().changed(settings), "small", False).timesteps()
+
+
+@pytest.mark.parametrize("timesteps", [100, 500, 1000, 4000])
+def test_the_authors_timesteps_are_numpys(timesteps: int) -> None:
+    """For every step count: torch's linspace is now and then below a whole number."""
+    schedule = Schedule(timesteps=timesteps)
+    for count in range(1, min(timesteps, 1001)):
+        visited = [one.t for one in steps("pdae", schedule, count, encode=True)]
+        whole = np.linspace(0, timesteps - 1, count + 1).astype(int).tolist()
+        assert [*visited, timesteps - 1] == whole, count
