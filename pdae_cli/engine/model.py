@@ -1,5 +1,6 @@
 """The model as a whole: pictures to codes, codes to pictures, and everything in between. Pictures
-are float32 (N, C, H, W) in [-1, 1] on the CPU; Pillow pictures and paths come in too."""
+are float32 (N, C, H, W) in [-1, 1] on the CPU; Pillow pictures and paths come in too. What is
+made of codes is about [-1, 1], not clamped; `to_pixels` clamps."""
 
 from __future__ import annotations
 

@@ -6,9 +6,11 @@ from alpha_bar_t and the model's prediction.
 prediction "eps": the outputs are eps_theta and G_psi themselves (DDPM, PDAE).
 prediction "v": eps_theta = sqrt(alpha_bar) F + sqrt(1 - alpha_bar) x_t (Salimans & Ho 2022) and
     G_psi = alpha_bar^(1/4) F'. At large t, where eps is x_t but for a hundredth, an error of F
-    counts only by that hundredth; predicted directly, the ODE multiplies it by up to 158. G_psi
-    takes the root of that factor, between no error at large t and no learning there: the
-    objective's curvature in F' is lambda_t times the factor squared.
+    counts only by that hundredth; predicted directly, the ODE multiplies it by up to 157, which is
+    sqrt((1 - alpha_bar) / alpha_bar) at t = 999 of the linear schedule. G_psi's factor
+    c is the root of F's, between no error at large t and no learning there: PDAE's objective
+    (eq. 10) squares shift_t c F', so that its curvature in F' is 2 lambda_t (shift_t c)^2, with
+    `Schedule.shift` nearly 1 at large t.
 prediction "x_0": eps_theta = (x_t - sqrt(alpha_bar) F) / sqrt(1 - alpha_bar); G_psi is F' itself.
 """
 
