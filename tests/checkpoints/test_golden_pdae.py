@@ -39,7 +39,7 @@ from pdae_cli.diffusion.noise import slerp
 from pdae_cli.diffusion.trajectory import LATENT_SCHEDULE, Sampling
 from pdae_cli.engine import model as engine
 from pdae_cli.engine.attributes import Attributes
-from pdae_cli.engine.codes import between
+from pdae_cli.engine.codes import Codes, between
 from pdae_cli.engine.model import Model
 from pdae_cli.networks.encoder import EncoderConfig
 from pdae_cli.training.autoencoder import AutoencoderLoss, gap_residuals
@@ -194,7 +194,7 @@ def test_pdae_manipulates(expected: Expected, model: Model) -> None:
         expected.check(f"z_manipulated_{what}", moved.z)
         expected.check(f"image_{what}", model.decode(moved))
     labels = (expected["in.labels"] > 0).float()
-    scores = model.scores(codes(z, x_T))
+    scores = model.scores(Codes(z))
     expected.check("bce_loss", F.binary_cross_entropy_with_logits(scores, labels))
 
 
