@@ -72,16 +72,16 @@ def test_v_prediction_is_eps_by_another_name() -> None:
     x_t = model.schedule.add_noise(x_0, t, eps)
     predicted, gradient = model.predict(x_t, t, torch.zeros(2, 6))
     assert gradient is not None and model.gradient_estimator is not None
-    alpha_bar = model.schedule.alpha_bar[t].float()[:, None, None, None]
+    alpha_bar = model.schedule.alpha_bar[t][:, None, None, None]  # float64, as 1 - alpha_bar needs
+    signal, noise = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
     with torch.no_grad():
         time = model.dpm.time(t)
         features = model.dpm.input(x_t, model.dpm.input.modulation(time))
         output = model.dpm.output(features, model.dpm.output.modulation(time))
         shift = model.gradient_estimator(features, time, torch.zeros(2, 6))
-    assert torch.allclose(predicted, alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * x_t)
-    assert torch.allclose(gradient, alpha_bar**0.25 * shift)
-    v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
-    perfect = alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x_t
+    assert torch.allclose(predicted, signal * output + noise * x_t)
+    assert torch.allclose(gradient, signal.sqrt() * shift)
+    perfect = signal * (signal * eps - noise * x_0) + noise * x_t
     assert torch.allclose(perfect, eps, atol=1e-5)
 
 
