@@ -205,6 +205,8 @@ def picture_source(
     """Open a folder or zip, by name, or a table (see `tables.source_of`), by row. `say` is told
     what is left out, among it the real paths `without`. Raises InputError, UsageError."""
     if table := open_table(data):
+        if told := table.told():
+            say(told)
         rows = [str(row) for row in range(len(table))]
         return PictureSource(data, rows, lambda name: table.read(int(name)), warn, "row ")
     if not is_folder(data) and not is_archive(data):

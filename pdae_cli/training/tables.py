@@ -24,8 +24,11 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 HUB = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?")
 SPAN = re.compile(r"([0-9]{1,9})\.\.([0-9]{1,9})")
 PICTURE = ("image", "png", "jpg", "jpeg", "webp")  # columns that hold one, whatever their type
-NAMES = ("name", "file_name", "filename", "__key__", "key", "id")  # columns that name a picture
+KEY = "__key__"  # a column of tars alone: what a row's files are called before the first dot
+NAMES = ("name", "file_name", "filename", KEY, "key", "id")  # columns that name a picture
 TEXTS = ("split", "partition", "source")  # columns of texts that are read
+UNPACK = "unpack it, and name the folder"
+ONE_ROW = f"and WebDataset takes those for one row that are alike up to a dot; {UNPACK}"
 MOST = 100_000  # files that a pattern may name
 
 
@@ -33,14 +36,19 @@ class Table:
     """A data set's pictures and labels, by row number."""
 
     def __init__(self, data: Path, rows: Dataset) -> None:
-        """Find the column of pictures. Raises UsageError where there is none."""
+        """Find the column of pictures: the first, in tars one by a suffix alone, as `datasets`
+        splits names there at their first dot. Raises UsageError where there is none."""
         from datasets import Image
 
         typed = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
         found = typed or [name for name in PICTURE if name in rows.features]
         if not found:
             raise UsageError(f"{data}: no column holds pictures; it has {', '.join(rows.features)}")
-        self.rows, self.column = rows, found[0]
+        if KEY in rows.features:
+            found.sort(key=lambda name: "." in name)
+            if "." in found[0]:
+                raise UsageError(f"{data}: its files are named like NAME.{found[0]}, {ONE_ROW}")
+        self.data, self.rows, self.column, *self.others = data, rows, *found
         self._files = rows.select_columns(self.column)
         if typed:
             self._files = self._files.cast_column(self.column, Image(decode=False))
@@ -72,6 +80,11 @@ class Table:
             value = PurePosixPath(cell["path"].as_py() or "").name  # and its bytes aren't read
         return str(row) if value in (None, "") else str(value)
 
+    def told(self) -> str:
+        """Say which columns of pictures are left out; nothing where there is one."""
+        others = f"{self.data}: left out: pictures of {', '.join(self.others)}"
+        return f"{others}; {self.column}'s are taken" if self.others else ""
+
     def columns(self) -> tuple[dict[str, list[str]], list[str]]:
         """Return the labels as a table of text says them: truths, numbers and nothing (unknown),
         classes by their names, and the texts of TEXTS; and a line for other columns."""
@@ -88,7 +101,7 @@ class Table:
                 found[name] = ["" if one is None else str(one) for one in self.rows[name][:]]
             elif name.casefold() in TEXTS and kind in ("string", "large_string"):
                 found[name] = [one or "" for one in self.rows[name][:]]
-            elif name != self.column:
+            elif name not in (self.column, *self.others):
                 left.append(f"{name} ({kind or 'a structure'})")
         return found, [f"columns that hold no labels: {', '.join(left)}"] if left else []
 
@@ -129,6 +142,8 @@ def open_table(data: Path) -> Table | None:
         found = datasets.load_dataset(**source, keep_in_memory=False)
     except Exception as error:  # of many libraries, which have no exception in common
         reason = " ".join(str(error.__cause__ or error).split())
+        if "same prefix" in reason:
+            reason = f"{reason.rstrip('.')}; {UNPACK}"
         raise InputError(f"{data}: can't be loaded as a data set: {reason}") from error
     split = split or ("train" if "train" in found else next(iter(found)))
     if split not in found:

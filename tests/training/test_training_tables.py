@@ -19,6 +19,7 @@ import torch
 from conftest import Command, picture
 from small_runs import TINY, assert_equal, drawn, folder_of, state
 
+from pdae_cli.cli.run.inputs import collect
 from pdae_cli.errors import InputError, UsageError
 from pdae_cli.pictures.listing import MAX_PICTURE
 from pdae_cli.training import tables
@@ -115,6 +116,24 @@ class TestSources:
         table = open_table(data_of("imagefolder", tmp_path, 2))
         monkeypatch.setattr(tables, "read_limited", lambda path, limit: b"%d" % limit)
         assert table is not None and int(table.read(0)) == MAX_PICTURE
+
+    def test_a_tar_splits_names_at_their_first_dot(self, tmp_path: Path) -> None:
+        """Numbered frames would be one row; columns that aren't taken are said."""
+        told = list[str]()
+        for file, names in {
+            "frames.tar": [f"frame.{n:04}.png" for n in range(6)],
+            "mixed.tar": ["a.x.png", "b.png"],
+            "pairs.tar": ["0.mask.png", "0.png", "0.jpg"],
+        }.items():
+            write_shard(tmp_path / file, {name: png(0) for name in names})
+        with pytest.raises(UsageError, match=r"NAME.0000.png, .* one row .*; unpack it"):
+            open_pictures(tmp_path / "frames.tar", 32)
+        with pytest.raises(InputError, match="same types; unpack it, and name the folder"):
+            open_pictures(tmp_path / "mixed.tar", 32)
+        assert len(open_pictures(tmp_path / "pairs.tar", 32, say=told.append)) == 1
+        collect([str(tmp_path / "pairs.tar")], say=told.append)
+        assert all("left out: pictures of jpg, mask.png; png's are taken" in one for one in told)
+        assert len(told) == 2
 
     def test_labels_by_column(self, tmp_path: Path) -> None:
         """1 / 0, bool with gaps, numbers, classes by name, a split; other texts are named."""

@@ -225,6 +225,8 @@ def _expanded(
                 from ...training.tables import open_table  # imports torch
 
                 table = open_table(path)
+                if table is not None and (told := table.told()):
+                    say(told)
         except InputError as error:
             return [_failed(name, place, str(error))]
         if table is not None:
