@@ -6,12 +6,13 @@ import io
 import struct
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import InputError
 
 MAX_DICTIONARY = 64 << 20  # bytes that a member packed by LZMA may ask for; 7-Zip's most is that
+UNIX = 3  # the system that made a member (APPNOTE 4.4.2), where a name may have a backslash
 CHUNK = 1 << 14  # bytes read at once: LZMA and bzip2 unpack whatever they are given, 7000-fold
 
 
@@ -23,10 +24,11 @@ class Archive:
         self.path = path
         with _naming(str(path), "can't be read as a zip"):
             self._zip = zipfile.ZipFile(path)
+            self._members = {_name_of(one): one for one in self._zip.infolist()}
 
     def names(self) -> list[str]:
         """List the files among the members; a name that stands twice is there once."""
-        return list(dict.fromkeys(n for n in self._zip.namelist() if n and not n.endswith("/")))
+        return [name for name in self._members if name and not name.endswith("/")]
 
     def read(self, name: str, limit: int, head: int | None = None) -> bytes:
         """Unpack a member, or its first `head` bytes.
@@ -36,13 +38,13 @@ class Archive:
         """
         label = f"{self.path}/{name}"
         with _naming(label, "can't be unpacked"):
-            info = self._zip.getinfo(name)
+            info = self._members[name]
             if info.file_size > limit:
                 raise InputError(f"{label}: unpacks to more than {limit >> 20} MiB")
             if info.compress_type == zipfile.ZIP_LZMA and self._dictionary(info) > MAX_DICTIONARY:
                 most = f"{MAX_DICTIONARY >> 20} MiB"
                 raise InputError(f"{label}: needs more than {most} to be unpacked; pack it anew")
-            with self._zip.open(name) as member:
+            with self._zip.open(info) as member:
                 if head is not None:
                     return member.read(head)
                 buffer = io.BytesIO()
@@ -58,6 +60,16 @@ class Archive:
             file.seek(name + extra + 5, io.SEEK_CUR)
             (size,) = struct.unpack("<I", file.read(4))
         return int(size)
+
+
+def _name_of(member: zipfile.ZipInfo) -> str:
+    """A member's name as it was meant: UTF-8 also where no flag says so, as macOS writes it, and
+    "/" for the backslashes that .NET wrote."""
+    name = member.filename
+    if not member.flag_bits & 0x800:  # APPNOTE 4.4.4: UTF-8; zipfile takes others for cp437
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name if member.create_system == UNIX else name.replace("\\", "/")
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def list_pictures(root: Path, also: Collection[str] = (), without: Collection[st
             folders[str(PurePosixPath(name).parent)].add(PurePosixPath(name).name)
         for name in names:
             parent = str(PurePosixPath(name).parent)
-            if any(map(_hidden, re.split(r"[/\\]", name))):
+            if any(map(_hidden, name.split("/"))):
                 listing.left_out.append((name, HIDDEN))
             elif _of_a_run(parent, folders[parent]):
                 listing.left_out.append((name, OURS))

@@ -13,6 +13,7 @@ import pytest
 from conftest import picture
 from drawn import saved
 
+from pdae_cli.cli.run.inputs import collect
 from pdae_cli.errors import InputError
 from pdae_cli.pictures import listing
 from pdae_cli.pictures.archives import Archive
@@ -212,6 +213,31 @@ def test_lzma_sets_aside_no_more_than_packers_need(tmp_path: Path) -> None:
     for head in (None, 16):
         with pytest.raises(InputError, match="needs more than 64 MiB to be unpacked"):
             Archive(path).read("a.png", 1 << 20, head)
+
+
+def test_names_that_other_programs_write_into_zips(tmp_path: Path) -> None:
+    """macOS sets no flag for UTF-8, .NET wrote backslashes: both mean what a folder would hold, and
+    no hidden folder is hidden behind them. A Unix name may have a backslash, a DOS one letters of
+    code page 437."""
+    meant = {
+        "Köln.png".encode(): 3, rb"sub\a.png": 0, rb"__MACOSX\b.png": 0, rb"..\..\c.png": 0,
+        rb"d\e.png": 3, "Schön.png".encode("cp437"): 0,
+    }  # fmt: skip
+    path, begun = tmp_path / "a.zip", {name: b"%d" % n * len(name) for n, name in enumerate(meant)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, system in meant.items():
+            member = zipfile.ZipInfo(begun[name].decode())
+            member.create_system = system
+            archive.writestr(member, PNG)
+    data = path.read_bytes()
+    for name in meant:
+        data = data.replace(begun[name], name)
+    path.write_bytes(data)
+    found = list_pictures(path)
+    assert set(found.names) == {"Köln.png", "Schön.png", "sub/a.png", "../../c.png", "d\\e.png"}
+    assert found.left_out == [("__MACOSX/b.png", listing.HIDDEN)]
+    assert {found.read(name) for name in found.names} == {PNG}
+    assert {item.place.as_posix() for item in collect([str(path)])} >= {"Köln", "sub/a", "c"}
 
 
 def test_empty_and_missing_zips(tmp_path: Path) -> None:
