@@ -37,6 +37,7 @@ RANGES, OVERSHOOT = {"F": (0.0, 1.0), "I": (0.0, 65535.0)}, 0.25
 SEAM = re.compile(
     rb"(?:IEND\xaeB`\x82|\xff\xd9|;)(?:\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP)", re.S
 )
+NEGATIVE = "negative"  # of a picture's info: whether 0 is its white
 T = Image.Transpose
 TURNS = {  # EXIF orientation → what makes it upright
     2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE,
@@ -52,6 +53,7 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
     with _naming(name):
         image = _opened(source, name)
         image.load()
+        _note_negative(image)
         _try_mode(image, name)
         if image.format in ("WEBP", "AVIF") and _is_large(image) and not has_more_frames(image):
             # Their decoders keep the pixels twice for as long as the picture lives.
@@ -102,6 +104,7 @@ def open_frames(source: Path | bytes, name: str) -> Iterator[Image.Image]:
                     f"{name}: its frames are more than {MAX_FRAMES:,} or have more than "
                     f"{MAX_PIXELS // 10**6} million pixels in all; make it shorter or smaller"
                 )
+            _note_negative(image)
             frame = image.copy()
             _try_mode(frame, name)
         yield frame
@@ -148,6 +151,13 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
         raise InputError(f"{name}: {image.width}x{image.height} pixels are more than {LIMIT}")
     has_more_frames(image)  # GIFs look ahead for this and remember; later it would undo load()
     return image
+
+
+def _note_negative(image: Image.Image) -> None:
+    """Remember a TIFF whose white is 0, which Pillow turns over where it has 8 bits or fewer."""
+    tags = vars(image).get("tag_v2", {})
+    deep = image.mode in DEEP_MODES
+    image.info[NEGATIVE] = deep and tags.get(ExifTags.Base.PhotometricInterpretation) == 0
 
 
 def _try_mode(image: Image.Image, name: str) -> None:
@@ -216,17 +226,20 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """DEEP_MODES → L."""
+    """DEEP_MODES → L, or LA where a grey means none (PNG's tRNS)."""
     import torch
 
-    result = Image.new("L", image.size)
+    grey, alpha = Image.new("L", image.size), Image.new("L", image.size)
+    clear = image.info.get("transparency")
+    clear = clear if isinstance(clear, int) else -1  # and a text chunk may be called so
     for top, strip in _strips(image):
         values = strip * 255 if image.mode == "F" else strip / 257
-        pixels = values.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
-        result.paste(
-            Image.frombytes("L", (image.width, len(pixels) // image.width), pixels), (0, top)
-        )
-    return result
+        values = 255 - values if image.info.get(NEGATIVE) else values
+        for whole, part in ((grey, values), (alpha, strip.ne(clear) * 255.0)):
+            pixels = part.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
+            size = image.width, len(pixels) // image.width
+            whole.paste(Image.frombytes("L", size, pixels), (0, top))
+    return grey if clear < 0 else Image.merge("LA", (grey, alpha))
 
 
 def _extrema(image: Image.Image) -> tuple[float, float]:

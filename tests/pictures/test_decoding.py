@@ -169,6 +169,22 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert pixels == [round(value / 257) for value in values]
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_white_is_zero_is_no_negative(bits: int) -> None:
+    data = tiff(0, (1,), (bits,), ())
+    for image in (decoding.open_picture(data, "it"), *decoding.open_frames(data, "it")):
+        assert set(decoding.normalised(image).tobytes()) == {255}
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_a_grey_that_means_none_is_white(mode: str) -> None:
+    values, scale = [0, 80, 160, 240], 257 if mode == "I;16" else 1
+    data = struct.pack("<4H" if mode == "I;16" else "4B", *(scale * value for value in values))
+    image = reopened(Image.frombytes(mode, (4, 1), data), transparency=80 * scale)
+    flat = decoding.on_white(decoding.normalised(image))
+    assert list(flat.convert("L").tobytes()) == [0, 255, 160, 240]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
