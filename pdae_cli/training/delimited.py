@@ -18,6 +18,7 @@ MAX_TEXTS = 2_000_000  # cells that differ
 MAX_COLUMNS = 1_000
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "blanks", "|": "bars"}
 DECIMAL = re.compile("[+-]?[0-9]+,[0-9]+")  # in much of Europe
+THOUSANDS = re.compile("[+-]?[1-9][0-9]{0,2},[0-9]{3}")  # or so in English
 KEYS = ("file", "file_name", "filename", "image", "image_id", "path")  # columns that name pictures
 
 
@@ -33,14 +34,13 @@ class Sheet:
 
 
 class Texts(dict[str, str]):
-    """Each different cell once: most are alike. Numbers get a decimal point, unless cells are split
-    at commas."""
+    """Each different cell once: most are alike."""
 
-    def __init__(self, source: str, point: bool) -> None:
-        self.source, self.point = source, point
+    def __init__(self, source: str) -> None:
+        self.source = source
 
     def __missing__(self, cell: str) -> str:
-        self[cell] = cell.replace(",", ".") if self.point and DECIMAL.fullmatch(cell) else cell
+        self[cell] = cell
         if len(self) > MAX_TEXTS:
             raise InputError(f"{self.source}: more than {MAX_TEXTS:,} cells that differ")
         return self[cell]
@@ -70,7 +70,7 @@ def read_sheet(content: bytes, source: str) -> Sheet:
     lines: list[int] = []
     cells: list[list[str]] = []
     width = len(header)
-    texts = Texts(source, delimiter != ",")
+    texts = Texts(source)
     for line, row in rows:
         if not cells and delimiter == " " and len(row) == width + 1:
             header, width = ["file", *header], width + 1  # CelebA's doesn't name the names
@@ -91,7 +91,27 @@ def read_sheet(content: bytes, source: str) -> Sheet:
     remarks = []
     if count is not None and count != len(cells):
         remarks.append(f"{source}: its first line says {count} rows, and {len(cells)} follow")
-    return _named(source, header, lines, cells, remarks)
+    sheet = _named(source, header, lines, cells, remarks)
+    for name in [*sheet.columns] if delimiter != "," else ():
+        _give_points(sheet, name)
+    return sheet
+
+
+def _give_points(sheet: Sheet, name: str) -> None:
+    """Give a column's numbers decimal points, or leave it out where its commas may be those of
+    thousands."""
+    column = sheet.columns[name]
+    if not (commas := {cell for cell in set(column) if DECIMAL.fullmatch(cell)}):
+        return
+    if all(map(THOUSANDS.fullmatch, commas)):
+        cell = next(cell for cell in column if cell in commas)
+        either = f"{cell} may be {cell.replace(',', '')} or {cell.replace(',', '.')}"
+        told = f"{sheet.source}: not taken: {short(name)}, as {either}; write it without commas"
+        sheet.remarks.append(told)
+        del sheet.columns[name]
+        return
+    pointed = {cell: cell.replace(",", ".") for cell in commas}
+    sheet.columns[name] = [pointed.get(cell, cell) for cell in column]
 
 
 def _named(
@@ -131,9 +151,9 @@ def _decoded(content: bytes, source: str) -> str:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{source}, line {line}: not UTF-8; save it as UTF-8") from error
+        raise InputError(f"{source}, line {line}: not UTF-8; save it as CSV in UTF-8") from error
     if "\0" in text:
-        raise InputError(f"{source}: holds NUL bytes, so it is no table of text")
+        raise InputError(f"{source}: holds NUL bytes, so it is no table of text; save it as CSV")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -100,6 +100,27 @@ def test_numbers_have_units_and_commas_where_these_dont_cut(tmp_path: Path) -> N
     assert not labels.attributes and not labels.remarks
 
 
+@pytest.mark.parametrize(
+    ("said", "values"),
+    [
+        ("950 1,234 12,500 1,000 2,000 3", None),
+        ("1,234 1,235 1,236 1,237 1,238 1,239", None),
+        ("0,950 1,234 1,500 1,000 2,000 3", [0.95, 1.234, 1.5, 1, 2, 3]),
+        ("1,234 12,5 1 2 3 4", [1.234, 12.5, 1, 2, 3, 4]),
+    ],
+)
+def test_commas_that_may_be_of_thousands_are_no_decimals(
+    tmp_path: Path, said: str, values: list[float] | None
+) -> None:
+    rows = zip(NAMES, said.split(), HAT, strict=True)
+    labels = read(tmp_path, "file\tyen\that\n" + "".join(f"{n}\t{v}\t{h}\n" for n, v, h in rows))
+    assert labels.attributes == ["hat"]
+    if values is None:
+        assert not labels.numbers and "1,234 may be 1234 or 1.234" in labels.remarks[0]
+    else:
+        assert labels.values(NAMES)[:, 0].tolist() == pytest.approx(values)
+
+
 def test_numbers_that_differ_in_their_unit_alone_are_refused(tmp_path: Path) -> None:
     text = "file,height (cm),height [in]\n" + "".join(
         f"{n},{150 + k},{60 + k / 2}\n" for k, n in enumerate(NAMES)
@@ -142,8 +163,8 @@ def test_what_isnt_taken_is_named_with_the_reason(tmp_path: Path) -> None:
         ("file,Hat,Hat\n000.png,1,0\n", "two columns are called 'Hat'"),
         ("000.png,1,0\n001.png,0,1\n", "its first line names a picture"),
         ('file,Hat\n"000.png,1\n', "line 2: can't be read as a table"),
-        (b"file,Hat\n\xe4.png,1\n", "line 2: not UTF-8"),
-        (b"file,Hat\n" + bytes(99), "NUL bytes"),
+        (b"file,Hat\n\xe4.png,1\n", "line 2: not UTF-8; save it as CSV"),
+        (b"file,Hat\n" + bytes(99), "no table of text; save it as CSV"),
         ("file,Hat\n", "holds no rows"),
         ("", "holds no rows"),
         ("file\n000.png\n", "no column holds labels"),
