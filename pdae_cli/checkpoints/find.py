@@ -73,12 +73,15 @@ def model_folder(name: str, announce: Say = ignore, **how: Any) -> Path:
     """Find the folder of a bundled name, a folder, or a Hub id with an optional `@revision`, which
     is downloaded as `hub.fetch` says.
 
-    Raises ModelError where there is no such model; `announce` is told of large downloads.
+    Raises ModelError where there is no such model; `announce` is told of large downloads, and of a
+    folder that isn't meant.
     """
-    if os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises on names that are too long
-        return Path(name)
     bundled = bundled_models()
+    if _is_here(name):
+        return Path(name)
     if name in bundled:
+        if os.path.isdir(name):  # noqa: PTH112
+            announce(f"the bundled {name} is taken: the folder {name} here holds none of pdae")
         return bundled[name]
     if is_hub_id(name):
         return fetch(name, announce, **how)[0]
@@ -88,10 +91,16 @@ def model_folder(name: str, announce: Say = ignore, **how: Any) -> Path:
     raise ModelError(f"no model {name!r}: neither a folder nor bundled; {hint}")
 
 
+def _is_here(name: str) -> bool:
+    """Whether a name means a folder here: if called as a bundled model, one that holds a model."""
+    folder = os.path.isdir(name)  # noqa: PTH112, Path.is_dir raises on names that are too long
+    return folder and (name not in bundled_models() or is_native(Path(name)))
+
+
 def writable_folder(name: str) -> Path:
     """Find the folder of a model that may be changed. Raises UsageError for a bundled one or a Hub
     id, InputError or StorageError where it can't be written."""
-    if Path(name).is_dir():
+    if _is_here(name):
         check_writable(Path(name))
         return Path(name)
     if is_hub_id(name) and name not in bundled_models():  # which needn't be fetched to say no

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch import Tensor
 from pdae_cli.checkpoints import (
     bundled_models,
     load,
+    model_folder,
     read_attributes,
     read_classifier,
     read_model,
+    writable_folder,
     write_classifier,
     write_model,
 )
@@ -126,6 +129,20 @@ def test_attributes_learnt_while_the_encoder_is_trained_are_not_written(tmp_path
     learnt.of = of_z(model, 0.3).config.z_sha
     with pytest.raises(UsageError, match="another z"):
         written.merged(learnt)
+
+
+def test_a_folder_that_holds_no_model_hides_no_bundled_one(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundled, told = bundled_models()["faces64"], list[str]()
+    (tmp_path / "faces64").mkdir()
+    assert model_folder("faces64", told.append) == bundled
+    assert told == ["the bundled faces64 is taken: the folder faces64 here holds none of pdae"]
+    with pytest.raises(UsageError, match="faces64 is not yours to change"):
+        writable_folder("faces64")
+    shutil.copytree(tiny_folder, "faces64", dirs_exist_ok=True)
+    assert model_folder("faces64", told.append) == writable_folder("faces64") == Path("faces64")
 
 
 def test_bundled_models_are_found_beside_the_package() -> None:
