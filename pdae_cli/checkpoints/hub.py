@@ -8,6 +8,7 @@ import re
 import warnings
 from contextlib import suppress
 from itertools import product
+from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,12 +58,16 @@ def fetch(name: str, announce: Say = ignore, **how: Any) -> tuple[Path, str]:
     """Download a model, ours or of diffusers, as far as it isn't in the cache; `how`: options of
     huggingface_hub's `snapshot_download`.
 
-    Returns its folder and the licence that its card states. Raises ModelError. `announce` is told
+    Returns its folder and the licence that its card states. Raises ModelError, also for what would
+    lie in a folder that is here: that is a slip, unless a revision is named. `announce` is told
     how large a large download is before it begins.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     repository, _, revision = name.partition("@")
+    if not revision and os.path.isdir(owner := repository.partition("/")[0]):  # noqa: PTH112
+        told = f"{name}: {owner} is a folder here, and has no such one"
+        raise ModelError(f"{told}; to ask the Hub, write {name}@main")
     sizes: dict[str, int] = {}
     asked: dict[str, Any] = {"revision": revision or None, "token": how.get("token")}
     with suppress(Exception):  # what is below says why, unless all is in the cache
@@ -83,9 +88,8 @@ def fetch(name: str, announce: Say = ignore, **how: Any) -> tuple[Path, str]:
         response = vars(_cause(error)).get("response")
         reason = NO_ACCESS.get(response.status_code) if response is not None else None
         if reason is None:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = f"{first}; check the name and the network"
-        raise ModelError(f"{name}: the Hub didn't give it: {reason}") from error
+            reason = reason_of(error, "check the name and the network")
+        raise ModelError(f"{name}: no folder here, and the Hub didn't give it: {reason}") from error
     return Path(folder), licence_in(Path(folder))
 
 
@@ -234,12 +238,34 @@ def _refusal(error: BaseException) -> str:
     if (response := vars(error).get("response")) is not None:
         said = vars(error).get("server_message") or f"it answered {response.status_code}"
         return known.get(response.status_code) or f"the Hub says: {' '.join(said.split())}"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"the Hub isn't reached, or was cut off: {reason}; check network and HF_ENDPOINT"
+    reason = reason_of(error, "check network and HF_ENDPOINT")
+    return f"the Hub isn't reached, or was cut off: {reason}"
+
+
+def reason_of(error: BaseException, hint: str) -> str:
+    """The first line of what the Hub's library says and what to do, or what is meant, where that
+    line tells nothing."""
+    cause = _cause(error)
+    if isinstance(cause, UnicodeEncodeError):
+        return "the token has letters that none has; copy it anew, to HF_TOKEN or `hf auth login`"
+    if isinstance(cause, JSONDecodeError):
+        return "what answers isn't the Hub, but maybe a page that lets one into the network"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{without_passwords(first)}; {hint}"
+
+
+def without_passwords(text: str) -> str:
+    """A text without the users and passwords of its URLs, as HF_ENDPOINT may have them."""
+    return re.sub(r"://[^/@\s]+@", "://…@", text)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The one of an error and its causes that has the Hub's answer, else the first cause."""
-    while vars(error).get("response") is None and (cause := error.__cause__ or error.__context__):
+    """The one of an error and its causes that has the Hub's answer or that `reason_of` knows, else
+    the first cause."""
+    known = UnicodeEncodeError, JSONDecodeError
+    while not isinstance(error, known) and vars(error).get("response") is None:
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            break
         error = cause
     return error

@@ -13,8 +13,8 @@ KEPT = 1 << 30  # bytes: blocks as large as this go back to the system when they
 
 
 def settle() -> None:
-    """Set how threads wait, what becomes of freed memory and what Pillow may say, each unless the
-    user's environment does."""
+    """Set how threads wait, what becomes of freed memory, and what Pillow and huggingface_hub may
+    say, each unless the user's environment does."""
     # Before torch is loaded: threads of GNU OpenMP wait for work by spinning, which takes the cores
     # from everybody else. This many turns of it lose nothing: docs/performance.md.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
@@ -23,6 +23,8 @@ def settle() -> None:
     # Before Pillow is: what is decoded in blocks as large as this goes back to the system, smaller
     # ones stay with the thread that decoded them.
     os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
+    # Of what it tries again, which our message says once it has failed.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     # Of oddities in pictures that still decode. Here, because reading threads share the filters.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())

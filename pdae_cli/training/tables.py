@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.hub import is_hub_id
+from ..checkpoints.hub import is_hub_id, reason_of, without_passwords
 from ..errors import InputError, UsageError
 from ..files import read_limited
 from ..pictures.listing import MAX_PICTURE, is_folder
@@ -120,7 +120,8 @@ def source_of(data: Path) -> dict[str, Any] | None:
     hub = HUB.fullmatch(text)
     if hub is None or not is_hub_id(hub["path"]) or os.path.exists(data):  # noqa: PTH110
         return None
-    return hub.groupdict()
+    slip = is_folder(data.parent) and hub["revision"] is None  # a name in a folder that is here
+    return None if slip else hub.groupdict()
 
 
 @lru_cache(maxsize=2)  # pictures and labels are asked for one after the other
@@ -141,10 +142,15 @@ def open_table(data: Path) -> Table | None:
     try:
         found = datasets.load_dataset(**source, keep_in_memory=False)
     except Exception as error:  # of many libraries, which have no exception in common
-        reason = " ".join(str(error.__cause__ or error).split())
+        first = error.__cause__ or error
+        reason = without_passwords(" ".join(str(first).split()))
         if "same prefix" in reason:
             reason = f"{reason.rstrip('.')}; {UNPACK}"
-        raise InputError(f"{data}: can't be loaded as a data set: {reason}") from error
+        told = f"can't be loaded as a data set: {reason}"
+        if "revision" in source:
+            reason = reason_of(first, "check the name and the network")
+            told = f"no folder here, and the Hub didn't give it: {reason}"
+        raise InputError(f"{data}: {told}") from error
     split = split or ("train" if "train" in found else next(iter(found)))
     if split not in found:
         raise UsageError(f"{data}: no split {split}; it has {', '.join(found)}")

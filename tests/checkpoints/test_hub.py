@@ -15,8 +15,8 @@ from hub_stand_in import Hub, serving
 from huggingface_hub import constants
 
 import pdae_cli as public
-from pdae_cli.checkpoints import load_dpm, read_model, write_model
-from pdae_cli.checkpoints.hub import is_hub_id
+from pdae_cli.checkpoints import load, load_dpm, read_model, write_model
+from pdae_cli.checkpoints.hub import is_hub_id, reason_of
 from pdae_cli.errors import ModelError, UsageError
 
 OURS = {"README.md", "config.json", "model.safetensors", "attributes.safetensors",
@@ -102,6 +102,24 @@ class TestPython:
         with pytest.raises(TypeError):
             public.Model.from_pretrained(mine, devise="cpu")  # type: ignore[call-arg]
         assert hub.asked == []
+
+    def test_a_slip_is_told_as_one(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where a folder is meant, what answers is none of the Hub, or the token was cut."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "runs").mkdir()
+        with pytest.raises(ModelError, match=r"runs is a folder here, .* write runs/mien@main"):
+            load("runs/mien")
+        assert hub.asked == []
+        monkeypatch.setattr(hub, "answer", lambda *asked: (200, b"<html>", {}))
+        with pytest.raises(ModelError, match="what answers isn't the Hub, but maybe a page"):
+            load("run/mien")
+        monkeypatch.setenv("HF_TOKEN", "hf_…")
+        with pytest.raises(ModelError, match=r"no folder here, .* the token has letters that none"):
+            load("run/mien")
+        refused = OSError("no route to http://me:secret@proxy.example/models")
+        assert reason_of(refused, "wait") == "no route to http://…@proxy.example/models; wait"
 
     def test_what_was_downloaded_is_used_without_the_network(
         self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -228,7 +228,7 @@ class TestSources:
             open_pictures(Path("someone/faces:val"), 32)
         with pytest.raises(InputError, match="offline, and the cache holds another revision"):
             open_pictures(Path("someone/faces@main"), 32)
-        with pytest.raises(InputError, match="someone/cats: can't be loaded as a data set: "):
+        with pytest.raises(InputError, match=r"someone/cats: no folder .* Hub didn't give"):
             open_pictures(Path("someone/cats"), 32)
 
     def test_urls(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +352,11 @@ def test_training_is_a_function_of_the_rows(pdae: Command, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["photos/typo.png", "runs/x.safetensors", "photos/all.zip"])
-def test_a_files_name_is_never_asked_for_on_the_hub(name: str) -> None:
+def test_a_files_name_is_never_asked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert source_of(Path(name)) is None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user").mkdir()
+    assert source_of(Path("user/faces")) is None
     assert source_of(Path("user/faces@main")) is not None
