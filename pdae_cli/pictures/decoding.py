@@ -121,10 +121,25 @@ def has_more_frames(image: Image.Image) -> bool:
 def is_followed(data: bytes, image: Image.Image) -> bool:
     """Tell whether another picture follows the one that these bytes begin with, as where files are
     piped one after the other. What cameras add to a JPEG is none."""
-    if image.format == "WEBP":
-        size = int.from_bytes(data[4:8], "little") + 8
-        return kind_of(data[size : size + HEAD]) in FORMATS
+    if end := _told_end(data, image):
+        return kind_of(data[end : end + HEAD]) in FORMATS
     return image.format != "MPO" and SEAM.search(data) is not None
+
+
+def _told_end(data: bytes, image: Image.Image) -> int:
+    """Where a picture's file ends, of formats that begin with what tells it; 0 for others."""
+    if image.format == "WEBP":
+        return int.from_bytes(data[4:8], "little") + 8
+    if image.format == "BMP":
+        return int.from_bytes(data[2:6], "little")
+    kind = data[:2]  # of PBM, PGM and PPM: width and height, of the latter two the largest value
+    numbers = 2 if kind == b"P4" else 3
+    begin = re.match(rb"P[456](?:(?:\s|#.*\n)+([0-9]+)){%d}\s" % numbers, data)
+    if begin is None:
+        return 0
+    bits = 1 if kind == b"P4" else 8 if int(begin[1]) < 256 else 16
+    row = image.width * (3 if kind == b"P6" else 1) * bits
+    return begin.end() + image.height * -(row // -8)
 
 
 def _is_large(image: Image.Image) -> bool:

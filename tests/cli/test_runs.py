@@ -286,7 +286,7 @@ class TestStreams:
         assert pdae("reconstruct", tmp_path / "stream", "-o", out, *FAST).code == 0
         assert frames == [pixels_of(out / f"{number}.png") for number in range(3)]
 
-    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM"])
     def test_pictures_behind_the_first_are_told_where_no_stream_is_asked_for(
         self, pdae: Command, tmp_path: Path, format: str
     ) -> None:

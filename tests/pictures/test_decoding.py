@@ -282,6 +282,20 @@ def test_an_apngs_default_picture_is_no_frame() -> None:
     assert back == [page.tobytes() for page in pages(3)[1:]]
 
 
+@pytest.mark.parametrize(
+    ("format", "mode"),
+    [("PPM", "1"), ("PPM", "L"), ("PPM", "I;16"), ("PPM", "RGB"), ("BMP", "1"), ("BMP", "RGB")],
+)
+def test_what_follows_a_picture_is_seen(format: str, mode: str) -> None:
+    """Behind rows of 9 pixels, also where there is a comment; nothing and noise are no picture."""
+    data = saved(picture(0, (9, 7)).convert("L").convert(mode), format)
+    for one in (data, data.replace(b"9 7\n", b"9 # is 7\n\t7\n", 1)):
+        image = decoding.open_picture(one, "it")
+        assert decoding.is_followed(one + data, image)
+        assert not decoding.is_followed(one, image)
+        assert not decoding.is_followed(one + bytes(99), image)
+
+
 def test_a_cameras_jpeg_with_more_pictures_in_it_is_its_first() -> None:
     data = animated(pages(2), "MPO")
     image = decoding.open_picture(data, "it")
