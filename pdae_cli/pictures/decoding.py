@@ -38,6 +38,7 @@ SEAM = re.compile(
     rb"(?:IEND\xaeB`\x82|\xff\xd9|;)(?:\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP)", re.S
 )
 NEGATIVE = "negative"  # of a picture's info: whether 0 is its white
+ZIP, GZIP = b"PK\3\4", b"\x1f\x8b"  # what people pipe in place of a picture
 T = Image.Transpose
 TURNS = {  # EXIF orientation → what makes it upright
     2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE,
@@ -153,6 +154,9 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
         raise InputError(f"{name}: an empty file, not a picture")
     if len(data) > MAX_PICTURE:
         raise InputError(f"{name}: larger than {MAX_PICTURE >> 20} MiB")
+    if data.startswith((ZIP, GZIP)):
+        what = "zip" if data.startswith(ZIP) else "gzip"
+        raise InputError(f"{name}: a {what} file, not a picture; unpack it first")
     formats: tuple[str, ...] = FORMATS  # an MPO is opened as the JPEG it begins with
     if kind_of(data[:HEAD]) == "HEIC":
         if not reads_heic():

@@ -332,8 +332,10 @@ def test_animations_that_end_early_are_refused(format: str) -> None:
         (png_claiming(0, 0), "can't be read|not a picture"),
         (png_claiming(64, 64), "can't be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture"),
+        (b"PK\3\4" + bytes(60), "a zip file, not a picture; unpack it first"),
+        (b"\x1f\x8b\x08" + bytes(60), "a gzip file, not a picture"),
     ],
-    ids=["empty", "text", "0x0", "no pixels", "eps"],
+    ids=["empty", "text", "0x0", "no pixels", "eps", "zip", "gzip"],
 )
 def test_hostile_files_are_one_line(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
