@@ -199,6 +199,16 @@ class TestEncoding:
         assert pdae("decode", "two", "-o", "back/", "--random-noise").code == 0
         assert len(outputs(tmp_path / "back")) == 4
 
+    def test_codes_that_pictures_wont_be_like_are_what_is_left_out(
+        self, pdae: Command, tmp_path: Path
+    ) -> None:
+        """Also where they come first: each picture took its time, and failed."""
+        source, codes = folder_of(tmp_path / "in", 2), tmp_path / "z.safetensors"
+        assert pdae("encode", source / "0.png", "-o", codes, "--no-noise").code == 0
+        result = pdae("encode", codes, source, "-o", "c.parquet", *FAST)
+        assert result.code == 3 and f"error: {codes}: some of the codes have x_T" in result.err
+        assert codes_in("c.parquet").sources == ("0.png", "1.png")
+
     def test_a_picture_that_is_replaced_meanwhile_is_encoded_by_the_next_run(
         self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

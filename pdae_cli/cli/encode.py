@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -53,14 +52,15 @@ def encode(
     nfe = 0 if no_noise else model.trajectory(options.sampling()).evaluations()[0]
     record = {"model": model.name, "nfe": nfe}
     with Run(model, options, "encode", destination, nfe) as run:
-        load, coded = wanted_squares(run), partial(codes_of, run, noise=not no_noise)
+        load = wanted_squares(run)
         if destination.suffix == TABLE:
-            write_parts(run, items, load or pictures_and_codes(model, options), coded, record)
+            load = load or pictures_and_codes(model, options)
+            write_parts(run, items, load, record, not no_noise)
             return
         file = None if destination.folder else StackedFile(run, items, noise=not no_noise)
         for batch in run.batches(items, load, whole=file is not None):
             with batch:
-                codes = coded(batch)
+                codes = codes_of(run, batch, not no_noise)
                 if file:
                     file.add(codes)
                 rows = [codes[row : row + 1] for row in range(len(batch))]

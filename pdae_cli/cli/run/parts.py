@@ -4,30 +4,28 @@ follow one another. A part is there when it is whole, and says what it was made 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import UsageError, counted
-from .batches import Batch, Made, Run
+from .batches import Made, Run
 from .inputs import Item
 from .loading import Load, Loaded
-from .making import recipe
+from .making import codes_of, recipe
 from .manifest import digest_of
+from .stacked import of_pictures
 from .tables import PART_NAME, CodesWriter
-
-if TYPE_CHECKING:
-    from ...engine.codes import Codes
 
 PART = 10_000  # inputs of a part, at most
 
 
-def write_parts(
-    run: Run, items: Iterable[Item], load: Load, codes_of: Callable[[Batch], Codes], record: Any
-) -> None:
+def write_parts(run: Run, items: Iterable[Item], load: Load, record: Any, noise: bool) -> None:
     """Write the codes of this share's parts as far as they aren't done; inputs that fail are left
     out. Raises UsageError where there are parts of another cut, StorageError."""
+    from ...engine.codes import require_joinable
+
     target, run.whole, run.resumable = run.destination, True, run.destination.folder
     parts = _cut(run, items) if target.folder else [(Path(target.target), items)]
     run.bar.expect(sum(len(some) for _, some in parts if isinstance(some, Sequence)))
@@ -37,11 +35,14 @@ def write_parts(
             continue
         run.failures.clear()
         shas: dict[str, str] = {}  # of what was encoded: by now a file may hold something else
+        expected = of_pictures(run, some, noise)
         with CodesWriter(Path(run.destination.target)) as file:
             for batch in run.through(some, load):
                 shas |= {one.item.label: one.input_sha for one in batch}
                 with batch:
-                    file.add(codes_of(batch))
+                    codes = codes_of(run, batch, noise)
+                    require_joinable([*expected, codes])
+                    file.add(codes)
             if not file.count:
                 continue
             whole = _whole(some, shas)

@@ -25,7 +25,7 @@ class StackedFile:
     def __init__(self, run: Run, items: Iterable[Item], noise: bool) -> None:
         self.run = run
         self.items = items if isinstance(items, Sequence) else []  # a stream can't be read again
-        self.found = [_of_pictures(run, noise)] if any(map(_is_picture, self.items)) else []
+        self.found = of_pictures(run, self.items, noise)
 
     def add(self, codes: Codes) -> None:
         """Add a row a picture. Raises InputError for codes unlike the first, UsageError where all
@@ -66,14 +66,16 @@ def _is_picture(item: Item) -> bool:
     return named or (item.table is not None and not item.is_codes)
 
 
-def _of_pictures(run: Run, noise: bool) -> Codes:
-    """Codes of no pictures, as those of pictures will be."""
+def of_pictures(run: Run, items: Iterable[Item], noise: bool) -> list[Codes]:
+    """Codes of no pictures, as those of pictures will be, where any are among the items."""
     import torch
 
     from ...engine.codes import Codes
 
+    if not isinstance(items, Sequence) or not any(map(_is_picture, items)):
+        return []
     model = run.model
     z, x_T = torch.empty(0, model.config.z_dim or 0), torch.empty(0, *model.config.state_shape)
     sampling = run.options.sampling().record()
     of_model: Any = model.name, model.weights_sha, sampling, (), model.dtype
-    return Codes(z, x_T if noise else None, None, (), (), *of_model)
+    return [Codes(z, x_T if noise else None, None, (), (), *of_model)]
