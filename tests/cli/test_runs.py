@@ -85,7 +85,7 @@ class TestAgain:
             (model / "config.json").write_text(json.dumps(config))
             result = pdae(*command, model=model)
             assert result.code == 0 and (outputs(out) == before) == same
-            assert ("made again: of other settings in the model's config.json" in result.err) != same
+            assert ("again: of other settings in the model's config.json" in result.err) != same
             assert pdae("redo", out / "0.png", "-i", source, "-m", model).code == 0
         (out / "0.png").write_bytes(before["0.png"])
         told = pdae("redo", out / "0.png", "-i", source, "-m", model)
