@@ -89,7 +89,10 @@ class TestShares:
         for name, value in zip(NAMES, ("0", "2", "0", "localhost", "0"), strict=True):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("pdae_cli.cli.options.join", lambda *_: None)  # waits for the other
-        assert "a stream has no shares" in pdae(*line, stdin=data).err
+        for reading in (line, ("encode", "-"), ("encode", "--files-from", "-")):
+            result = pdae(*reading, "-o", tmp_path / "o", stdin=data)
+            assert result.code == 2 and result.err.count("\n") == 1
+            assert "launched processes share standard input" in result.err
 
     @pytest.mark.parametrize(
         "left", [{"WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "1"},

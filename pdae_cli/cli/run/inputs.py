@@ -29,6 +29,7 @@ from ...pictures.listing import (
     list_pictures,
     natural,
 )
+from .launch import launched
 from .tables import TABLE, CodesTable, open_codes
 
 MAX_CODES = 8 << 30
@@ -138,6 +139,10 @@ def collect(
     A sequence, or for a `stream` of pictures on standard input an iterator. Raises UsageError.
     """
     names = [*(one for name in names or [] for one in _globbed(name, recursive))]
+    piped = [*names, files_from].count("-")
+    if piped and launched()[1] > 1:
+        shared = "launched processes share standard input, and each would get parts of it"
+        raise UsageError(f"{shared}; write it to a file, and name that")
     names += _listed(files_from, null)
     if not names:
         raise UsageError("no input; name pictures, folders, codes, or - for standard input")
