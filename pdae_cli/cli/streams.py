@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, BinaryIO
 
 from ..errors import InputError, StorageError
@@ -52,6 +52,9 @@ def results() -> BinaryIO:
 def standard_streams() -> Iterator[None]:
     """Have print and the rest write through Results and Messages; a stream that is closed is
     os.devnull, also for what other libraries write to its number."""
+    for number in range(3):  # a parent's event loop may have set them so: no data is then an end
+        with suppress(OSError):
+            os.set_blocking(number, True)
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123
     with (

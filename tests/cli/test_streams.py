@@ -73,6 +73,17 @@ def test_what_a_command_needs_of_them_is_said(
     assert code == 3 and not out and words in err.splitlines()[0]
 
 
+def test_streams_that_a_parent_set_not_to_block(tmp_path: Path, tiny_folder: Path) -> None:
+    """As event loops do: what isn't there yet is no end of the list."""
+    folder_of(tmp_path / "in", 2)
+    unset = "import os, sys; os.set_blocking(0, False); os.set_blocking(1, False)"
+    unset += "; os.execv(sys.executable, [sys.executable, '-m', 'pdae_cli', *sys.argv[1:]])"
+    line = f'{sys.executable} -c "{unset}" encode --files-from - --no-noise -o'
+    names = "(sleep 3; echo in/0.png; sleep 1; echo in/1.png)"
+    code, _, err = shell(f"{names} | {line} z/ | cat", tmp_path, tiny_folder)
+    assert (code, err) == (0, "") and len(outputs(tmp_path / "z")) == 2
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_while_a_module_is_loaded(sent: signal.Signals, tmp_path: Path) -> None:
     """Whatever the module makes of exceptions."""
