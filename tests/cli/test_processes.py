@@ -76,6 +76,24 @@ class TestShares:
             done += [one["input"] for one in records(result.text)]
         assert sorted(map(str, done)) == sorted(str(path) for path in source.glob("*.png"))
 
+    @pytest.mark.parametrize("more", [(), ("--format", "parquet")], ids=["files", "parts"])
+    def test_shares_of_a_list_in_other_orders(
+        self, pdae: Command, tmp_path: Path, more: tuple[str, ...]
+    ) -> None:
+        """As `find` lists a folder on two machines."""
+        names = [str(path) for path in folder_of(tmp_path / "in", 6).glob("*.png")]
+        done = []
+        for share, order in (("1/2", sorted(names)), ("2/2", sorted(names, reverse=True))):
+            listed = "\n".join(order).encode()
+            line = ("encode", "--files-from", "-", "-o", tmp_path / "o", "--no-noise", *more)
+            assert pdae(*line, "--share", share, stdin=listed).code == 0
+        if more:
+            pq = pytest.importorskip("pyarrow.parquet")
+            tables = [pq.read_table(path) for path in (tmp_path / "o").glob("*.parquet")]
+            done = [name for table in tables for name in table["name"].to_pylist()]
+        done += [path.stem for path in (tmp_path / "o").glob("*.safetensors")]
+        assert sorted(Path(name).stem for name in done) == [str(number) for number in range(6)]
+
     def test_a_stream_cant_be_shared_out(
         self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -128,6 +146,9 @@ class TestShares:
             ({"OMPI_COMM_WORLD_SIZE": "2"}, (), "--share $OMPI_COMM_WORLD_RANK/2"),
             ({"OMPI_COMM_WORLD_SIZE": "2"}, ("--share", "1/2"), ""),
             ({"SLURM_NTASKS": "8"}, (), ""),
+            ({"RANK": "1", "WORLD_SIZE": "2"}, (), "WORLD_SIZE is 2: each of these tasks does all"),
+            ({"PMI_SIZE": "8", "RANK": "0"}, (), "--share $PMI_RANK/8"),
+            ({"WORLD_SIZE": "2"}, (), ""),
             ({"ACCELERATE_MIXED_PRECISION": "bf16"}, (), "mixed precision bf16 is set aside"),
             ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ("--dtype", "bfloat16"), ""),
         ],

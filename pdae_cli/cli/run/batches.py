@@ -28,7 +28,7 @@ from ...errors import InputError, UsageError, printable
 from ..options import SharedOptions
 from ..output import Output
 from .destination import HOLDING, Destination
-from .inputs import Item
+from .inputs import Item, shared_out
 from .launch import any_of_us
 from .loading import Load, Loaded, anew, loaded_ahead, pictures_and_codes
 from .manifest import Job, Manifest, State, state_of_file
@@ -162,7 +162,7 @@ class Run:
             raise UsageError("a stream has no shares: each process would do all of it; run one")
         if isinstance(items, Sequence):
             self._check_room(items)
-            items = items[self.share :: self.shares]
+            items = shared_out(items, self.share, self.shares)
             self.bar.expect(len(items))
         inputs = items if made_of is None else made_of
         if self.destination.file and not self.file_wanted(inputs, load):

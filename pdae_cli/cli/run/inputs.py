@@ -169,6 +169,14 @@ def collect(
     return Items(item, range(ends[-1]))
 
 
+def shared_out(items: Sequence[Item], share: int, shares: int) -> Sequence[Item]:
+    """One share of the items in their order, whichever order the others' lists have."""
+    if shares == 1:
+        return items
+    numbers = sorted(range(len(items)), key=lambda number: items[number].label)
+    return [items[number] for number in sorted(numbers[share::shares])]
+
+
 def _without_twins(parts: Sequence[Any], say: Callable[[str], None]) -> list[Any]:
     """Leave out what is the same file again, by whichever links to its folder."""
     real, found, again = cache(os.path.realpath), dict[str, Any](), list[str]()

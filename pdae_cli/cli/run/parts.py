@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError, counted
+from ...pictures.listing import natural
 from .batches import Made, Run
 from .inputs import Item
 from .loading import Load, Loaded
@@ -68,6 +69,8 @@ def _cut(run: Run, items: Iterable[Item]) -> list[tuple[Path, Iterable[Item]]]:
     folder = Path(run.destination.target)
     if not isinstance(items, Sequence):
         raise UsageError(f"a stream can't be cut into parts: -o {folder.name}.parquet")
+    if run.shares > 1 and isinstance(items, list):  # each share's has an order of its own
+        items.sort(key=lambda item: natural(item.label))
     size = max(1, min(PART, -(-len(items) // run.shares)))
     count = -(-len(items) // size)
     for path in folder.glob("part-*.parquet"):
