@@ -11,7 +11,7 @@ from safetensors import safe_open
 from small_runs import TINY, assert_equal, folder_of, losses, state, untrained_diffae
 
 from pdae_cli.checkpoints import write_model
-from pdae_cli.cli.run.launch import on_its_machine
+from pdae_cli.cli.run.launch import NAMES, on_its_machine
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,7 @@ class TestLaunchers:
             ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, ("SLURM_NTASKS is 8", "torchrun")),
             ({"PMI_SIZE": "2"}, ("PMI_SIZE is 2", "torchrun")),
             ({"OMPI_COMM_WORLD_SIZE": "2"}, ("OMPI_COMM_WORLD_SIZE is 2", "torchrun")),
+            ({"RANK": "1", "WORLD_SIZE": "2"}, ("WORLD_SIZE is 2", "unset WORLD_SIZE")),
         ],
     )
     def test_what_is_refused(
@@ -92,7 +93,8 @@ class TestLaunchers:
         assert train("-q", SLURM_NTASKS="1").code == 0
         assert train("-q", SLURM_NTASKS="8").code == 0  # in salloc's shell
         slurm = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
-        assert train("-q", **slurm, RANK="0", WORLD_SIZE="1").code == 0
+        launcher = dict(zip(NAMES, ("0", "1", "0", "localhost", "0"), strict=True))
+        assert train("-q", **slurm, **launcher).code == 0
 
     @pytest.mark.parametrize(
         "left", [{"WORLD_SIZE": "2"}, {"LOCAL_RANK": "0", "RANK": "1"}, {"WORLD_SIZE": ""}], ids=str

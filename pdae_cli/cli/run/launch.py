@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from ...errors import UsageError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TASKS = {  # how many Slurm or MPI started, and the number of each
+TASKS = {  # how many Slurm, MPI or a script started, and the number of each
+    "WORLD_SIZE": "RANK",  # without the rest of NAMES
     "SLURM_NTASKS": "SLURM_PROCID",
     "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
     "PMI_SIZE": "PMI_RANK",
@@ -65,12 +66,14 @@ def join(share: str | None, dtype: str, say: Callable[[str], None]) -> None:
 
 
 def strangers() -> Iterator[tuple[str, int, str]]:
-    """Yield the variable that holds the number of tasks of Slurm or MPI, where they know nothing
-    of one another, that number, and the variable that numbers them."""
+    """Yield the variable that holds the number of tasks of Slurm, MPI or a script, where no
+    launcher introduced them to one another, that number, and the variable that numbers them."""
+    introduced = all(map(os.environ.get, NAMES))
     for count, number in TASKS.items():
         size = os.environ.get(count, "")
-        ours = count != "SLURM_NTASKS" or number in os.environ  # salloc's shell is none of them
-        if not os.environ.get("RANK") and ours and size.isdecimal() and int(size) > 1:
+        # What salloc's shell or an old one has of these is none of them.
+        ours = number in os.environ or count not in ("SLURM_NTASKS", "WORLD_SIZE")
+        if not introduced and ours and size.isdecimal() and int(size) > 1:
             yield count, int(size), number
 
 
