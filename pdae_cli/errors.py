@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cache
+from signal import Signals
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-STOPPED = 130  # the exit code of what Ctrl-C or SIGTERM ended
+STOPPED = 130  # the exit code of what one of these ended: Ctrl-C, schedulers, closed terminals
+STOPPING = [one for one in Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
 
 class PdaeError(Exception):

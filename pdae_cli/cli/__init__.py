@@ -4,13 +4,13 @@ import os
 import signal
 from types import FrameType
 
-from ..errors import STOPPED
+from ..errors import STOPPED, STOPPING
 
 
 def main() -> None:
-    """Run the command line and exit. Signals are listened to before all else is loaded: Ctrl-C, and
-    SIGTERM, by which schedulers stop jobs, unless they are to be ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Run the command line and exit. Signals are listened to before all else is loaded, unless they
+    are to be ignored, as nohup has it."""
+    for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupted)
     from .app import run

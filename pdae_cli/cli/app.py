@@ -33,7 +33,7 @@ from .redo import redo
 from .run.launch import on_its_machine
 from .sample import sample
 from .selftest import selftest
-from .streams import standard_streams
+from .streams import ReaderLeft, standard_streams
 
 EPILOG = (
     "Exit codes: 0 done; 1 unexpected error, or a failed selftest; 2 wrong usage; 3 some or all "
@@ -140,6 +140,9 @@ def _code() -> Any:
         return _explained(error)
     while not isinstance(stop, KeyboardInterrupt | None):
         stop = stop.__cause__ or stop.__context__
+    if isinstance(stop, ReaderLeft) and sys.platform != "win32":  # without a word, as filters end
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)
     if on_its_machine() == 0:
         Output().say("; ".join(["interrupted", *map(str, stop.args if stop else ())]))
     return STOPPED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -23,9 +22,13 @@ class Messages(io.FileIO):
             return memoryview(data).nbytes
 
 
+class ReaderLeft(KeyboardInterrupt):
+    """Who reads standard output has left, and the work ends as by Ctrl-C: training saves."""
+
+
 class Results(io.FileIO):
-    """Standard output: what can't be written is StorageError, once, whatever comes after it; a
-    reader who left ends the process without a word, as filters end."""
+    """Standard output: what can't be written is StorageError, once, whatever comes after it, and
+    where its reader left ReaderLeft."""
 
     failed = False
 
@@ -35,8 +38,7 @@ class Results(io.FileIO):
         except OSError as error:
             self.failed = True  # what is still buffered
             if isinstance(error, BrokenPipeError) and sys.platform != "win32":
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                signal.raise_signal(signal.SIGPIPE)
+                raise ReaderLeft from error
             why = f"{error.strerror or error}; make room, or send it elsewhere, and run it again"
             raise StorageError(f"can't write standard output: {why}") from error
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..diffusion.noise import generator
 from ..engine.computing import Say, check_compiler, ignore, within_memory
-from ..errors import OutOfMemory, PdaeError, UsageError
+from ..errors import STOPPING, OutOfMemory, PdaeError, UsageError
 from ..files import append, check_writable
 from ..pictures.images import write_sheet
 from .muon import optimizer_of
@@ -70,11 +70,11 @@ def reaching() -> Iterator[None]:
 
 @contextmanager
 def interrupted_between_steps() -> Iterator[Callable[[], bool]]:
-    """Hold SIGINT and SIGTERM back, so that no step is cut in two; the yielded function says
-    whether one came."""
+    """Hold signals back, so that no step is cut in two; the yielded function says whether one
+    came."""
     caught: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    wanted = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    wanted = [s for s in STOPPING if signal.getsignal(s) != signal.SIG_IGN]
     before = {s: signal.signal(s, lambda n, frame: caught.append(n)) for s in wanted if main}
     try:
         yield lambda: bool(caught)

@@ -16,6 +16,10 @@ import torch
 from cli_runs import folder_of
 from conftest import ROOT
 from safetensors.torch import save_file
+from small_runs import TINY, command
+from small_runs import folder_of as photos
+
+from pdae_cli.training.state import read_facts
 
 # The benchmark kills one for all of these, which write alike.
 MEASURED = ("reconstruction", "stages", "attributes", "samples", "semantics", "all")
@@ -35,6 +39,16 @@ def test_a_reader_that_leaves(tiny_folder: Path, tmp_path: Path) -> None:
         env=os.environ | {"PDAE_MODEL": str(tiny_folder)},
     )  # fmt: skip
     assert done.stdout == "{" and done.stderr == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no SIGPIPE here")
+def test_training_whose_reader_leaves_is_saved(tmp_path: Path) -> None:
+    """`pdae train … --json | head -2` has what it learnt until then."""
+    line = [*command(1, "train", "dpm", photos(tmp_path / "in"), "-o", tmp_path / "run", *TINY)]
+    script = f"{' '.join(line)} --images 8000000 --json | head -2"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 2 and "interrupted" not in done.stderr
+    assert 2 <= read_facts(tmp_path / "run" / "training" / "dpm.safetensors")[0] < 2000
 
 
 def test_every_command_that_writes_is_in_the_benchmark() -> None:

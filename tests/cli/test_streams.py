@@ -84,7 +84,7 @@ def test_streams_that_a_parent_set_not_to_block(tmp_path: Path, tiny_folder: Pat
     assert (code, err) == (0, "") and len(outputs(tmp_path / "z")) == 2
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_while_a_module_is_loaded(sent: signal.Signals, tmp_path: Path) -> None:
     """Whatever the module makes of exceptions."""
     (tmp_path / "slow.py").write_text(

@@ -142,9 +142,9 @@ def test_an_interrupted_run_keeps_what_it_did(photos: Path, tmp_path: Path) -> N
 
 
 def test_a_signal_never_cuts_a_step_in_two(photos: Path, tmp_path: Path) -> None:
-    """SIGTERM in the middle of step 2: the step is finished, saved, and the rest comes out the same
+    """SIGHUP in the middle of step 2: the step is finished, saved, and the rest comes out the same
     as without it."""
-    for name, signals in (("whole", []), ("broken", [signal.SIGTERM])):
+    for name, signals in (("whole", []), ("broken", [signal.SIGHUP])):
         folder = tmp_path / name
 
         def shoot(*args: object, waiting: list[int] = signals, folder: Path = folder) -> None:
