@@ -67,13 +67,13 @@ def records(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def running(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+def running(folder: Path, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
     """The command as a process of its own, on one thread."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     environment = os.environ | {"PDAE_MODEL": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "pdae_cli", *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -189,6 +189,15 @@ class TestInterruptions:
         assert 0 < len(outputs(out)) < 30
         assert not [name for name in outputs(out) if name.endswith(".tmp")]
 
+    def test_waiting_for_standard_input(self, tiny_folder: Path, tmp_path: Path) -> None:
+        """Of which nothing comes."""
+        command = ("encode", "-", "-o", tmp_path / "z.safetensors")
+        process = running(tiny_folder, *command, stdin=subprocess.PIPE)
+        time.sleep(5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 130
+        assert ended(process)[2] == "interrupted\n"
+
     def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(
         self, pdae: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -200,7 +200,12 @@ def loaded_ahead(
     try:
         try:
             for item in items:
-                waiting.append((item, pool.submit(loaded, item)))
+                if item.label == "-":  # which may wait: no signal ends a thread's reading
+                    here = Future[list[Loaded] | InputError]()
+                    here.set_result(loaded(item))
+                else:
+                    here = pool.submit(loaded, item)
+                waiting.append((item, here))
                 if len(waiting) > ahead:
                     first, future = waiting.popleft()
                     yield first, future.result()
