@@ -15,6 +15,8 @@ KEPT = 1 << 30  # bytes: blocks as large as this go back to the system when they
 def settle() -> None:
     """Set how threads wait, what becomes of freed memory, and what Pillow and huggingface_hub may
     say, each unless the user's environment does."""
+    if not os.environ.get("COLUMNS", "1").strip("0"):
+        del os.environ["COLUMNS"]  # a width without room for a character, in which rich is silent
     # Before torch is loaded: threads of GNU OpenMP wait for work by spinning, which takes the cores
     # from everybody else. This many turns of it lose nothing: docs/performance.md.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():

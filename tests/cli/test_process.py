@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+
+def test_a_terminal_of_no_columns_silences_nothing() -> None:
+    """As of a job whose terminal has no size."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pdae_cli", "encode"],
+        env=os.environ | {"COLUMNS": "0"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: no input")
+
 
 FAULTS = """
 import resource
