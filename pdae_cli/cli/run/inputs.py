@@ -209,7 +209,10 @@ def _listed(files_from: str | None, null: bool) -> list[str]:
         raise UsageError(f"--files-from {files_from}: can't be read: {error.strerror}") from error
     if len(data) > MAX_LIST:
         raise UsageError(f"--files-from {files_from}: larger than {MAX_LIST >> 20} MiB; split it")
-    text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # by > in older PowerShells
+        text = data.decode("utf-16", "replace")
+    else:
+        text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
     lines = text.split("\0") if null else [line.rstrip("\r") for line in text.split("\n")]
     return [line for line in lines if line]
 
