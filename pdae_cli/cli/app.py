@@ -151,7 +151,7 @@ def _code() -> Any:
 def _explained(error: Exception) -> int:
     """Say what went wrong in a line; return the exit code. With PDAE_DEBUG the traceback comes too:
     before the line of what can be expected, and raised alone for what can't."""
-    debug = bool(os.environ.get("PDAE_DEBUG"))
+    debug = os.environ.get("PDAE_DEBUG", "").lower() not in ("", "0", "false", "no", "off")
     full = isinstance(error, MemoryError)
     if isinstance(error, RuntimeError) and "torch" in sys.modules:  # whose errors these would be
         from ..engine.computing import ran_out

@@ -103,6 +103,8 @@ class TestFailures:
             result = pdae(*line)
             assert result.code == plain.code == code
             assert result.err.startswith("Traceback") and result.err.endswith(plain.err)
+            monkeypatch.setenv("PDAE_DEBUG", "0")
+            assert pdae(*line).err == plain.err
 
     @pytest.mark.parametrize(
         "error",
@@ -122,6 +124,10 @@ class TestFailures:
 
 
 class TestInputs:
+    def test_more_samples_than_memory_knows_of(self, pdae: Command, tmp_path: Path) -> None:
+        result = pdae("sample", "-n", 10**12, "-o", tmp_path / "x/")
+        assert result.code == 2 and "less than or equal to 1000000" in result.err
+
     def test_files_from_a_list(self, pdae: Command, pictures: list[Path], tmp_path: Path) -> None:
         names = "\n".join(map(str, pictures)).encode()
         result = pdae(
@@ -131,6 +137,8 @@ class TestInputs:
         (tmp_path / "list.txt").write_bytes(names)
         args = ("--files-from", tmp_path / "list.txt", "-o", tmp_path / "y", "--no-noise")
         assert pdae("encode", *args).code == 0
+        (tmp_path / "list.txt").write_text("\n".join(map(str, pictures)) + "\r\n", "utf-16")
+        assert "3 unchanged" in pdae("encode", *args).err
 
     @pytest.mark.parametrize(
         "line",
