@@ -132,7 +132,8 @@ def _caches() -> dict[str, str]:
     from huggingface_hub import constants
 
     places = {one: one for one in (constants.HF_HUB_CACHE, f"{constants.HF_HOME}/datasets")}
-    places["torch.compile's"] = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+    with suppress(KeyError, OSError, ImportError):  # a user without an account
+        places["torch.compile's"] = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
     for name in ("HF_DATASETS_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
         if name in os.environ:
             places[name] = os.environ[name]

@@ -44,6 +44,18 @@ class TestEnv:
         assert told["HF_HOME"] == "~/hf:/home/anna" and told["OMP_NUM_THREADS"] == "1"
         assert "ghi" not in text and "/home/a/" not in text and "HOME" not in told
 
+    def test_a_user_without_an_account(
+        self, pdae: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As containers start programs."""
+
+        def unknown() -> str:
+            raise KeyError("getpwuid(): uid not found: 1234")
+
+        monkeypatch.setattr("getpass.getuser", unknown)
+        told = json.loads(pdae("env", "--json").text)
+        assert isinstance(told["caches"], dict) and "getpwuid" not in str(told)
+
     def test_what_is_broken_is_said_in_its_place(
         self, pdae: Command, monkeypatch: pytest.MonkeyPatch
     ) -> None:
