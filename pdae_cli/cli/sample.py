@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 
 COLUMNS = 8
+MOST = 1_000_000  # at once: what becomes of each is known beforehand; --first goes on
 
 
 @takes(SampleOptions, without=("keep_alpha", "keep_exif"))
 def sample(
     options: SampleOptions,
     output: OutputPath = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many.")] = 16,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=MOST, help="How many.")] = 16,
     first: Annotated[int, typer.Option(min=0, help="Number of the first.")] = 0,
     grid: Annotated[
         bool, typer.Option("--grid", help="One sheet; the default where -o is a file.")

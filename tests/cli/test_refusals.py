@@ -66,7 +66,7 @@ REFUSED = [
     (2, "encode in --share 1/2 -o o/ --report r.html", "needs a folder"),
     *[(2, f"{line} -o x.png", "is too large: files record numbers below 2^63") for line in (
         f"sample -n 1 --seed {2**63}", f"decode a.png --seed {-(2**63)}",
-        f"sample -n 1 --first {2**63 - 1}", f"sample -n {2**63 - 9} --first 9",
+        f"sample -n 1 --first {2**63 - 1}", f"sample -n 9 --first {2**63 - 9}",
     )],
     # How pictures are taken and trajectories solved
     (2, "reconstruct a.png --device abacus", "can't be used"),
