@@ -188,6 +188,8 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[BinaryIO, int]]:
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             facts = os.fstat(file.fileno())
+            if stat.S_ISFIFO(facts.st_mode):
+                raise InputError(f"{path}: a pipe, not a regular file; - takes what is piped in")
             if not stat.S_ISREG(facts.st_mode):
                 raise InputError(f"{path}: not a regular file")
             if facts.st_size > limit:
