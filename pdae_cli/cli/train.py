@@ -13,7 +13,7 @@ from ..errors import UsageError
 from .options import takes
 from .output import Output
 from .run.destination import writable
-from .run.launch import asked, set_aside
+from .run.launch import asked, launched, meet, set_aside
 from .train_options import LEARNING, NETWORK, ShapeFlags, TrainFlags, check_own, common
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
     learnt = {"held_out_sha": task.held_out_sha, "least_share": task.least_share}
     given = asdict(flags) | chosen | learnt
     options = TrainOptions(**{one.name: given[one.name] for one in fields(TrainOptions)})
+    if launched()[1] > 1:
+        meet(cpu=not flags.accelerated)
     training = Training(stage, options, task.folder, flags.device == "cpu", flags.trackers())
     out = Output(flags.json and training.rank == 0, flags.quiet or training.rank > 0)
     for line in set_aside(options.accumulate, options.compile):

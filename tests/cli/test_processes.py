@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 from cli_runs import ended, folder_of, outputs, records, running
-from conftest import Command
+from conftest import ROOT, Command
 
 from pdae_cli.cli.run.launch import NAMES
 
@@ -188,6 +189,32 @@ class TestInterruptions:
         assert code == 130 and "the same command goes on where it stopped" in err
         assert 0 < len(outputs(out)) < 30
         assert not [name for name in outputs(out) if name.endswith(".tmp")]
+
+    @pytest.mark.parametrize("command", ["encode in -o o", "train dpm in -o run --device cpu"])
+    def test_waiting_for_the_other_process(
+        self, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    ) -> None:
+        """Which never comes; and a place where none can meet."""
+        folder_of(tmp_path / "in", 2)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        with socket.create_server(("localhost", 0)) as free:
+            port = str(free.getsockname()[1])
+        for name, value in zip(NAMES, ("0", "2", "0", "localhost", port), strict=True):
+            monkeypatch.setenv(name, value)
+        process = running(tiny_folder, *command.split())
+        there = 1
+        while there != 0:
+            assert process.poll() is None
+            time.sleep(0.1)
+            with socket.socket() as probe:
+                there = probe.connect_ex(("localhost", int(port)))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+        monkeypatch.setenv("MASTER_PORT", "nowhere")
+        code, _, err = ended(running(tiny_folder, *command.split()))
+        assert code == 2 and "can't meet at MASTER_ADDR localhost, MASTER_PORT nowhere: " in err
+        ended(process)
 
     def test_waiting_for_standard_input(self, tiny_folder: Path, tmp_path: Path) -> None:
         """Of which nothing comes."""

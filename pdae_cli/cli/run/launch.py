@@ -6,9 +6,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from ...errors import UsageError
+from ...errors import STOPPING, UsageError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TASKS = {  # how many Slurm, MPI or a script started, and the number of each
@@ -57,12 +62,30 @@ def join(share: str | None, dtype: str, say: Callable[[str], None]) -> None:
         from datetime import timedelta
 
         import torch
-        from accelerate import PartialState
 
         # Without a GPU and unless told so accelerate takes each process to be alone.
-        cpu = not torch.accelerator.is_available()
-        us = PartialState(cpu=cpu, timeout=timedelta(days=30))
+        us = meet(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
         atexit.register(us.destroy_process_group)  # whose threads may abort a process that ends
+
+
+def meet(cpu: bool, **more: Any) -> PartialState:
+    """Wait for the launcher's other processes, where signals end this one at once: torch, which
+    waits, heeds no handler. Raises UsageError where they can't meet."""
+    from accelerate import PartialState
+    from torch.distributed import DistError
+
+    heard = {s: signal.signal(s, signal.SIG_DFL) for s in STOPPING
+             if signal.getsignal(s) != signal.SIG_IGN}  # fmt: skip
+    try:
+        return PartialState(cpu=cpu, **more)
+    except (DistError, ValueError) as error:
+        where = ", ".join(f"{name} {os.environ.get(name)}" for name in NAMES[-2:])
+        why = str(error).partition("\n")[0]
+        hint = "; choose others, or unset them where this one is alone"
+        raise UsageError(f"launched processes can't meet at {where}: {why}{hint}") from error
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
 
 
 def strangers() -> Iterator[tuple[str, int, str]]:
