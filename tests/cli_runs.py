@@ -16,6 +16,7 @@ from conftest import picture, tiny_model
 from PIL import Image
 
 from pdae_cli.checkpoints import write_attributes
+from pdae_cli.errors import STOPPING
 
 
 def folder_of(path: Path, count: int) -> Path:
@@ -69,7 +70,8 @@ def records(text: str) -> list[dict[str, object]]:
 
 def running(folder: Path, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
     """The command as a process of its own, on one thread."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    for one in STOPPING:  # a shell's background ignores some
+        signal.signal(one, signal.SIG_DFL if one != signal.SIGINT else signal.default_int_handler)
     environment = os.environ | {"PDAE_MODEL": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "pdae_cli", *map(str, arguments)],

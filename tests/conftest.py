@@ -23,7 +23,7 @@ from pdae_cli.checkpoints.native import write_whole
 from pdae_cli.engine.attributes import Attributes
 from pdae_cli.engine.config import ModelConfig, Normalisation, ScheduleConfig
 from pdae_cli.engine.model import Model
-from pdae_cli.errors import ModelError
+from pdae_cli.errors import STOPPING, ModelError
 from pdae_cli.networks.encoder import Encoder, EncoderConfig
 from pdae_cli.networks.gradient import GradientEstimator
 from pdae_cli.networks.latent import LatentConfig, LatentDPM
@@ -172,13 +172,14 @@ def pdae(
         monkeypatch.setenv("PDAE_MODEL", str(model or tiny_folder))
         monkeypatch.setenv("COLUMNS", "200")
         capfdbinary.readouterr()
-        code, handler = 0, signal.getsignal(signal.SIGINT)
+        code, handlers = 0, {one: signal.getsignal(one) for one in STOPPING}
         try:
             main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0
         finally:
-            signal.signal(signal.SIGINT, handler)
+            for one, handler in handlers.items():
+                signal.signal(one, handler)
         sys.stdout.flush()
         captured = capfdbinary.readouterr()
         if "--json" in args and captured.out:

@@ -256,7 +256,7 @@ def reason_of(error: BaseException, hint: str) -> str:
 
 def without_passwords(text: str) -> str:
     """A text without the users and passwords of its URLs, as HF_ENDPOINT may have them."""
-    return re.sub(r"://[^/@\s]+@", "://…@", text)
+    return re.sub(r"://[^/\s]+@", "://…@", text)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import STOPPED, OutOfMemory, PdaeError, UsageError
+from ..errors import STOPPED, STOPPING, OutOfMemory, PdaeError, UsageError
 from ..files import unwritable
 from . import attributes, codes, data, evaluate, train
 from .align import align
@@ -118,7 +118,8 @@ def run() -> None:
         try:
             code = _code()
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is in work any more
+            for number in STOPPING:  # nothing is in work any more
+                signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 

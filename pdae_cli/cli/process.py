@@ -9,6 +9,7 @@ import warnings
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MOST_OF_OLD = 1 << 25  # bytes, before glibc 2.35
 KEPT = 1 << 30  # bytes: blocks as large as this go back to the system when they are freed
 
 
@@ -40,5 +41,6 @@ def keep_memory() -> None:
         return
     with suppress(AttributeError, OSError, TypeError):  # another C library, or system
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-        mallopt(M_MMAP_THRESHOLD, KEPT)
+        # The second of them alone would fix the first at 128 KiB.
+        if mallopt(M_MMAP_THRESHOLD, KEPT) or mallopt(M_MMAP_THRESHOLD, MOST_OF_OLD):
+            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -55,7 +55,7 @@ def standard_streams() -> Iterator[None]:
     """Have print and the rest write through Results and Messages; a stream that is closed is
     os.devnull, also for what other libraries write to its number."""
     for number in range(3):  # a parent's event loop may have set them so: no data is then an end
-        with suppress(OSError):
+        with suppress(AttributeError, OSError):  # Windows has none before Python 3.12
             os.set_blocking(number, True)
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123

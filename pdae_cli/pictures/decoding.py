@@ -37,7 +37,7 @@ RANGES, OVERSHOOT = {"F": (0.0, 1.0), "I": (0.0, 65535.0)}, 0.25
 SEAM = re.compile(
     rb"(?:IEND\xaeB`\x82|\xff\xd9|;)(?:\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP)", re.S
 )
-NEGATIVE = "negative"  # of a picture's info: whether 0 is its white
+NEGATIVE = "negative"  # of a picture's info: True where 0 is its white
 ZIP, GZIP = b"PK\3\4", b"\x1f\x8b"  # what people pipe in place of a picture
 T = Image.Transpose
 TURNS = {  # EXIF orientation → what makes it upright
@@ -175,8 +175,8 @@ def _opened(source: Path | bytes, name: str) -> Image.Image:
 def _note_negative(image: Image.Image) -> None:
     """Remember a TIFF whose white is 0, which Pillow turns over where it has 8 bits or fewer."""
     tags = vars(image).get("tag_v2", {})
-    deep = image.mode in DEEP_MODES
-    image.info[NEGATIVE] = deep and tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+    if image.mode in DEEP_MODES and tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+        image.info[NEGATIVE] = True
 
 
 def _try_mode(image: Image.Image, name: str) -> None:
@@ -253,7 +253,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     clear = clear if isinstance(clear, int) else -1  # and a text chunk may be called so
     for top, strip in _strips(image):
         values = strip * 255 if image.mode == "F" else strip / 257
-        values = 255 - values if image.info.get(NEGATIVE) else values
+        values = 255 - values if image.info.get(NEGATIVE) is True else values
         for whole, part in ((grey, values), (alpha, strip.ne(clear) * 255.0)):
             pixels = part.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
             size = image.width, len(pixels) // image.width

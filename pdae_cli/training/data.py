@@ -212,7 +212,9 @@ def picture_source(
     if not is_folder(data) and not is_archive(data):
         if os.path.exists(data):  # noqa: PTH110
             raise UsageError(f"{data} is no folder, zip, Parquet file or tar shard of pictures")
-        raise InputError(f"{data}: no such folder, zip or data set")
+        both = len(data.parts) == 2 and not data.is_absolute() and is_folder(data.parent)
+        hint = f"; to ask the Hub, write {data.as_posix()}@main" if both else ""
+        raise InputError(f"{data}: no such folder, zip or data set{hint}")
     listing = list_pictures(data, without=without)
     if told := listing.told():
         say(told)

@@ -46,7 +46,7 @@ class Table:
             raise UsageError(f"{data}: no column holds pictures; it has {', '.join(rows.features)}")
         if KEY in rows.features:
             found.sort(key=lambda name: "." in name)
-            if "." in found[0]:
+            if re.match(r"\d+\.", found[0]):  # a number within a name, as of frames
                 raise UsageError(f"{data}: its files are named like NAME.{found[0]}, {ONE_ROW}")
         self.data, self.rows, self.column, *self.others = data, rows, *found
         self._files = rows.select_columns(self.column)

@@ -118,7 +118,7 @@ class TestPython:
         monkeypatch.setenv("HF_TOKEN", "hf_…")
         with pytest.raises(ModelError, match=r"no folder here, .* the token has letters that none"):
             load("run/mien")
-        refused = OSError("no route to http://me:secret@proxy.example/models")
+        refused = OSError("no route to http://me:sec@ret@proxy.example/models")
         assert reason_of(refused, "wait") == "no route to http://…@proxy.example/models; wait"
 
     def test_what_was_downloaded_is_used_without_the_network(

@@ -28,6 +28,7 @@ OPTIONS: dict[str, tuple[object, ...]] = {
 NO_GAP = "has no G_psi, so there is no gap that it could close"
 NO_STAGES = "has no G_psi to guide with"
 LACKS = "lacks an encoder; `pdae train` makes one"
+TAKES_LABELS = "lacks an encoder; G_psi takes labels, not z"
 # What each gives on each kind of model: a number of rows, or what it says with exit code 4.
 EXPECTED: dict[str, dict[str, int | str]] = {
     "diffae": {
@@ -45,7 +46,7 @@ EXPECTED: dict[str, dict[str, int | str]] = {
         **dict.fromkeys(("reconstruction", "attributes", "semantics"), LACKS),
         "samples": 2,
     },
-    "labelled": dict.fromkeys(OPTIONS, LACKS) | {"samples": 2},  # of eps_theta alone
+    "labelled": dict.fromkeys(OPTIONS, TAKES_LABELS) | {"samples": 2},  # of eps_theta alone
 }
 CASES = [(kind, name) for kind, row in EXPECTED.items() for name in row]
 

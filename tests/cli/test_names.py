@@ -15,6 +15,7 @@ from conftest import Command, picture, tiny_model
 from PIL import Image
 
 from pdae_cli.checkpoints import write_model
+from pdae_cli.cli.run.loading import own_names
 from pdae_cli.engine.config import ModelConfig
 from pdae_cli.engine.model import Model
 
@@ -145,6 +146,12 @@ class TestSingleFiles:
         assert refused.code == 3 and "--overwrite or --skip-existing" in refused.err
         assert pdae(*command, "--skip-existing").code == 0 and out.read_bytes() == before
         assert pdae(*command, "--overwrite").code == 0 and out.read_bytes() != before
+
+
+def test_a_rows_own_name_has_room_as_a_files() -> None:
+    """In bytes, by which file systems count; of letters that are cut in the middle none is kept."""
+    (name,) = own_names(["顔" * 100 + ".png"]) or [""]
+    assert name == "顔" * 33
 
 
 def test_a_folder_says_how_many_lie_deeper(pdae: Command, here: Path) -> None:

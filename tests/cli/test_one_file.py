@@ -129,23 +129,6 @@ def test_a_table_may_be_named_in_capitals(pdae: Command, photos: Path) -> None:
     assert "1 skipped" in pdae(*line, "--skip-existing").err
 
 
-def test_a_file_that_doesnt_say_of_which_settings_isnt_made_again(
-    pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As versions made it that didn't record the model's."""
-    begin = Run.__init__
-
-    def older(self: Run, *how: Any) -> None:
-        begin(self, *how)
-        del self.job.options["config_sha256"]
-
-    line = (*ENCODE, photos, "-o", "z.safetensors")
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "__init__", older)
-        assert pdae(*line).code == 0
-    assert "1 unchanged" in pdae(*line).err
-
-
 @pytest.mark.parametrize("name", ["1.heic", "1.png"])
 def test_pictures_are_known_by_each_of_their_suffixes(
     pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch, name: str

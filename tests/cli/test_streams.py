@@ -12,6 +12,8 @@ import pytest
 from cli_runs import folder_of, outputs
 from conftest import ROOT, Command
 
+from pdae_cli.errors import STOPPING
+
 PDAE = f"{sys.executable} -m pdae_cli"
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 
@@ -84,7 +86,7 @@ def test_streams_that_a_parent_set_not_to_block(tmp_path: Path, tiny_folder: Pat
     assert (code, err) == (0, "") and len(outputs(tmp_path / "z")) == 2
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("sent", STOPPING)
 def test_interrupted_while_a_module_is_loaded(sent: signal.Signals, tmp_path: Path) -> None:
     """Whatever the module makes of exceptions."""
     (tmp_path / "slow.py").write_text(
@@ -96,6 +98,7 @@ def test_interrupted_while_a_module_is_loaded(sent: signal.Signals, tmp_path: Pa
     )
     program = (
         "import sys, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"signal.signal({int(sent)}, signal.default_int_handler)  # which a shell may ignore\n"
         "from pdae_cli import cli\n"
         "sys.modules['pdae_cli.cli.app'] = None\n"
         "import builtins; plain = builtins.__import__\n"

@@ -124,12 +124,14 @@ class TestSources:
             "frames.tar": [f"frame.{n:04}.png" for n in range(6)],
             "mixed.tar": ["a.x.png", "b.png"],
             "pairs.tar": ["0.mask.png", "0.png", "0.jpg"],
+            "roles.tar": ["0.input.png", "0.output.png", "1.input.png", "1.output.png"],
         }.items():
             write_shard(tmp_path / file, {name: png(0) for name in names})
         with pytest.raises(UsageError, match=r"NAME.0000.png, .* one row .*; unpack it"):
             open_pictures(tmp_path / "frames.tar", 32)
         with pytest.raises(InputError, match="same types; unpack it, and name the folder"):
             open_pictures(tmp_path / "mixed.tar", 32)
+        assert len(open_pictures(tmp_path / "roles.tar", 32)) == 2
         assert len(open_pictures(tmp_path / "pairs.tar", 32, say=told.append)) == 1
         collect([str(tmp_path / "pairs.tar")], say=told.append)
         assert all("left out: pictures of jpg, mask.png; png's are taken" in one for one in told)

@@ -170,9 +170,9 @@ def collect(
 
 
 def shared_out(items: Sequence[Item], share: int, shares: int) -> Sequence[Item]:
-    """One share of the items in their order, whichever order the others' lists have."""
-    if shares == 1:
-        return items
+    """One share of the items in their order, whichever order the others' lists of names have."""
+    if shares == 1 or not isinstance(items, list):  # a folder's and a table's are everywhere alike
+        return items[share::shares]
     numbers = sorted(range(len(items)), key=lambda number: items[number].label)
     return [items[number] for number in sorted(numbers[share::shares])]
 

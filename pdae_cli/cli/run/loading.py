@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ...pictures.photos.frames import Frame
 
 READERS = 2  # threads that read and decode pictures
-LONGEST_NAME = 100  # characters of a picture's own name, as part of a file's
+LONGEST_NAME = 100  # bytes of a picture's own name, as part of a file's
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ def own_names(sources: Sequence[str]) -> list[str] | None:
         name = re.split(r"[/\\]", source)[-1]
         if Path(name).suffix.lower() in SUFFIXES | {CODES}:
             name = Path(name).stem
-        names.append(re.sub(r"[^\w .()+=@,-]", "_", name).strip(" .-")[:LONGEST_NAME])
+        name = re.sub(r"[^\w .()+=@,-]", "_", name).strip(" .-")
+        names.append(name.encode()[:LONGEST_NAME].decode(errors="ignore"))
     distinct = len({name.casefold() for name in names}) == len(names)
     return names if all(names) and distinct else None
 

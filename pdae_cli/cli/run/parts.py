@@ -69,8 +69,8 @@ def _cut(run: Run, items: Iterable[Item]) -> list[tuple[Path, Iterable[Item]]]:
     folder = Path(run.destination.target)
     if not isinstance(items, Sequence):
         raise UsageError(f"a stream can't be cut into parts: -o {folder.name}.parquet")
-    if run.shares > 1 and isinstance(items, list):  # each share's has an order of its own
-        items.sort(key=lambda item: natural(item.label))
+    if isinstance(items, list):  # of names, which another share may have in another order
+        items.sort(key=lambda item: (natural(item.label), item.label))
     size = max(1, min(PART, -(-len(items) // run.shares)))
     count = -(-len(items) // size)
     for path in folder.glob("part-*.parquet"):
