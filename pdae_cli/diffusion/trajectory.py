@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Annotated, Any
 
 import torch
@@ -67,8 +68,14 @@ class Sampling:
             theirs = "parity is DDIM on the other program's own time grid"
             raise UsageError(f"{theirs}; leave solver, spacing and corrections out")
         for name in ("inference_steps", "corrections", "guide_from", "guide_until"):
-            if not isinstance(value := vars(self)[name], int | None):
+            if not isinstance(value := vars(self)[name], Integral | None):
                 raise UsageError(f"{name} must be a whole number, not {value!r}")
+            if value is not None:
+                object.__setattr__(self, name, int(value))  # NumPy's, say, which no record can hold
+        guidance: Any = self.guidance
+        if not isinstance(guidance, Real):
+            raise UsageError(f"guidance must be a number, not {guidance!r}")
+        object.__setattr__(self, "guidance", float(guidance))
         check_ranges(self, UsageError)
         first, last = self.guide_from, self.guide_until
         if first is not None and last is not None and first < last:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +85,11 @@ def test_the_authors_timesteps_are_numpys(timesteps: int) -> None:
         visited = [one.t for one in steps("pdae", schedule, count, encode=True)]
         whole = np.linspace(0, timesteps - 1, count + 1).astype(int).tolist()
         assert [*visited, timesteps - 1] == whole, count
+
+
+def test_numbers_of_numpy_are_recorded_as_pythons() -> None:
+    given: dict[str, Any] = {"inference_steps": np.int64(7), "guidance": np.float32(1.5)}
+    recorded = Sampling(**given).record()
+    assert json.loads(json.dumps(recorded)) == Sampling(7, guidance=1.5).record()
+    with pytest.raises(UsageError, match="guidance must be a number, not None"):
+        Sampling(**{"guidance": None})  # type: ignore[arg-type]
