@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..engine.codes import Codes
 
 ANIMATIONS = (".gif", ".webp")
-HIDDEN = ("recursive", "files_from", "null", "share", "num_processes", "keep_alpha", "keep_exif")
+HIDDEN = ("recursive", "files_from", "null", "share", "keep_alpha", "keep_exif")
 
 
 @dataclass(frozen=True)

@@ -226,9 +226,6 @@ class SharedOptions(ModelOptions):
         None, FILES, "One share of the inputs, 2/8, for job arrays; 0/8 is the same as 8/8.",
         rare=True,
     )  # fmt: skip
-    num_processes: int | None = option(
-        None, FILES, "Gone: `accelerate launch` starts processes.", rare=True
-    )
 
     def load(self, device: str | None = None) -> PretrainedModel:
         """Load the model onto this process's device."""
@@ -237,9 +234,6 @@ class SharedOptions(ModelOptions):
         return super().load(device if number is None else device_of(self.device, number))
 
     def __post_init__(self) -> None:
-        if self.num_processes is not None:
-            launcher = f"accelerate launch --multi_gpu --num_processes {self.num_processes}"
-            raise UsageError(f"instead of --num-processes use `{launcher} -m pdae_cli …`")
         self.shares()
 
     def shares(self) -> tuple[int, int]:

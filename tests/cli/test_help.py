@@ -13,7 +13,7 @@ from conftest import BUNDLED, Command
 HEAVY = "torch numpy"
 HELP = ("--help", "--version", "encode --help", "help train dpm")
 WRONG = (
-    "nothing", "encode a.png --solver euler", "encode a.png --num-processes 2",
+    "nothing", "encode a.png --solver euler", "encode a.png --batch-size 0",
     "encode a.png --share 3/2", "train dpm x -o y --precision int8",
 )  # fmt: skip
 

@@ -17,12 +17,10 @@ Refused = Callable[[str, int], str]
 ONE = "--attr smiling=1"
 FACE = {"left_eye": [10, 12], "right_eye": [20, 12.5], "mouth": [15, 22]}
 SPREADS = {"Smiling": (0.5, 2.0), "Blond_Hair": (-1.0, 0.5)}
-SEVERAL = "accelerate launch --multi_gpu --num_processes 4 -m pdae_cli"
 # Exit code, line, and words of what is said.
 REFUSED = [
     (2, "help nothing", "no command 'nothing' in pdae; known: align, "),
     (2, "help train nothing", "no command 'nothing' in pdae train"),
-    (2, "encode a.png --num-processes 4", SEVERAL),
     (4, "info no-such-model", "neither a folder nor bundled"),
     # Inputs and outputs
     (2, "encode", "no input"),

@@ -17,7 +17,7 @@ from .tables import TABLE, opened
 
 OWN = ("inputs", "a", "b", "output", "files_from", "null", "recursive", "stream", "list_attributes")
 AROUND = ("model", "device", "batch_size", "compile", "json", "quiet", "overwrite",
-          "skip_existing", "share", "num_processes", "count", "first",
+          "skip_existing", "share", "count", "first",
           "show", "sheet", "report")  # fmt: skip
 PATHS = ("mask", "like", "unlike", "landmarks", "classifier")
 # No options, but other ones make other pictures: of the model, beside its weights, and of pdae.
