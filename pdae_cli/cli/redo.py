@@ -27,8 +27,6 @@ COMMANDS = {
     "decode": 1, "reconstruct": 1, "interpolate": 2, "manipulate": 1, "inpaint": 1, "colourise": 1,
     "sample": 0, "align": 1,
 }  # fmt: skip
-# What every command took once: where it no longer does, these are what is done without.
-ONCE = {"fit": "crop", "frames": "first"}
 LARGEST = 1 << 40  # bytes of a model's weights
 MOST_STEPS = 20_000  # of solvers, in all: beyond, a stranger's picture would keep us for hours
 
@@ -194,8 +192,7 @@ def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -
         if any(isinstance(one, list) or (one is True) != parameter.is_flag for one in values):
             raise UsageError(f"{flag} can't be {str(value)[:80]!r}")
         arguments += [flag if one is True else f"{flag}={one}" for one in values]
-    unknown = {name: value for name, value in left.items() if value is not None}
-    if odd := sorted(name for name, value in unknown.items() if value != ONCE.get(name)):
+    if odd := sorted(name for name, value in left.items() if value is not None):
         raise UsageError(f"pdae {recipe.command} records no {', '.join(odd)[:80]}")
     return arguments
 
@@ -238,8 +235,8 @@ def _weights_sha(model: str) -> str | None:
 
 
 def _made(folder: Path, recipe: Recipe, file: Path) -> Path:
-    """Among the new files the one of the same codes, whose rows older versions numbered, or else
-    the one that stands where this one stood."""
+    """Among the new files the one of the same codes, or else the one that stands where this one
+    stood."""
     found = [path for path in folder.rglob(f"*{file.suffix.lower()}") if FOLDER not in path.parts]
     alike = [one for one in found if recipe.codes and Recipe.of_file(one).codes == recipe.codes]
     name = Path(str(recipe.place)).name
