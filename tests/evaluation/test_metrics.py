@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from labelled import draw
+from model_card import grid_power, speck
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
@@ -137,12 +138,12 @@ def test_artefacts_of_a_network_stand_out() -> None:
     board = torch.tensor([1.0, -1.0]).repeat(16)
     dotted = noise.clone()
     dotted[:, :, 11, 20] += 3
-    assert metrics.grid_power(noise) < 2 and metrics.speck(noise) < 2
-    assert metrics.grid_power(noise + 0.2 * board * board[:, None]) > 10
-    assert metrics.grid_power(noise + 0.2 * board.roll(1)) > 10  # stripes
+    assert grid_power(noise) < 2 and speck(noise) < 2
+    assert grid_power(noise + 0.2 * board * board[:, None]) > 10
+    assert grid_power(noise + 0.2 * board.roll(1)) > 10  # stripes
     quarter = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(8)
-    assert metrics.grid_power(noise + 0.2 * quarter) > 10
-    assert metrics.grid_power(dotted) < 2 and metrics.speck(dotted) > 2
+    assert grid_power(noise + 0.2 * quarter) > 10
+    assert grid_power(dotted) < 2 and speck(dotted) > 2
 
 
 def test_equal_share_counts_eight_bit_values() -> None:
