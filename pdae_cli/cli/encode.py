@@ -10,7 +10,6 @@ from ..errors import UsageError
 from .options import FILES, EncodeOptions, Inputs, OutputPath, takes
 from .run.batches import Made, Run
 from .run.destination import CODES_SUFFIX, Destination, stem_of
-from .run.loading import pictures_and_codes
 from .run.making import codes_of
 from .run.parts import write_parts
 from .run.photos import framed, wanted_squares
@@ -54,7 +53,6 @@ def encode(
     with Run(model, options, "encode", destination, nfe) as run:
         load = wanted_squares(run)
         if destination.suffix == TABLE:
-            load = load or pictures_and_codes(model, options)
             write_parts(run, items, load, record, not no_noise)
             return
         file = None if destination.folder else StackedFile(run, items, noise=not no_noise)

@@ -11,7 +11,7 @@ from .options import EditOptions, Format, Inputs, OutputPath, takes
 from .run.batches import Made, Run
 from .run.destination import Destination, stem_of
 from .run.inputs import collect
-from .run.loading import anew, pictures_and_codes
+from .run.loading import anew
 from .run.making import codes_of, generators, pictures_of
 from .run.masks import Masks
 from .run.photos import by_photo, faces_of, framed, row_file, wanted_squares
@@ -118,7 +118,7 @@ def _complete(
 def _z_of(run: Run, like: str) -> Tensor:
     """z (1, D) of a picture or codes; another one makes other pictures. Raises UsageError where
     there isn't exactly one, InputError for one that can't be read."""
-    load = wanted_squares(run) or pictures_and_codes(run.model, run.options)
+    load = wanted_squares(run)
     loaded = [one for item in collect([like]) for one in load(item, anew)]
     if len(loaded) != 1:
         raise UsageError(

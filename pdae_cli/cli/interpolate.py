@@ -13,7 +13,7 @@ from .options import FILES, OutputPath, PictureOptions, option, takes
 from .run.batches import Made, Run
 from .run.destination import Destination
 from .run.inputs import Item, collect
-from .run.loading import Loaded, anew, numbered, pictures_and_codes
+from .run.loading import Loaded, anew, numbered
 from .run.making import codes_of, decoded_by, picture_file, recipe
 from .run.photos import framed, wanted_squares
 
@@ -109,7 +109,7 @@ def _ends(run: Run, label: str, ends: list[Item]) -> tuple[list[Loaded], Codes] 
     """The two ends and their codes; None, and that it failed is said, where there aren't two."""
     from ..engine.codes import stack
 
-    load = wanted_squares(run) or pictures_and_codes(run.model, run.options)
+    load = wanted_squares(run)
     try:
         loaded = [one for item in ends for one in load(item, anew)]
         if len(loaded) != 2:

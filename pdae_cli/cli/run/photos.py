@@ -27,16 +27,16 @@ T = TypeVar("T")
 WHOLE = "whole photo"
 
 
-def wanted_squares(run: Run) -> Load | None:
-    """Return what reads squares of photos where the options ask for that; None for pictures as they
+def wanted_squares(run: Run) -> Load:
+    """Return what reads squares of photos where the options ask for that, else pictures as they
     are. Raises UsageError, and InputError for the file of landmarks."""
     options = run.options
     aligned = bool(options.align or options.landmarks)
     if options.face != "largest" and not aligned:
         raise UsageError(f"--face {options.face} is of those that --align finds; give that too")
-    if not (aligned or getattr(options, "paste_back", False)):
-        return None
-    return squares_of_photos(run, aligned)
+    if aligned or getattr(options, "paste_back", False):
+        return squares_of_photos(run, aligned)
+    return pictures_and_codes(run.model, options)
 
 
 def squares_of_photos(run: Run, aligned: bool = True) -> Load:
