@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UsageError, counted
-from ..pictures.listing import CODES, is_archive, is_folder
 from .data import z_of
 from .options import (
     PICTURES,
@@ -223,12 +221,6 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
 
 
 def _of_several(run: Run, path: Path) -> Tensor:
-    """Normalised z (N, D) of a folder, zip, table or codes file. Raises UsageError for one
-    picture."""
-    from ..training.tables import LOADERS
-
-    several = path.suffix.lower() in (CODES, *LOADERS) or is_folder(path) or is_archive(path)
-    if not several and os.path.exists(path):  # noqa: PTH110
-        raise UsageError(f"{path} is one picture; name a folder, zip, table or codes of several")
+    """Normalised z (N, D) of a folder, zip, table or codes file. Raises UsageError for others."""
     output = run.options.given.get("output")
     return z_of(run.model, path, run.out, run.options.fit, output and Path(output))

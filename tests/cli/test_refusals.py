@@ -126,7 +126,7 @@ REFUSED = [
         (2, "--label a --classifier-scale 2", "of a --classifier"),
         (2, "--unlike x", "--like"),
         (2, "--like x --unconditional", "exclude"),
-        (2, "--like in/0.png", "several"),
+        (2, "--like in/0.png", "in/0.png is no folder, zip, Parquet file or tar"),
         (3, "--like in/sub/none", "no such folder"),
         (2, "--stream png --grid -o -", "leave one of them out"),
         (2, "--fit pad", "--fit is of the pictures of --like"),
