@@ -80,7 +80,7 @@ def fit(
     from ..checkpoints import change_attributes
     from ..training.lesson import of_two
 
-    out, (folder, model) = Output(options.json, options.quiet), _own(options)
+    out, (folder, model) = options.out, _own(options)
     if with_ is not None and without is not None:
         kinds = _pictures(model, with_, out), _pictures(model, without, out)
         lesson = of_two(*kinds, name or with_.name)
@@ -215,7 +215,7 @@ def print_attributes(options: ModelOptions) -> None:
 
     path = model_folder(options.model) / "attributes.safetensors"
     known = read_attributes(path) if path.exists() else None
-    _print(_had(known, options.model), Output(options.json, options.quiet))
+    _print(_had(known, options.model), options.out)
 
 
 def _had(known: Attributes | None, model: str) -> Attributes:
@@ -288,7 +288,7 @@ def discover(
         raise UsageError(f"-o {output}: the sheet is a .png")
     if output is not None and output.exists() and not overwrite:
         raise InputError(f"{output} exists; pass --overwrite")
-    out, (folder, model) = Output(options.json, options.quiet), _own(options)
+    out, (folder, model) = options.out, _own(options)
     original = None if output is None else _first(model, picture or data, options, output)
     found = principal(z_of(model, data, out, output=output), count)
     found.of = model.config.z_sha
@@ -331,7 +331,7 @@ def _write_sheet(
     edits = [[(name, Scale(count, "sd"))] for name in found.names for count in DEVIATIONS]
     moved = stack([model.manipulate(original, edit) for edit in edits])
     nfe = model.trajectory(options.sampling()).evaluations()[1]
-    with Output(options.json, options.quiet).progress("sheet", len(moved), nfe) as bar:
+    with options.out.progress("sheet", len(moved), nfe) as bar:
         model.evaluated = bar.evaluated
         own = [generator(options.seed, sha) for sha in moved.picture_shas]
         random_noise, changes = moved.x_T is None, options.changes()

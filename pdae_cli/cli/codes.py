@@ -13,7 +13,6 @@ import typer
 from ..errors import InputError, UsageError, counted
 from ..pictures.listing import CODES
 from .options import FILES, FilesFrom, Null, OutputPath, Recursive, SaidOptions, option, takes
-from .output import Output
 from .run.destination import Destination
 from .run.inputs import collect
 from .run.loading import own_names
@@ -47,7 +46,7 @@ class CodesOptions(SaidOptions):
         their `states` for what is done with z alone. Raises UsageError, InputError."""
         items = collect(
             inputs, self.files_from, self.recursive, null=self.null,
-            without=own_outputs("codes", self.given), say=Output(quiet=self.quiet).say,
+            without=own_outputs("codes", self.given), say=self.out.say,
         )  # fmt: skip
         last, found = None, []  # type: ignore[var-annotated]
         for item in items:
@@ -99,7 +98,7 @@ class CodesOptions(SaidOptions):
 
     def report(self, record: dict[str, Any], text: str) -> None:
         """Print a JSON line, or the text."""
-        Output(self.json, self.quiet).result({"status": "done", **record}, text)
+        self.out.result({"status": "done", **record}, text)
 
 
 def _read(data: bytes, name: str) -> Codes:

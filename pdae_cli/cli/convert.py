@@ -9,7 +9,6 @@ import typer
 
 from ..errors import UsageError
 from .options import SaidOptions, takes
-from .output import Output
 from .run.destination import writable
 
 
@@ -51,7 +50,7 @@ def convert(
 
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not overwrite:
         raise UsageError(f"{output} exists; choose another -o, or --overwrite")
-    out = Output(options.json, options.quiet)
+    out = options.out
     made = read_foreign(open_source(source, config, out.say), family)
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     write_converted(made, output, dtypes[weights_dtype])

@@ -141,7 +141,7 @@ def check(
     from ..pictures.checking import check as check_pictures
     from ..training.data import picture_source
 
-    out = Output(options.json, options.quiet)
+    out = options.out
     source = picture_source(data, say=out.say)
     table = labels_of(source, labels, options.quiet)
     with out.progress("read", len(source.names)) as bar:

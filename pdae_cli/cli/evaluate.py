@@ -316,8 +316,7 @@ def judge(
     if output.suffix.lower() != ".safetensors":
         raise UsageError(f"-o {output}: the judge is a .safetensors")
     options.free(output)
-    out = options.out()
-    model = options.load()
+    out, model = options.out, options.load()
     size = image_size or model.config.image_size
     pictures = open_data(data, size, model.config.channels, out, options.fit)
     labels = needed(labels_of(pictures, options.labels, options.quiet), data)

@@ -71,10 +71,6 @@ class EvaluateOptions(SeedOptions, ModelOptions):
         if self.output is not None:
             self.free(*(self.output / name for name in OUTPUTS))
 
-    def out(self) -> Output:
-        """Where it is said."""
-        return Output(self.json, self.quiet)
-
     def free(self, *paths: Path) -> None:
         """Raise InputError for a file that exists and isn't to be replaced, or whose folder can't
         be written, StorageError for a full disk: before the work, not after it."""
@@ -93,7 +89,7 @@ class EvaluateOptions(SeedOptions, ModelOptions):
         if self.output is not None:
             needs_matplotlib()
         quiet = self.quiet or model is not None
-        out = self.out() if model is None else None  # else it is said already
+        out = self.out if model is None else None  # else it is said already
         model = model or self.load()
         config = model.config
         pictures = open_data(data, config.image_size, config.channels, out, self.fit, self.output)
@@ -205,7 +201,7 @@ class Material:
 
     @property
     def out(self) -> Output:
-        return self.options.out()
+        return self.options.out
 
     def _size(self, experiment: str) -> int:
         return self.options.pictures or self.sizes[experiment]

@@ -9,7 +9,6 @@ import typer
 
 from ..errors import UsageError
 from .options import ModelOptions, takes
-from .output import Output
 from .run.destination import writable
 
 
@@ -41,4 +40,4 @@ def export(
     code = ", trust_remote_code=True" if pipeline == "DiffusionPipeline" else ""
     text = f"{output}: diffusers.{pipeline}.from_pretrained({str(output)!r}{code}) runs it"
     record = {"output": str(output), "to": to, "status": "done"}
-    Output(options.json, options.quiet).result(record, text)
+    options.out.result(record, text)

@@ -15,7 +15,6 @@ from ..errors import InputError, ModelError
 from ..files import bundled_models, read_limited
 from .complete import attributes_in
 from .options import SaidOptions, takes
-from .output import Output
 
 CLASSIFIER = "classifier.safetensors"  # as `checkpoints` writes it
 MAX_SIDE = 1 << 20  # pixels of a model that is taken for whole
@@ -33,7 +32,7 @@ def models(
 
     Example: pdae models runs/
     """
-    out = Output(options.json, options.quiet)
+    out = options.out
     found = [("bundled", name, folder) for name, folder in bundled_models().items()]
     for folder in folders or [Path()]:
         there = [one for one in (folder, *sorted(folder.glob("*/"))) if _facts(one)]

@@ -133,6 +133,11 @@ class SaidOptions:
     quiet: bool = option(False, FILES, "Say nothing but failures.", "--quiet", "-q")
     given: dict[str, Any] = field(default_factory=dict)  # every parameter of the command, by name
 
+    @property
+    def out(self) -> Output:
+        """Where they are said."""
+        return Output(self.json, self.quiet)
+
 
 @dataclass(frozen=True)
 class ModelOptions(SaidOptions):

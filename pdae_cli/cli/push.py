@@ -9,7 +9,6 @@ import typer
 
 from .complete import models
 from .options import SaidOptions, takes
-from .output import Output
 
 
 @takes(SaidOptions)
@@ -35,7 +34,7 @@ def push(
 
     check_push(repository)
     logging.set_verbosity(logging.CRITICAL)  # what goes wrong for good is raised as well
-    out = Output(options.json, options.quiet)
+    out = options.out
     found = load(model, "cpu", announce=out.say)
     found.notify = out.say
     with nullcontext() if out.interactive else disable_progress_bars():

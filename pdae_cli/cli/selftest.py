@@ -8,7 +8,6 @@ import typer
 
 from ..errors import counted
 from .options import ModelOptions, takes
-from .output import Output
 
 
 @takes(ModelOptions, without=("dtype", "batch_size", "compile"))
@@ -21,7 +20,7 @@ def selftest(options: ModelOptions) -> None:
     from ..checkpoints import model_folder
     from ..evaluation.selftest import checks, read_values
 
-    out = Output(options.json, options.quiet)
+    out = options.out
     folder, failed = model_folder(options.model, out.say), 0
     for one in checks(replace(options, model=str(folder)).load(), read_values(folder)):
         out.result(one._asdict(), f"{one.check}: {one.verdict}")
