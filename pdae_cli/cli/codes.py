@@ -44,6 +44,8 @@ class CodesOptions(SaidOptions):
     def read(self, inputs: list[str] | None, states: bool = True) -> Read:
         """Read the codes files that are named, and those in folders, each with its name; without
         their `states` for what is done with z alone. Raises UsageError, InputError."""
+        from ..engine.codes import from_bytes
+
         items = collect(
             inputs, self.files_from, self.recursive, null=self.null,
             without=own_outputs("codes", self.given), say=self.out.say,
@@ -52,7 +54,7 @@ class CodesOptions(SaidOptions):
         for item in items:
             table = item.table if item.is_codes else None
             if (item.is_codes or not item.found) and (table is None or table is not last):
-                codes = _read(table.read() if table else item.read(), item.name)
+                codes = from_bytes(table.read() if table else item.read(), item.name)
                 codes = codes if states else replace(codes, x_T=None, residual_T=None)
                 found.append((item.name, codes))
             last = table
@@ -99,22 +101,6 @@ class CodesOptions(SaidOptions):
     def report(self, record: dict[str, Any], text: str) -> None:
         """Print a JSON line, or the text."""
         self.out.result({"status": "done", **record}, text)
-
-
-def _read(data: bytes, name: str) -> Codes:
-    """Read a codes file's content. Raises InputError, which tells a picture as that."""
-    from ..engine.codes import from_bytes
-
-    try:
-        return from_bytes(data, name)
-    except InputError as error:
-        from ..pictures.decoding import open_picture
-
-        try:
-            open_picture(data, name)
-        except InputError:
-            raise error from None
-        raise InputError(f"{name}: a picture, not codes; `pdae encode` makes codes of it") from None
 
 
 @app.command()

@@ -189,7 +189,7 @@ def from_bytes(data: bytes, name: str) -> Codes:
         facts = _checked(header := check(data, KEYS, LARGEST_HEADER))
         tensors: dict[str, Any] = load(data, header)
     except (ValueError, UsageError) as error:
-        raise InputError(f"{name}: not a codes file of pdae: {error}; encode again") from error
+        raise InputError(f"{name}: not a codes file of pdae: {error}; see `pdae encode`") from error
     of_rows = facts.sources, facts.digests, facts.model, facts.digest, facts.sampling
     x_T, residual_T = tensors.get("x_T"), tensors.get("residual_T")
     return Codes(tensors["z"], x_T, residual_T, *of_rows, facts.converged, facts.dtype)

@@ -288,16 +288,17 @@ class TestFailures:
         assert pdae("codes", "merge").code == 2
 
 
-def test_a_picture_is_told_as_one(
+def test_a_picture_is_told_as_no_codes(
     pdae: Command, pictures: list[Path], files: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Also one that is piped; what is neither is damaged codes."""
+    """Also one that is piped, and one that is damaged."""
     a, out = pictures[0], tmp_path / "out.safetensors"
     for line in (("merge", a, "-o", out), ("mix", f"{a}=1", "-o", out), ("nearest", a, files["a"])):
         result = pdae("codes", *line)
-        assert result.code == 3 and f"{a}: a picture, not codes; `pdae encode`" in result.err
+        assert result.code == 3 and f"{a}: not a codes file" in result.err
+        assert "see `pdae encode`" in result.err
     result = pdae("codes", "merge", "-", "-o", out, stdin=pictures[1].read_bytes())
-    assert result.code == 3 and "-: a picture, not codes" in result.err
+    assert result.code == 3 and "-: not a codes file" in result.err
     a.write_bytes(a.read_bytes()[:20])
     result = pdae("codes", "merge", a, "-o", out)
     assert result.code == 3 and "not a codes file" in result.err and not out.exists()
