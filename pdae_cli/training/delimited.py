@@ -33,19 +33,6 @@ class Sheet:
     remarks: list[str] = field(default_factory=list)
 
 
-class Texts(dict[str, str]):
-    """Each different cell once: most are alike."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def __missing__(self, cell: str) -> str:
-        self[cell] = cell
-        if len(self) > MAX_TEXTS:
-            raise InputError(f"{self.source}: more than {MAX_TEXTS:,} cells that differ")
-        return self[cell]
-
-
 def short(text: str) -> str:
     """A cell, fit for a message."""
     text = printable(text)
@@ -70,7 +57,7 @@ def read_sheet(content: bytes, source: str) -> Sheet:
     lines: list[int] = []
     cells: list[list[str]] = []
     width = len(header)
-    texts = Texts(source)
+    texts: dict[str, str] = {}  # each different cell once: most are alike
     for line, row in rows:
         if not cells and delimiter == " " and len(row) == width + 1:
             header, width = ["file", *header], width + 1  # CelebA's doesn't name the names
@@ -83,9 +70,11 @@ def read_sheet(content: bytes, source: str) -> Sheet:
                 f"(split at {DELIMITERS[delimiter]}){lacking if len(row) < width else ''}"
             )
         lines.append(line)
-        cells.append([texts[cell] for cell in row])
+        cells.append([texts.setdefault(cell, cell) for cell in row])
         if len(cells) * width > MAX_CELLS:
             raise InputError(f"{source}: more than {MAX_CELLS:,} cells")
+        if len(texts) > MAX_TEXTS:
+            raise InputError(f"{source}: more than {MAX_TEXTS:,} cells that differ")
     if not cells:
         raise InputError(f"{source}: holds no rows")
     remarks = []
@@ -185,7 +174,7 @@ def _delimiter(head: str, rest: str) -> str:
 
 def _rows(text: str, delimiter: str, source: str, first: int) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that says something: the line that it ends in, and its cells."""
-    lines = _lines(text)
+    lines = (line[0] for line in re.finditer(r".*\n|.+", text))
     blanks = delimiter == " "
     if blanks:
         lines = ("\t".join(line.split()) for line in lines)
@@ -201,15 +190,6 @@ def _rows(text: str, delimiter: str, source: str, first: int) -> Iterator[tuple[
     except csv.Error as error:
         line = reader.line_num + first - 1
         raise InputError(f"{source}, line {line}: can't be read as a table: {error}") from error
-
-
-def _lines(text: str) -> Iterator[str]:
-    """Yield lines with their ends, one at a time."""
-    begin = 0
-    while begin < len(text):
-        end = text.find("\n", begin) + 1 or len(text)
-        yield text[begin:end]
-        begin = end
 
 
 def _headless(row: list[str], source: str) -> list[str]:
