@@ -215,10 +215,10 @@ def print_attributes(options: ModelOptions) -> None:
 
     path = model_folder(options.model) / "attributes.safetensors"
     known = read_attributes(path) if path.exists() else None
-    _print(_had(known, options.model), options.out)
+    _print(had(known, options.model), options.out)
 
 
-def _had(known: Attributes | None, model: str) -> Attributes:
+def had(known: Attributes | None, model: str) -> Attributes:
     """A model's attributes. Raises ModelError where it has none."""
     if known is None:
         raise ModelError(f"model {model} has no attributes; `pdae attributes fit` makes some")
@@ -360,7 +360,7 @@ def remove(
     from ..checkpoints import change_attributes, writable_folder
 
     folder = writable_folder(options.model)
-    change_attributes(folder, lambda known: _had(known, options.model).without(names))
+    change_attributes(folder, lambda known: had(known, options.model).without(names))
 
 
 @app.command()
@@ -377,4 +377,4 @@ def rename(
     from ..checkpoints import change_attributes, writable_folder
 
     folder = writable_folder(options.model)
-    change_attributes(folder, lambda known: _had(known, options.model).renamed(old, new))
+    change_attributes(folder, lambda known: had(known, options.model).renamed(old, new))

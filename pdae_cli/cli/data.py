@@ -42,14 +42,11 @@ def open_data(
     """Open pictures in a model's frame, but those that the command writes itself, to `output`; say
     where a table is kept, and what can't be read, unless `out` is None. Raises InputError,
     UsageError."""
-    from ..engine.computing import Say, ignore
+    from ..engine.computing import ignore
     from ..training.data import open_pictures
     from ..training.tables import source_of
 
-    say: Say = ignore
-    warn: Say = ignore
-    if out is not None and launched()[0] == 0:
-        say, warn = out.say, out.warn
+    say, warn = (out.say, out.warn) if out and launched()[0] == 0 else (ignore, ignore)
     if source_of(data) is not None:
         say(f"reading {data} into the cache of datasets, HF_DATASETS_CACHE, if it isn't there")
     without = [] if output is None else [os.path.realpath(output)]

@@ -140,11 +140,12 @@ class Material:
         """Probe z, the z of the models `beside`, pixels and PCA: learn from `train` pictures."""
         from ..evaluation.probes import attributes, pixels_and_components, standardised
 
-        labels = needed(self.labels, self.data)
+        data = self.pictures.root
+        labels = needed(self.labels, data)
         others = [replace(self.options, model=name).load() for name in beside]
         held_out = self._size("attributes")
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        for one in (self, *(self.options.material(self.data, model=model) for model in others)):
+        for one in (self, *(self.options.material(data, model=model) for model in others)):
             x = one.some(one.train, train), one.some(one.held_out, held_out)
             z = one.model.z_of(x[0]), one.model.z_of(x[1])
             title = f"z of {one.model.name}"
@@ -172,10 +173,6 @@ class Material:
         from ..evaluation.semantics import semantics
 
         return self._run(semantics, self.model, self.measured("semantics"), noises=noises)
-
-    @property
-    def data(self) -> Path:
-        return self.pictures.root
 
     @cached_property
     def parts(self) -> tuple[Pictures, Pictures]:
@@ -240,7 +237,7 @@ class Material:
             found = read_judge(path)[0]
             found.check(self.pictures.channels, self.pictures.size)
             return found
-        labels = needed(self.labels, self.data, ", or a judge's file as --judge")
+        labels = needed(self.labels, self.pictures.root, ", or a judge's file as --judge")
         pictures, held_out = self.train, self.held_out.checked()
         rows = self.rows(pictures, len(pictures) if most is None else most, JUDGE_SEED)
         rows = rows if most is not None else sorted(rows)

@@ -10,8 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ModelError, UsageError
-from .attributes import print_attributes
+from ..errors import UsageError
+from .attributes import had, print_attributes
 from .complete import attributes
 from .options import FILES, EditOptions, Inputs, OutputPath, option, takes
 from .run.batches import Batch, Made, Run
@@ -207,11 +207,8 @@ class Edit:
         """Raises UsageError, ModelError for edits that the model can't do, before it reads any."""
         import torch
 
-        if run.model.attributes is None:
-            raise ModelError(
-                f"model {run.model.name} has no attributes; `pdae attributes fit` makes some"
-            )
-        self.run, self.steps, self.known = run, steps, run.model.attributes
+        self.run, self.steps = run, steps
+        self.known = had(run.model.attributes, run.model.name)
         self.kept = [self._named(name) for name in keep]
         self.names = [self._named(name) for name, _ in steps[0]]
         self.to = bool(run.options.to)
