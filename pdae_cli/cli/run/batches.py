@@ -326,12 +326,9 @@ class Run:
         if self.manifest is not None:
             to = self.destination.path
             self.manifest.add(
-                (
-                    (to(one.place), one.input_sha, what.data, what.record, what.text)
-                    for one, what in pairs
-                    if what.data is not None
-                ),
-                [one.item for one, what in pairs if what.data is not None],
+                (one.item, to(one.place), one.input_sha, what.data, what.record, what.text)
+                for one, what in pairs
+                if what.data is not None
             )
         for one, what in pairs:
             try:

@@ -282,8 +282,8 @@ class Manifest:
         if job.digest not in self._said[1]:
             self._append([{"job": job.digest, **vars(job)}])
 
-    def state(self, output: Path, source: str, item: Item | None = None) -> State:
-        """What is to be done about an output, made of an input with this SHA-256."""
+    def state(self, output: Path, source: str, item: Item) -> State:
+        """What is to be done about an output, made of an item with this SHA-256."""
         if not os.path.exists(output):  # noqa: PTH110, Path.exists raises on names that are too long
             return State(reason="it is missing" if self._entries(output) else "")
         if not (self._entries(output) or self._entries(output, anew=True)):
@@ -303,8 +303,8 @@ class Manifest:
         before = self._said[1].get(alike[-1].get("job", ""), {})
         if before.get("command") != self.job.command:
             return State(foreign=True)
-        where = alike[-1].get("where", [])  # older lines don't say
-        ours = item.whereabouts(self.folder) if item and where else where
+        where = alike[-1].get("where", [])
+        ours = item.whereabouts(self.folder) if where else []
         if alike[-1].get("source") != source and ours and not any(one in where for one in ours):
             return State(foreign=True, other=alike[-1].get("input", "another input"))
         if alike[-1].get("job") != self.job.digest:
@@ -328,16 +328,9 @@ class Manifest:
     def _key(self, output: Path) -> str:
         return output.relative_to(self.folder).as_posix()
 
-    def add(
-        self,
-        made: Iterable[tuple[Path, str, bytes, dict[str, Any], str]],
-        items: Sequence[Item] = (),
-    ) -> None:
-        """Record outputs that are about to be written: path, input's SHA-256, content, record, and
-        that for people; and of which `items` they are made."""
-        known = [
-            {"input": told(item.label), "where": item.whereabouts(self.folder)} for item in items
-        ]
+    def add(self, made: Iterable[tuple[Item, Path, str, bytes, dict[str, Any], str]]) -> None:
+        """Record outputs that are about to be written: of which item, path, input's SHA-256,
+        content, record, and that for people."""
         self._append(
             [
                 {
@@ -347,9 +340,10 @@ class Manifest:
                     "job": self.job.digest,
                     "record": record,
                     "text": text,
-                    **(known[number] if known else {}),
+                    "input": told(item.label),
+                    "where": item.whereabouts(self.folder),
                 }
-                for number, (output, source, data, record, text) in enumerate(made)
+                for item, output, source, data, record, text in made
             ]
         )
 
