@@ -100,8 +100,6 @@ def pairs_of(changes: object, keep: object = ()) -> list[tuple[str, Scale | floa
 def numbers_of(count: Any) -> list[int]:
     """The numbers of so many samples, or those given. Raises UsageError for what are none."""
     try:
-        if isinstance(count, str | float):
-            raise TypeError
         given = count if isinstance(count, Iterable) else range(operator.index(count))
         numbers = [operator.index(one) for one in given]
     except TypeError as error:
