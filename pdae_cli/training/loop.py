@@ -184,10 +184,7 @@ class Training:
 
         Raises UsageError where another process trains in the folder.
         """
-        if self.step < self.steps:  # z that is to be learnt is encoded while Ctrl-C still ends it
-            self.stage.source.stack([0])
         with ExitStack() as stack:
-            interrupted = stack.enter_context(interrupted_between_steps())
             # No `_fail` where memory runs out, here or in `computing`: the others wait for this
             # one's gradients, and learn of it as this process ends.
             full = (
@@ -198,7 +195,9 @@ class Training:
             try:
                 if self.rank == 0:
                     self._begin(stack)
-                self._train(report, interrupted)
+                if self.step < self.steps:  # z to be learnt is encoded while Ctrl-C still ends it
+                    self.stage.source.stack([0])
+                self._train(report, stack.enter_context(interrupted_between_steps()))
             except KeyboardInterrupt as stop:
                 if self.step != self.saved:  # else it would only lose the metrics
                     self._save(report, full=False)

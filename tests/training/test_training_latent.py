@@ -13,6 +13,7 @@ from small_runs import OPTIONS, folder_of, quiet, task_of
 from pdae_cli.errors import UsageError
 from pdae_cli.training.latent import latent_stage
 from pdae_cli.training.loop import Training
+from pdae_cli.training.state import locked
 
 
 def test_a_network_of_another_width_is_refused_by_name(tmp_path: Path) -> None:
@@ -72,5 +73,7 @@ def test_what_refuses_a_run_comes_before_the_pictures_are_encoded(
     with pytest.raises(UsageError, match="has a latent DPM"):
         training(16, 8)
     (run / "latent_dpm.safetensors").unlink()
+    with locked(run / "training"), pytest.raises(UsageError, match="is being trained in by"):
+        training(16, 8).train(quiet)
     with pytest.raises(TypeError):  # it is encoded once the run may begin
         training(16, 8).train(quiet)
