@@ -189,7 +189,7 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[BinaryIO, int]]:
         with open(path, "rb", opener=_without_waiting) as file:
             facts = os.fstat(file.fileno())
             if stat.S_ISFIFO(facts.st_mode):
-                raise InputError(f"{path}: a pipe; write what it gives to a file")
+                raise InputError(f"{path}: a pipe, not a regular file; write what it gives to one")
             if not stat.S_ISREG(facts.st_mode):
                 raise InputError(f"{path}: not a regular file")
             if facts.st_size > limit:
