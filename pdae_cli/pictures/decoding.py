@@ -254,7 +254,10 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     for top, strip in _strips(image):
         values = strip * 255 if image.mode == "F" else strip / 257
         values = 255 - values if image.info.get(NEGATIVE) is True else values
-        for whole, part in ((grey, values), (alpha, strip.ne(clear) * 255.0)):
+        parts = [(grey, values)]
+        if clear >= 0:
+            parts.append((alpha, strip.ne(clear) * 255.0))
+        for whole, part in parts:
             pixels = part.round().clamp(0, 255).to(torch.uint8).numpy().tobytes()
             size = image.width, len(pixels) // image.width
             whole.paste(Image.frombytes("L", size, pixels), (0, top))
