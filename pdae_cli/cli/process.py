@@ -9,7 +9,7 @@ import warnings
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MOST_OF_OLD = 1 << 25  # bytes, before glibc 2.35
+MOST_OF_OLD = 1 << 25  # bytes, of an older glibc, which refuses more
 KEPT = 1 << 30  # bytes: blocks as large as this go back to the system when they are freed
 
 
