@@ -23,7 +23,7 @@ from .run.batches import Made, Run
 from .run.destination import Destination, stem_of
 from .run.loading import Loaded
 from .run.making import picture_file
-from .run.photos import framed, squares_of_photos
+from .run.photos import framed, in_colour, squares_of_photos
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ def cut_out(run: Run, one: Loaded, size: int) -> Made:
     from ..pictures.images import to_tensor, with_alpha
     from ..pictures.photos.frames import take
 
-    if one.framed is None:
+    if one.framed is None or one.photo is None:
         raise InputError("align takes photos, not codes")
-    frame, photo = one.framed.frame.resized(size), one.framed.photo()
+    frame, photo = one.framed.frame.resized(size), in_colour(one.photo())
     record: dict[str, Any] = framed(one) | {"frame": frame.to_json()}
     pixels = to_tensor(take(on_white(photo), frame))
     if one.alpha is not None:
         pixels = with_alpha(pixels, to_tensor(take(photo.getchannel("A"), frame)))
     facts = record | {"note": "cut out of a photo"}
-    return Made(picture_file(run, one, pixels, facts), record, f"  {one.framed.found}")
+    return Made(picture_file(run, one, pixels, facts), record, f"  {one.framed.how}")

@@ -12,11 +12,9 @@ import typer
 
 from ..errors import InputError, UsageError, counted
 from ..pictures.listing import CODES
-from .options import FILES, FilesFrom, Null, OutputPath, Recursive, SaidOptions, option, takes
+from .options import FILES, NamesOptions, OutputPath, option, takes
 from .run.destination import Destination
-from .run.inputs import collect
 from .run.loading import own_names
-from .run.manifest import own_outputs
 from .run.tables import TABLE
 
 if TYPE_CHECKING:
@@ -33,12 +31,9 @@ app = typer.Typer(no_args_is_help=True, help="Codes as data: join, split, sum, c
 
 
 @dataclass(frozen=True)
-class CodesOptions(SaidOptions):
+class CodesOptions(NamesOptions):
     """How codes files are found, and what is written without a model."""
 
-    recursive: Recursive = False
-    files_from: FilesFrom = None
-    null: Null = False
     overwrite: bool = option(False, FILES, "Replace existing files.", "--overwrite")
 
     def read(self, inputs: list[str] | None, states: bool = True) -> Read:
@@ -46,12 +41,8 @@ class CodesOptions(SaidOptions):
         their `states` for what is done with z alone. Raises UsageError, InputError."""
         from ..engine.codes import from_bytes
 
-        items = collect(
-            inputs, self.files_from, self.recursive, null=self.null,
-            without=own_outputs("codes", self.given), say=self.out.say,
-        )  # fmt: skip
         last, found = None, []  # type: ignore[var-annotated]
-        for item in items:
+        for item in self.named("codes", inputs):
             table = item.table if item.is_codes else None
             if (item.is_codes or not item.found) and (table is None or table is not last):
                 codes = from_bytes(table.read() if table else item.read(), item.name)

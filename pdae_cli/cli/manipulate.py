@@ -302,7 +302,7 @@ class Edit:
         distances = self._likeness.distances(codes.z)
         for one, distance in zip(batch, distances, strict=True):
             if distance > LIMIT:
-                aligned = one.framed is not None and one.framed.found != WHOLE
+                aligned = one.framed is not None and one.framed.how != WHOLE
                 hint = "" if aligned else "; --align brings a photo's face into the frame"
                 self.run.out.warn(
                     f"{one.label}: doesn't look as if it lay in the model's frame (its code is "

@@ -46,25 +46,6 @@ Format = Annotated[
     ),
 ]
 RandomNoise = Annotated[bool, typer.Option("--random-noise", help="Fresh x_T from --seed.")]
-Recursive = Annotated[
-    bool,
-    typer.Option(
-        "--recursive", "-r", rich_help_panel=FILES, help="Go into folders; outputs mirror the tree."
-    ),
-]
-FilesFrom = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=FILES, help="Read more inputs from this file, a line each; - for stdin."
-    ),
-]
-Null = Annotated[
-    bool,
-    typer.Option(
-        "--null", "-0", rich_help_panel=FILES, hidden=True,
-        help="Names in --files-from end with NUL, as of find -print0.",
-    ),
-]  # fmt: skip
 
 
 def option(
@@ -159,9 +140,9 @@ class ModelOptions(SaidOptions):
         from ..checkpoints import load
 
         forget_leftovers()
-        announce = Output(quiet=self.quiet).say
-        model = load(self.model, device or self.device, self.dtype, announce, self.compile)
-        model.batch_size, model.notify = self.batch_size, announce
+        say = self.out.say
+        model = load(self.model, device or self.device, self.dtype, say, self.compile)
+        model.batch_size, model.notify = self.batch_size, say
         return model
 
 
@@ -234,7 +215,7 @@ class SharedOptions(ModelOptions):
 
     def load(self, device: str | None = None) -> PretrainedModel:
         """Load the model onto this process's device."""
-        join(self.share, self.dtype, Output(quiet=self.quiet).say)
+        join(self.share, self.dtype, self.out.say)
         number = self.shares()[0] if self.share else None
         return super().load(device if number is None else device_of(self.device, number))
 
@@ -304,6 +285,31 @@ class ViewOptions:
 
 
 @dataclass(frozen=True)
+class NamesOptions(SaidOptions):
+    """Where inputs are named."""
+
+    recursive: bool = option(
+        False, FILES, "Go into folders; outputs mirror the tree.", "--recursive", "-r"
+    )
+    files_from: str | None = option(
+        None, FILES, "Read more inputs from this file, a line each; - for stdin."
+    )
+    null: bool = option(
+        False, FILES, "Names in --files-from end with NUL, as of find -print0.", "--null", "-0",
+        rare=True,
+    )  # fmt: skip
+
+    def named(self, command: str, inputs: list[str] | None, **how: Any) -> Iterable[Item]:
+        """The inputs, without what the command wrote itself; `how` as of `collect`."""
+        from .run.inputs import collect
+        from .run.manifest import own_outputs
+
+        how |= {"null": self.null, "say": self.out.say}
+        own = own_outputs(command, self.given)
+        return collect(inputs, self.files_from, self.recursive, without=own, **how)
+
+
+@dataclass(frozen=True)
 class StreamOptions(SaidOptions):
     stream: Literal["png"] | None = option(
         None, FILES, "Concatenated PNGs on stdin, and with -o - on stdout.", rare=True
@@ -311,25 +317,15 @@ class StreamOptions(SaidOptions):
 
 
 @dataclass(frozen=True)
-class FileOptions(StreamOptions):
-    """Where inputs are named."""
-
-    recursive: Recursive = False
-    files_from: FilesFrom = None
-    null: Null = False
+class FileOptions(NamesOptions, StreamOptions):
+    """Inputs that are each wanted once, also as a stream."""
 
     def items(
         self, command: str, inputs: list[str] | None, streamed: bool = True
     ) -> Iterable[Item]:
-        """The inputs, without what the command wrote itself; --stream is of them if `streamed`."""
-        from .run.inputs import collect
-        from .run.manifest import own_outputs
-
-        stream, say = self.stream if streamed else None, Output(quiet=self.quiet).say
-        return collect(
-            inputs, self.files_from, self.recursive, null=self.null, stream=stream, say=say,
-            without=own_outputs(command, self.given), once=True,
-        )  # fmt: skip
+        """The inputs; --stream is of them if `streamed`."""
+        stream = self.stream if streamed else None
+        return self.named(command, inputs, stream=stream, once=True)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Run:
         self.counts: Counter[str] = Counter()  # of inputs, by status
         self.causes: Counter[str] = Counter()  # of failures
         self.failures: list[tuple[str, str]] = []  # names, without folders, and why
-        self.unread: set[str] = set()  # labels of inputs that couldn't be read
+        self.shas: dict[str, str] = {}  # of inputs by label, as they were read; "" of the unread
         self.manifest: Manifest | None = None
         self.resumable = False  # whether the same command goes on where this one stops
         self.whole = False  # whether one file is made of all inputs
@@ -194,8 +194,9 @@ class Run:
             for item, loaded in loaded_ahead(items, load, self._find, 2 * size):
                 if isinstance(loaded, InputError):
                     self.fail(item.label, loaded)
-                    self.unread.add(item.label)
                     loaded = []
+                if self.whole:
+                    self.shas[item.label] = loaded[0].input_sha if loaded else ""
                 self._check_folder(len(loaded), f"pictures of {item.label}")
                 for note in {one.note for one in loaded if one.note}:
                     self.out.say(note)

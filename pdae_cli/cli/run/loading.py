@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -25,19 +26,10 @@ if TYPE_CHECKING:
 
     from ...engine.codes import Codes
     from ...engine.model import Model
-    from ...pictures.photos.frames import Frame
+    from ...pictures.photos.faces import Found
 
 READERS = 2  # threads that read and decode pictures
 LONGEST_NAME = 100  # bytes of a picture's own name, as part of a file's
-
-
-@dataclass(frozen=True)
-class Framed:
-    """The square of a photo that a model sees."""
-
-    photo: Callable[[], Image.Image]  # decodes it: many are read ahead, and large ones don't fit
-    frame: Frame
-    found: str  # how
 
 
 @dataclass(frozen=True)
@@ -56,23 +48,28 @@ class Loaded:
     alpha: Tensor | None = None  # uint8 (1, H, W), of the output
     exif: Image.Exif | None = None  # to be carried over
     note: str = ""  # something that the user should know
-    framed: Framed | None = None  # where in a photo the picture is
+    framed: Found | None = None  # where in a photo the picture is
+    # Decodes the photo: many are read ahead, and large ones don't fit.
+    photo: Callable[[], Image.Image] | None = None
     faces: tuple[Loaded, ...] = ()  # where several pictures are of one photo: all of them
+
+    def of(self, pixels: Tensor, alpha: Tensor | None, **more: Any) -> Loaded:
+        """The same with a picture, uint8 (C, H, W), and its alpha."""
+        from ...pictures.images import picture_sha, to_float
+
+        picture = to_float(pixels)[None]
+        return replace(self, picture_sha=picture_sha(pixels), picture=picture, alpha=alpha, **more)
 
     def lean(self, picture: bool) -> Loaded:
         """Keep what is said of it in the end, and if wanted its picture: of thousands of photos
         memory has no room for the rest."""
-        framed = self.framed and replace(self.framed, photo=_gone)
-        small = replace(self, codes=None, alpha=None, exif=None, framed=framed, faces=())
+        small = replace(self, codes=None, alpha=None, exif=None, photo=None, faces=())
         return small if picture else replace(small, picture=None)
-
-
-def _gone() -> Image.Image:
-    raise AssertionError("a photo is asked for that Loaded.lean let go")
 
 
 Find = Callable[[Path, str], State]  # of the output for a place, made of this input
 Load = Callable[[Item, Find], Iterator[Loaded]]
+Squares = Callable[[Loaded, "Image.Image", Find], Iterator[Loaded]]  # of a decoded photo
 
 
 def anew(place: Path, input_sha: str) -> State:
@@ -90,10 +87,10 @@ def numbered(made_of: str = "") -> Load:
     return load
 
 
-def pictures_and_codes(model: Model, options: Any) -> Load:
-    """Load an item as what the model takes: a picture, each of its frames, or each row of a codes
-    file. Of the options those of ReadOptions and WriteOptions count."""
-    from ...engine.codes import from_bytes
+def pictures_and_codes(model: Model, options: Any, squares: Squares | None = None) -> Load:
+    """Load an item as what the model takes: a picture, or its `squares`, those of each of its
+    frames, or each row of a codes file. Of the options those of ReadOptions and WriteOptions
+    count."""
     from ...pictures import decoding, images
     from ...pictures.metadata import exif_of
 
@@ -106,18 +103,7 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
         input_sha = hashlib.sha256(data).hexdigest()
         whole = Loaded(item, item.label, item.place, input_sha)
         if data[4:9] == SEALED or item.is_codes:
-            codes = from_bytes(data, item.label)
-            try:
-                model.check(codes)
-            except InputError as error:
-                raise InputError(f"{item.label}: {error}") from error
-            numbers = [f"{row:04d}" for row in range(len(codes))]
-            for row, name in enumerate(own_names(codes.sources) or numbers):
-                one, part = codes[row : row + 1], whole
-                if len(codes) > 1:
-                    part = part_of(whole, f"-{name}")
-                state = find(part.place, input_sha)
-                yield replace(part, state=state, picture_sha=one.picture_shas[0], codes=one)
+            yield from _rows(model, whole, data, find)
             return
         whole = replace(whole, state=find(item.place, input_sha))
         if whole.state.done:
@@ -130,25 +116,51 @@ def pictures_and_codes(model: Model, options: Any) -> Load:
         first = decoding.open_picture(data, whole.label)
         whole = replace(whole, note=_left_behind(whole, data, first, reading.frames))
         if reading.frames == "first" or not decoding.has_more_frames(first):
-            yield framed(whole, first)
-        else:
-            for number, image in enumerate(decoding.open_frames(data, whole.label)):
-                part = part_of(whole, f"-{number:04d}")
-                yield framed(replace(part, state=find(part.place, whole.input_sha)), image)
+            again = partial(decoding.open_picture, data, whole.label)
+            yield from taken(whole, first, again, find)
+            return
+        for number, image in enumerate(decoding.open_frames(data, whole.label)):
+            part = part_of(whole, f"-{number:04d}")
+            part = replace(part, state=find(part.place, whole.input_sha))
+            yield from taken(part, image, partial(_frame, data, part.label, number), find)
 
-    def framed(one: Loaded, image: Image.Image) -> Loaded:
+    def taken(
+        one: Loaded, image: Image.Image, again: Callable[[], Image.Image], find: Find
+    ) -> Iterator[Loaded]:
+        exif = exif_of(image) if writing.keep_exif else None
+        one = replace(one, size=decoding.upright_size(image), exif=exif)
+        if squares is not None:
+            yield from squares(replace(one, photo=again), image, find)
+            return
         size, fit = model.config.image_size, reading.fit
-        pixels = images.prepare(image, size, model.config.channels, fit)
-        return replace(
-            one,
-            picture_sha=images.picture_sha(pixels),
-            picture=images.to_float(pixels)[None],
-            size=decoding.upright_size(image),
-            alpha=images.alpha_of(image, size, fit) if writing.keep_alpha else None,
-            exif=exif_of(image) if writing.keep_exif else None,
-        )
+        alpha = images.alpha_of(image, size, fit) if writing.keep_alpha else None
+        yield one.of(images.prepare(image, size, model.config.channels, fit), alpha)
 
     return load
+
+
+def _rows(model: Model, whole: Loaded, data: bytes, find: Find) -> Iterator[Loaded]:
+    """Each row of a codes file. Raises InputError for one of another model."""
+    from ...engine.codes import from_bytes
+
+    codes = from_bytes(data, whole.label)
+    try:
+        model.check(codes)
+    except InputError as error:
+        raise InputError(f"{whole.label}: {error}") from error
+    numbers = [f"{row:04d}" for row in range(len(codes))]
+    for row, name in enumerate(own_names(codes.sources) or numbers):
+        one = codes[row : row + 1]
+        part = part_of(whole, f"-{name}") if len(codes) > 1 else whole
+        state = find(part.place, whole.input_sha)
+        yield replace(part, state=state, picture_sha=one.picture_shas[0], codes=one)
+
+
+def _frame(data: bytes, name: str, number: int) -> Image.Image:
+    """One frame of an animation."""
+    from ...pictures.decoding import open_frames
+
+    return next(islice(open_frames(data, name), number, None))
 
 
 def _left_behind(whole: Loaded, data: bytes, first: Image.Image, frames: str) -> str:

@@ -35,18 +35,16 @@ def write_parts(run: Run, items: Iterable[Item], load: Load, record: Any, noise:
         if not run.file_wanted(some, load):
             continue
         run.failures.clear()
-        shas: dict[str, str] = {}  # of what was encoded: by now a file may hold something else
         expected = of_pictures(run, some, noise)
         with CodesWriter(Path(run.destination.target)) as file:
             for batch in run.through(some, load):
-                shas |= {one.item.label: one.input_sha for one in batch}
                 with batch:
                     codes = codes_of(run, batch, noise)
                     require_joinable([*expected, codes])
                     file.add(codes)
             if not file.count:
                 continue
-            whole = _whole(some, shas)
+            whole = _whole(some, run.shas)
             made = recipe(run, [whole], {"failed": run.failures})
             file.finish({"recipe": json.dumps(made, sort_keys=True, default=str)})
         said = f": {counted(file.count, 'picture')}"
@@ -60,7 +58,7 @@ def _whole(items: Iterable[Item], shas: Mapping[str, str]) -> Loaded:
     first, last = items[0].label, items[-1].label
     label = first if first == last else f"{first} … {last}"
     named = replace(items[0], name=items[0].label)
-    return Loaded(named, label, Path(), digest_of(shas.get(item.label, "") for item in items))
+    return Loaded(named, label, Path(), digest_of(shas[item.label] for item in items))
 
 
 def _cut(run: Run, items: Iterable[Item]) -> list[tuple[Path, Iterable[Item]]]:

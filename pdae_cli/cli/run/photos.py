@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...errors import InputError, UsageError
 from ..options import PhotoOptions
 from .batches import Run
-from .inputs import Item
-from .loading import Find, Framed, Load, Loaded, part_of, pictures_and_codes
+from .loading import Find, Load, Loaded, part_of, pictures_and_codes
 from .making import picture_file
 
 if TYPE_CHECKING:
@@ -44,54 +43,37 @@ def squares_of_photos(run: Run, aligned: bool = True) -> Load:
     what --fit takes of it. With --face all each face is a picture, or where all are pasted back
     into one photo, one of its `faces`. Raises UsageError, and InputError for landmarks."""
     options, config = run.options, run.model.config
-    plain, finding = pictures_and_codes(run.model, options), _finding(run, aligned)
+    finding = _finding(run, aligned)
     together = isinstance(options, PhotoOptions) and options.paste_back
 
-    def load(item: Item, find: Find) -> Iterator[Loaded]:
+    def squares(one: Loaded, image: Image.Image, find: Find) -> Iterator[Loaded]:
         from ...pictures.decoding import on_white
 
-        data = item.read()
-        for number, one in enumerate(plain(replace(item, read=lambda: data), find)):
-            if one.picture is None:
-                yield one
-                continue
-            photo = _photo(data, one.label, number if options.frames == "all" else None)
-            whole = photo()
-            white = on_white(whole)
-            faces = [
-                square(one, white, whole, Framed(photo, found.frame, found.how), found.note)
-                for found in finding(white, one.label)
-            ]
-            if options.face != "all":
-                yield faces[0]
-            elif together:
-                yield replace(faces[0], faces=tuple(faces))
-            else:
-                for from_left, face in enumerate(faces, 1):
-                    part = part_of(face, f"-face{from_left}")
-                    yield replace(part, state=find(part.place, part.input_sha))
+        whole = in_colour(image)
+        white = on_white(whole)
+        faces = [square(one, white, whole, found) for found in finding(white, one.label)]
+        if options.face != "all":
+            yield faces[0]
+        elif together:
+            yield replace(faces[0], faces=tuple(faces))
+        else:
+            for from_left, face in enumerate(faces, 1):
+                part = part_of(face, f"-face{from_left}")
+                yield replace(part, state=find(part.place, part.input_sha))
 
-    def square(
-        one: Loaded, white: Image.Image, whole: Image.Image, framed: Framed, note: str
-    ) -> Loaded:
-        from ...pictures.images import picture_sha, prepare, to_float
+    def square(one: Loaded, white: Image.Image, whole: Image.Image, found: Found) -> Loaded:
+        from ...pictures.images import prepare
         from ...pictures.photos.frames import take
 
-        pixels = prepare(take(white, framed.frame), config.image_size, config.channels)
+        pixels = prepare(take(white, found.frame), config.image_size, config.channels)
         alpha = None
         if getattr(options, "keep_alpha", False) and whole.mode == "RGBA":
-            transparency = take(whole.getchannel("A"), framed.frame)
+            transparency = take(whole.getchannel("A"), found.frame)
             alpha = prepare(transparency, config.image_size, channels=1)
-        return replace(
-            one,
-            picture_sha=picture_sha(pixels),
-            picture=to_float(pixels)[None],
-            alpha=alpha,
-            framed=framed,
-            note="; ".join(filter(None, [one.note, note and f"{one.label}: {note}"])),
-        )
+        note = "; ".join(filter(None, [one.note, found.note and f"{one.label}: {found.note}"]))
+        return one.of(pixels, alpha, framed=found, note=note)
 
-    return load
+    return pictures_and_codes(run.model, options, squares)
 
 
 def _finding(run: Run, aligned: bool) -> Callable[[Image.Image, str], Sequence[Found]]:
@@ -132,19 +114,12 @@ def _finding(run: Run, aligned: bool) -> Callable[[Image.Image, str], Sequence[F
     return finding
 
 
-def _photo(data: bytes, name: str, number: int | None) -> Callable[[], Image.Image]:
-    """What decodes a photo, or one of its frames, upright and in 8 bits of RGB or RGBA."""
+def in_colour(image: Image.Image) -> Image.Image:
+    """A decoded photo upright and in 8 bits of RGB or RGBA."""
+    from ...pictures.decoding import normalised
 
-    def photo() -> Image.Image:
-        from ...pictures.decoding import normalised, open_frames, open_picture
-
-        if number is None:
-            image = normalised(open_picture(data, name))
-        else:
-            image = normalised(next(islice(open_frames(data, name), number, None)))
-        return image.convert("RGBA" if "A" in image.mode else "RGB")
-
-    return photo
+    image = normalised(image)
+    return image.convert("RGBA" if "A" in image.mode else "RGB")
 
 
 def faces_of(batch: Iterable[Loaded]) -> list[Loaded]:
@@ -165,7 +140,7 @@ def framed(one: Loaded) -> dict[str, Any]:
         return {"frames": [framed(face)["frame"] for face in one.faces]}
     if one.framed is None:
         return {}
-    return {"frame": one.framed.frame.to_json(), "found": one.framed.found}
+    return {"frame": one.framed.frame.to_json(), "found": one.framed.how}
 
 
 def row_file(
@@ -191,9 +166,9 @@ def _pasted(one: Loaded, edits: Sequence[Tensor]) -> Tensor:
     from ...pictures.images import to_tensor
     from ...pictures.photos.frames import paste_back
 
-    if one.framed is None:
+    if one.photo is None:
         raise InputError(f"{one.label}: --paste-back needs the photo, not its codes")
-    photo = one.framed.photo()
+    photo = in_colour(one.photo())
     for face, edited in zip(faces_of([one]), edits, strict=True):
         assert face.picture is not None and face.framed is not None
         photo = paste_back(photo, face.picture[0], edited, face.framed.frame)

@@ -11,7 +11,6 @@ from .batches import Run
 from .inputs import Item
 from .loading import Loaded
 from .making import recipe
-from .manifest import sha_of
 
 if TYPE_CHECKING:
     from ...engine.codes import Codes
@@ -41,23 +40,14 @@ class StackedFile:
         """Write what there is, which says what is lacking. Raises UsageError as `add`."""
         from ...engine.codes import one_file, stack
 
-        if self.run.kept:
-            lacking = {"failed": self.run.failures}
-            made = recipe(self.run, self._sources(), facts | lacking)
-            self.run.write(one_file(stack(self.found), made))
-
-    def _sources(self) -> list[Loaded]:
-        """All inputs in their order, also those that failed: for the same ones it isn't made
-        again. What couldn't be read has no SHA-256: by now it may be whole."""
-        kept = [one for one, _ in self.run.kept]
-        if not (self.run.failures and self.items):
-            return kept
-        shas = dict.fromkeys(self.run.unread, "")
-        shas |= {one.item.label: one.input_sha for one in kept}
-        return [
-            Loaded(one, one.label, one.place, shas[one.label] if one.label in shas else sha_of(one))
-            for one in self.items
-        ]
+        if not self.run.kept:
+            return
+        sources = [one for one, _ in self.run.kept]
+        if self.run.failures and self.items:  # all, so that for the same ones it isn't made again
+            shas = self.run.shas
+            sources = [Loaded(one, one.label, one.place, shas[one.label]) for one in self.items]
+        made = recipe(self.run, sources, facts | {"failed": self.run.failures})
+        self.run.write(one_file(stack(self.found), made))
 
 
 def _is_picture(item: Item) -> bool:
