@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -14,12 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError, UsageError
-from ..files import bundled_models, sha256_limited
-from ..pictures.listing import is_folder, list_pictures
+from ..files import bundled_models, sha256_limited, write_bytes
 from .output import Output
 from .run.destination import Destination, writable
-from .run.inputs import CODES, MAX_CODES, MAX_PICTURE, check_names
-from .run.manifest import FOLDER, given
+from .run.inputs import CODES, Item, check_names, collect
+from .run.manifest import FOLDER, given, sha_of
 from .run.recipes import AROUND, OWN, PARTS, PATHS, Recipe, told
 
 # That can be done again, and of how many files each makes a picture.
@@ -36,7 +35,7 @@ def redo(
     file: Annotated[Path, typer.Argument(help="A picture that pdae wrote.")],
     sources: Annotated[
         list[Path] | None,
-        typer.Option("--input", "-i", help="What it was made of: a file, or a folder to look in."),
+        typer.Option("--input", "-i", help="What it was made of: a file, or a folder, zip or table."),
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Keep the new picture here.")
@@ -70,9 +69,11 @@ def redo(
     _check_device(device)
     try:
         command = root.commands[_followed(recipe)]
-        what = [*_options(recipe, command, file, places), f"--model={_model(recipe, model)}"]
-        inputs = [str(_found(name, sha, file, places)) for name, sha in recipe.sources]
         with TemporaryDirectory() as folder:
+            into = Path(folder) / "in"
+            what = _options(recipe, command, file, places, into)
+            what.append(f"--model={_model(recipe, model)}")
+            inputs = [_found(*one, file, places, into) for one in recipe.sources]
             target = f"{folder}/out" + (file.suffix if recipe.place is None else "/")
             where = [f"--output={target}", f"--device={device}", "--quiet"]
             if command.main([*what, *where, "--", *inputs], standalone_mode=False):
@@ -142,31 +143,36 @@ def _followed(recipe: Recipe) -> str:
     return name
 
 
-def _found(name: str, sha: str, file: Path, places: Sequence[Path]) -> Path:
+def _found(name: str, sha: str, file: Path, places: Sequence[Path], into: Path) -> str:
     """The file of this name that a picture was made of, known by its SHA-256: here, beside the
-    picture, or in the places."""
-    name = told(name)
-    candidates = [Path(name), file.parent / name, file.parent / Path(name).name]
-    for place in places:
-        names = list_pictures(place, {CODES}).names if is_folder(place) else []
-        candidates += [place / one for one in names] if names else [place]
-    alike = sorted(candidates, key=lambda path: path.name != Path(name).name)  # stable
-    found = next((path for path in alike if _sha(path) == sha), None)
+    picture, or in the places. What is part of a zip or table is copied `into` a folder."""
+    own = Path(told(name))
+    near = [own, file.parent / own, file.parent / own.name]
+    for whole in (*own.parents, Path(str(own).rpartition(":")[0])):  # zips, and tables by row
+        near += [one for one in (whole, file.parent / whole) if os.path.isfile(one)]  # noqa: PTH113
+    items = [item for place in [*near, *places] for item in _items(place)]
+    alike = sorted(items, key=lambda item: Path(item.label).name != own.name)  # stable
+    found = next((item for item in alike if sha_of(item) == sha), None)
     if found is None:
-        what = f"{file}: was made of {name[:80]} (SHA-256 {sha[:12]})"
+        what = f"{file}: was made of {str(own)[:80]} (SHA-256 {sha[:12]})"
         raise InputError(f"{what}, which isn't here; say where with --input")
-    return found
+    if os.path.isfile(found.label):  # noqa: PTH113
+        return found.label
+    suffix = CODES if found.is_codes else "" if found.table else Path(found.label).suffix
+    write_bytes(copy := into / f"{found.place}{suffix or '.png'}", found.read())
+    return str(copy)
 
 
-def _sha(path: Path) -> str | None:
-    """The SHA-256 of a file that can be an input; None for what is none or can't be read."""
-    try:
-        return sha256_limited(path, MAX_CODES if path.suffix.lower() == CODES else MAX_PICTURE)
-    except InputError:
-        return None
+def _items(place: Path) -> Iterable[Item]:
+    """What there is at a place that can be an input."""
+    with suppress(UsageError):  # of a folder without any
+        return collect([str(place)], recursive=True) if os.path.lexists(place) else []
+    return []
 
 
-def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -> list[str]:
+def _options(
+    recipe: Recipe, command: Any, file: Path, places: Sequence[Path], into: Path
+) -> list[str]:
     """The recipe's options as arguments of the command; each value stays within its own. Raises
     UsageError for what can't be typed so."""
     options = {name: one for name, one in recipe.options.items() if name not in PARTS}
@@ -176,7 +182,7 @@ def _options(recipe: Recipe, command: Any, file: Path, places: Sequence[Path]) -
     for name in [name for name in PATHS if isinstance(left.get(name), str)]:
         sha = left.pop(f"{name}_sha256", None)  # of a file
         if isinstance(sha, str):
-            left[name] = str(_found(left[name], sha, file, places))
+            left[name] = _found(left[name], sha, file, places, into)
         else:  # a folder
             left[name] = _folder(told(left[name]), file, places)
     arguments = []

@@ -169,7 +169,7 @@ class TestRedo:
             known |= {"--first", "--count"} if name == "sample" else set()
             try:
                 recipe = Recipe.read({"command": name, **PLAIN, "options": {option: value}}, "x")
-                arguments = _options(recipe, command, Path("x.png"), [])
+                arguments = _options(recipe, command, Path("x.png"), [], Path())
             except (InputError, UsageError):
                 continue
             flags = {one.partition("=")[0] for one in arguments}

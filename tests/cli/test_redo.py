@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from io import BytesIO
 from pathlib import Path
 
@@ -125,6 +126,28 @@ class TestRedo:
         assert pdae("redo", out, "--input", elsewhere).code == 0
         picture(7).save(elsewhere)
         assert pdae("redo", out, "--input", elsewhere).code == 3
+
+    def test_the_input_is_found_in_a_zip_and_a_table(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By the name that the recipe has, and where --input says what it is part of."""
+        monkeypatch.chdir(pictures[0].parent)
+        with zipfile.ZipFile("few.zip", "w") as file:
+            for one in pictures[:2]:
+                file.write(one, f"sub/{one.name}")
+        assert pdae("reconstruct", "few.zip", "-o", "out/", *FAST).code == 0
+        assert pdae("encode", "few.zip", "-o", "z.parquet", *FAST).code == 0
+        assert pdae("decode", "z.parquet", "-o", "out/").code == 0
+        for path in ("out/sub/a.png", "out/sub/b.png", "out/z-0001.png"):
+            assert pdae("redo", path, "-o", "again.png", "--overwrite").code == 0
+            assert pixels_of("again.png") == pixels_of(path)
+        elsewhere = Path("elsewhere")
+        elsewhere.mkdir()
+        for name in ("few.zip", "z.parquet"):
+            Path(name).rename(elsewhere / name)
+        assert pdae("redo", "out/sub/a.png").code == 3
+        assert pdae("redo", "out/sub/a.png", "--input", elsewhere / "few.zip").code == 0
+        assert pdae("redo", "out/z-0001.png", "--input", elsewhere).code == 0
 
     def test_options_that_the_command_doesnt_take(self, pdae: Command, tmp_path: Path) -> None:
         out = tmp_path / "out.png"

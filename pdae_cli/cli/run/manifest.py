@@ -16,7 +16,6 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,13 +165,16 @@ def _unread(items: Iterable[Item], read: Callable[[Item], object]) -> dict[str, 
 
 
 def _shas(items: Iterable[Item], unread: Collection[str]) -> Iterator[str]:
-    """The SHA-256 of each input's content; "" for the unread, whatever they hold by now, and where
-    it can't be read."""
-    for item in items:
-        sha = ""
-        with suppress(InputError):
-            sha = "" if item.label in unread else hashlib.sha256(item.read()).hexdigest()
-        yield sha
+    """The SHA-256 of each input's content; "" for the unread, whatever they hold by now."""
+    return ("" if item.label in unread else sha_of(item) for item in items)
+
+
+def sha_of(item: Item) -> str:
+    """Compute the SHA-256 of an input's content; "" where it can't be read."""
+    try:
+        return hashlib.sha256(item.read()).hexdigest()
+    except InputError:
+        return ""
 
 
 def digest_of(shas: Iterable[str]) -> str:
