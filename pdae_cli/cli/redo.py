@@ -35,7 +35,7 @@ def redo(
     file: Annotated[Path, typer.Argument(help="A picture that pdae wrote.")],
     sources: Annotated[
         list[Path] | None,
-        typer.Option("--input", "-i", help="What it was made of: a file, or a folder, zip or table."),
+        typer.Option("--input", "-i", help="What it was made of: file, folder, zip or table."),
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Keep the new picture here.")
