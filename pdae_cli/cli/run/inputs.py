@@ -249,8 +249,7 @@ def _expanded(
             if not len(table):
                 raise UsageError(f"{name} holds no pictures or codes: it has no rows")
             return [_of_table(table, name, place)]
-        limit = MAX_CODES if suffix == CODES else MAX_PICTURE
-        return [Item(name, place, partial(read_limited, path, limit), name)]
+        return [Item(name, place, partial(read_limited, path, _most(name)), name)]
     try:
         listing = list_pictures(path, {CODES}, without)
     except InputError as error:  # it costs itself alone
@@ -292,12 +291,16 @@ def _items(listing: Listing, tables: Mapping[str, Any]) -> Iterator[Item | Items
         if name in tables:
             yield _of_table(tables[name], label, _place(Path(name)))
             continue
-        limit = MAX_CODES if name.lower().endswith(CODES) else MAX_PICTURE
-        read = partial(listing.read, name, limit)
+        read = partial(listing.read, name, _most(name))
         yield Item(label, _place(Path(name)), read, label, found=True)
     for name, reason in sorted(listing.closed.items()):
         label = str(listing.root / name)
         yield _failed(label, Path(name), f"{label}: can't be opened: {reason}")
+
+
+def _most(name: str) -> int:
+    """Bytes that a file of this name may have."""
+    return MAX_CODES if name.lower().endswith(CODES) else MAX_PICTURE
 
 
 def _failed(label: str, place: Path, error: str) -> Item:

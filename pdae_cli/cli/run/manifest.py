@@ -187,39 +187,28 @@ def digest_of(shas: Iterable[str]) -> str:
 
 def _is_damaged(path: Path) -> bool:
     """Whether a file that isn't as we wrote it is surely nobody's work: it is empty, or begins as
-    ours do and can't be decoded. One that is too large for us or closed to us is somebody's."""
+    ours do and can't be decoded. One that is too large for us or closed to us is somebody's, and
+    codes of another version are in order."""
+    from PIL.Image import DecompressionBombError
+
+    from ...engine.tensors import LARGEST_HEADER, check, load  # imports torch
+    from ...pictures.decoding import open_picture
+
     is_codes = path.suffix.lower() == CODES
     try:
         data = read_limited(path, MAX_CODES if is_codes else MAX_PICTURE)
     except InputError:
         return False
-    if not data:
-        return True
-    return _are_damaged_codes(data) if is_codes else _is_damaged_picture(data)
-
-
-def _are_damaged_codes(data: bytes) -> bool:
-    """Not those of another version, whose file is in order."""
-    from ...engine.tensors import LARGEST_HEADER, check, load  # imports torch
-
     try:
-        load(data, check(data, None, LARGEST_HEADER))
+        if is_codes:
+            load(data, check(data, None, LARGEST_HEADER))
+        else:
+            open_picture(data, "")
     except ValueError:
-        return data[4:9] == SEALED
-    return False
-
-
-def _is_damaged_picture(data: bytes) -> bool:
-    """Not one with more pixels than we decode."""
-    from PIL.Image import DecompressionBombError
-
-    from ...pictures.decoding import open_picture
-
-    try:
-        open_picture(data, "")
+        return not data or data[4:9] == SEALED
     except InputError as error:
         refused = error.__cause__ is None or isinstance(error.__cause__, DecompressionBombError)
-        return kind_of(data[:HEAD]) in WRITTEN and not refused
+        return not data or (kind_of(data[:HEAD]) in WRITTEN and not refused)
     return False
 
 
