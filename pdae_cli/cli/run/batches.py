@@ -15,9 +15,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from ...errors import InputError, UsageError, printable
 from ..options import SharedOptions
 from ..output import Output
 from .destination import HOLDING, Destination
-from .inputs import Item, shared_out
+from .inputs import Item, files_named, shared_out
 from .launch import any_of_us
 from .loading import Load, Loaded, anew, loaded_ahead, pictures_and_codes
 from .manifest import Job, Manifest, State, state_of_file
@@ -108,7 +107,7 @@ class Run:
         self.resumable = False  # whether the same command goes on where this one stops
         self.whole = False  # whether one file is made of all inputs
         self.kept: list[tuple[Loaded, Made]] = []  # for that
-        self._real = cache(os.path.realpath)  # of folders: many outputs have the same
+        self._file = files_named()
         # Whose the files are that this run has decided on.
         self._taken = {self._file(name): option for option, name in self.viewer.files.items()}
         other = self._taken.get(self._file(destination.target))
@@ -226,14 +225,6 @@ class Run:
                 both = f"{other} and {item.label} would both become {path}"
                 raise UsageError(f"{both}; rename one, or write them into two folders")
             taken[file] = item.label
-
-    def _file(self, name: str | Path) -> Path:
-        """The file that a name stands for, by whichever links to its folder: a link in the file's
-        own place is replaced, not followed."""
-        path = Path(name)
-        with suppress(ValueError):  # a NUL, which no file's name has: reading it says so
-            path = Path(self._real(path.parent), path.name)
-        return path
 
     def _check_folder(self, count: int, what: str) -> None:
         """Raise UsageError where so many results have one file."""

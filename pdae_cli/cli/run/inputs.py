@@ -177,18 +177,28 @@ def shared_out(items: Sequence[Item], share: int, shares: int) -> Sequence[Item]
     return [items[number] for number in sorted(numbers[share::shares])]
 
 
+def files_named() -> Callable[[str | Path], Path]:
+    """Return what finds the file that a name stands for, by whichever links to its folder: a link
+    in the file's own place is one of its own."""
+    real = cache(os.path.realpath)  # of folders: many files have the same
+
+    def file(name: str | Path) -> Path:
+        path = Path(name)
+        with suppress(ValueError):  # a NUL, which no file's name has: reading it says so
+            path = Path(real(path.parent), path.name)
+        return path
+
+    return file
+
+
 def _without_twins(parts: Sequence[Any], say: Callable[[str], None]) -> list[Any]:
     """Leave out what is the same file again, by whichever links to its folder."""
-    real, found, again = cache(os.path.realpath), dict[str, Any](), list[str]()
+    file, found, again = files_named(), dict[Path, Any](), list[str]()
     for part in parts:
         label = part.label if isinstance(part, Item) else part[0].label
-        folder, name = os.path.split(label)
-        key = label
-        with suppress(ValueError):  # a NUL, which no file's name has: reading it says so
-            key = os.path.join(real(folder), name)  # noqa: PTH118
-        if key in found:
+        if file(label) in found:
             again.append(label)
-        found.setdefault(key, part)
+        found.setdefault(file(label), part)
     if again:
         more = f" and {len(again) - 1} more" if len(again) > 1 else ""
         say(f"{again[0]}{more}: named more than once, done once")
