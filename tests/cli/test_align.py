@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from conftest import Command, picture
 from drawn import pixels
 from PIL import ExifTags, Image
 
+from pdae_cli.engine.codes import from_bytes
+from pdae_cli.pictures import decoding
 from pdae_cli.pictures.images import to_tensor
 from pdae_cli.pictures.photos.frames import Frame, take
 
@@ -59,6 +62,42 @@ def test_faces_are_cut_out_of_a_tree_of_photos(pdae: Command, photos: Path) -> N
     info = pdae("info", where / "a.png", "--json")
     recipe = json.loads(info.text)["recipe"]
     assert recipe["frame"] == first["frame"] and recipe["digital_source_type"] is None
+
+
+def test_a_photo_is_decoded_once_before_it_is_encoded(
+    pdae: Command, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A still one, and each frame of an animation, whose pictures are those of its frames."""
+    frames = [picture(number, (240, 160)) for number in range(4)]
+    frames[0].save(photos / "film.png", save_all=True, append_images=frames[1:])
+    for number, frame in enumerate(frames):
+        frame.save(photos / f"still-{number:04d}.png")
+    write(photos, {"a.png": FACE} | {f"film.png-{n:04d}": FACE for n in range(4)}
+          | {f"still-{n:04d}.png": FACE for n in range(4)})  # fmt: skip
+    decoded, open_picture, open_frames = list[str](), decoding.open_picture, decoding.open_frames
+
+    def opened(source: Path | bytes, name: str) -> Image.Image:
+        decoded.append(name)
+        return open_picture(source, name)
+
+    def each(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+        for frame in open_frames(source, name):
+            decoded.append(name)
+            yield frame
+
+    how = ("--landmarks", photos / "faces.json", *EDIT[2:], "-o")
+    monkeypatch.setattr(decoding, "open_picture", opened)
+    monkeypatch.setattr(decoding, "open_frames", each)
+    assert pdae("encode", photos / "photos" / "a.png", *how, photos / "z.safetensors").code == 0
+    assert len(decoded) == 1
+    assert pdae("encode", photos / "film.png", "--frames", "all", *how, photos / "film/").code == 0
+    assert len(decoded) == 1 + 1 + 4  # whether it is an animation, and each frame
+    stills = sorted(photos.glob("still-*.png"))
+    assert pdae("encode", *stills, *how, photos / "stills/").code == 0
+    pairs = [sorted((photos / name).glob("*.safetensors")) for name in ("film", "stills")]
+    for one, other in zip(*pairs, strict=True):
+        z = [from_bytes(path.read_bytes(), "").z for path in (one, other)]
+        assert z[0].equal(z[1])
 
 
 def test_a_photo_without_landmarks_fails_alone(pdae: Command, photos: Path) -> None:
