@@ -195,7 +195,7 @@ class Finder:
 
     def __call__(self, photo: Image.Image, size: int) -> Iterator[Found]:
         if not self.sees:
-            raise InputError("no face found; give its landmarks with --landmarks")
+            raise InputError("no face found of at least 6%; crop it")
         eyes = Landmarks((100.0, 60.0), (130.0, 62.0))
         yield Found(eyes.frame(size), "found by a test", "not sure")
 

@@ -133,9 +133,17 @@ def test_without_evidence_there_is_no_tilt(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_where_there_is_no_face_the_error_says_what_to_do() -> None:
+    """Also that a face may be too small, and that cropping helps."""
     pytest.importorskip("cv2", reason=CASCADES)
-    with pytest.raises(InputError, match="no face found; give its landmarks with --landmarks"):
-        next(FaceFinder()(picture(0, (320, 240)), 64))
+    finder, why = FaceFinder(), "no face found of at least 6% of the photo's diagonal; crop it"
+    with pytest.raises(InputError, match=why):
+        next(finder(picture(0, (320, 240)), 64))
+    photo = Image.new("RGB", (4000, 3000), "grey")
+    with Image.open(ROOT / "examples" / "astronaut.jpg") as face:
+        photo.paste(face, (1000, 1000))
+    with pytest.raises(InputError, match=why):
+        next(finder(photo, 64))
+    assert next(finder(photo.crop((900, 900, 1700, 1500)), 64)).how == faces.BY_NETWORK
 
 
 def test_without_opencv_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,8 @@ class FaceFinder:
             if sure:
                 return
         if not unsure:
-            raise InputError("no face found; give its landmarks with --landmarks")
+            least = f"{SMALLEST / SEARCHED:.0%} of the photo's diagonal"
+            raise InputError(f"no face found of at least {least}; crop it, or give --landmarks")
         yield Found(unsure[0], BY_BOX, NOT_SURE)
 
     def _searched(self, photo: Image.Image, step: float, votes: int) -> Iterator[Face]:
