@@ -32,10 +32,8 @@ def info(
         is_codes = pipes_codes()
         (item,) = collect([what])
         record = _tensors(path, item.read()) if is_codes else _picture(item.read())
-        Output(json=as_json).facts(record)
-        return
     # Path.is_dir and Path.is_file raise on names that are too long.
-    if os.path.isdir(path):  # noqa: PTH112
+    elif os.path.isdir(path):  # noqa: PTH112
         refuse_classifier(path)
         record = _model(what)
     elif suffix in (CODES, TABLE):
