@@ -1,5 +1,5 @@
-"""The table of fields in docs/checkpoints.md, from the readers' own: `python tests/fields_page.py`
-writes it."""
+"""The table of fields in docs/checkpoints.md: `python tests/fields_page.py` writes it, from the
+readers' own names, and with what the page already says of those that are followed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+UNTOLD = "(to be told)"
 BEGIN, END = "<!-- fields: python tests/fields_page.py -->\n", "<!-- end of fields -->\n"
 
 
@@ -21,13 +22,22 @@ def kinds() -> dict[str, Any]:
     return {one.config: one for one in every}
 
 
+def told() -> dict[tuple[str, str], str]:
+    """What the page says of each config's field."""
+    rows = PAGE.read_text().partition(BEGIN)[2].partition(END)[0].splitlines()[2:]
+    cells = [row.removeprefix("| ").removesuffix(" |").split(" | ") for row in rows]
+    return {(config, field.strip("`")): what for config, field, what in cells}
+
+
 def table() -> str:
     """All rows."""
     rows = ["| config | field | what becomes of it |\n| --- | --- | --- |\n"]
+    known = told()
     for config, fields in kinds().items():
-        rows += [_row(config, f"`{name}`", what) for name, what in fields.taken.items()]
+        taken = fields.taken.split()
+        rows += [_row(config, f"`{name}`", known.get((config, name), UNTOLD)) for name in taken]
         for name, usual in fields.fixed.items():
-            if name not in fields.taken:
+            if name not in taken:
                 shown = " or ".join(f"`{value}`" for value in usual)
                 rows.append(_row(config, f"`{name}`", f"refused unless {shown or 'left out'}"))
         for why, names in fields.idle.items():

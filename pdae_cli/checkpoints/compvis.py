@@ -32,21 +32,8 @@ PREDICTIONS = {"eps": "eps", "x0": "x_0", "v": "v"}
 STAGES = {"VQModelInterface": "VQModel", "VQModel": "VQModel", "AutoencoderKL": "AutoencoderKL"}
 MODEL = Fields(
     "latent-diffusion: model.params",
-    taken={
-        "linear_start": "betas",
-        "linear_end": "betas",
-        "beta_schedule": "linear (in their root) or sqrt_linear",
-        "timesteps": "timesteps",
-        "parameterization": "what the network predicts: eps, x0 or v",
-        "image_size": "side of the latents",
-        "channels": "channels of the latents",
-        "unet_config": "eps_theta, below",
-        "first_stage_config": "the first stage, below",
-        "scale_factor": "latents are encoded ones times this",
-        "scale_by_std": "the factor is in the checkpoint",
-        "cond_stage_config": f"refused unless {UNCONDITIONAL}",
-        "use_ema": "whether the averaged weights are taken",
-    },
+    taken="linear_start linear_end beta_schedule timesteps parameterization image_size channels "
+    "unet_config first_stage_config scale_factor scale_by_std cond_stage_config use_ema",
     fixed={"concat_mode": (True, False), "v_posterior": (0,), "given_betas": ()},
     idle={
         "of its DDPM's samples; DDIM's, and ours, aren't clamped": "clip_denoised",
@@ -58,21 +45,9 @@ MODEL = Fields(
 )  # fmt: skip
 UNET = Fields(
     "latent-diffusion: unet_config.params",
-    taken={
-        "image_size": "side of the latents, where model.params doesn't say it",
-        "in_channels": "channels of the latents",
-        "out_channels": "refused unless in_channels",
-        "model_channels": "width of the first level",
-        "channel_mult": "widths of the levels",
-        "num_res_blocks": "blocks a level",
-        "attention_resolutions": "attention where maps are so many times smaller",
-        "num_heads": "attention heads, where num_head_channels is -1",
-        "num_head_channels": "channels a head",
-        "use_scale_shift_norm": "how the time enters: scale and shift, or added",
-        "resblock_updown": "resampling in residual blocks, or by convolutions",
-        "use_new_attention_order": "order of q, k, v; tensors are reordered",
-        "dropout": "in training",
-    },
+    taken="image_size in_channels out_channels model_channels channel_mult num_res_blocks "
+    "attention_resolutions num_heads num_head_channels use_scale_shift_norm resblock_updown "
+    "use_new_attention_order dropout",
     fixed={
         "dims": (2,), "num_classes": (), "conv_resample": (True,), "context_dim": (),
         "use_spatial_transformer": (False,), "num_heads_upsample": (-1,), "n_embed": (),
@@ -84,29 +59,15 @@ UNET = Fields(
 )  # fmt: skip
 FIRST_STAGE = Fields(
     "latent-diffusion: first_stage_config.params",
-    taken={
-        "embed_dim": "channels of the latents, or of a VQ model's codes",
-        "n_embed": "a VQ model's codes",
-        "ddconfig": "the networks: double_z, z_channels, in_channels, out_ch, ch, ch_mult, "
-        "num_res_blocks, attn_resolutions, resolution, dropout",
-    },
+    taken="embed_dim n_embed ddconfig",
     fixed={"remap": (), "sane_index_shape": (False,)},
     idle={"of training": "lossconfig monitor ckpt_path image_key colorize_nlabels ignore_keys "
           "batch_resize_range scheduler_config lr_g_factor use_ema"},
 )  # fmt: skip
 CODER = Fields(
     "latent-diffusion: ddconfig",
-    taken={
-        "z_channels": "channels of the encoder's output",
-        "double_z": "refused unless of an AutoencoderKL",
-        "in_channels": "channels of the pictures",
-        "out_ch": "refused unless in_channels",
-        "ch": "width of the first level",
-        "ch_mult": "widths of the levels",
-        "num_res_blocks": "blocks a level",
-        "attn_resolutions": "refused unless sizes of its levels",
-        "resolution": "side of the pictures, of which attn_resolutions are parts",
-    },
+    taken="z_channels double_z in_channels out_ch ch ch_mult num_res_blocks attn_resolutions "
+    "resolution",
     fixed={
         "dropout": (0,),
         "resamp_with_conv": (True,),

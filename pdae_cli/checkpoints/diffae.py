@@ -31,15 +31,8 @@ COMMON = {"image_size": "image_size", "channels": "in_channels", "base_channels"
 
 TOP = Fields(
     "Diff-AE: hyper_parameters",
-    taken={
-        "model_conf": "the networks, below",
-        "T": "timesteps; linear betas scaled by 1000 / them",
-        "beatgans_rescale_timesteps": "the network is asked at t 1000 / T",
-        "latent_beta_scheduler": "of a latent DPM: refused unless const0.008",
-        "latent_znormalize": "of a latent DPM: refused unless True",
-        "latent_rescale_timesteps": "of a latent DPM: refused unless False",
-        "latent_clip_sample": "of a latent DPM: refused unless False",
-    },
+    taken="model_conf T beatgans_rescale_timesteps latent_beta_scheduler latent_znormalize "
+    "latent_rescale_timesteps latent_clip_sample",
     fixed={
         "beta_scheduler": ("linear",),
         "diffusion_type": ("beatgans",),
@@ -75,31 +68,11 @@ TOP = Fields(
 )
 MODEL = Fields(
     "Diff-AE: model_conf",
-    taken={
-        "image_size": "side of the pictures",
-        "in_channels": "channels of the pictures",
-        "out_channels": "refused unless in_channels",
-        "model_channels": "width of the first level",
-        "channel_mult": "widths of the levels",
-        "num_res_blocks": "blocks a level",
-        "embed_channels": "of the time embedding",
-        "attention_resolutions": "feature-map sizes with attention",
-        "num_heads": "attention heads, where num_head_channels is -1",
-        "num_heads_upsample": "refused unless -1 or num_heads",
-        "num_head_channels": "channels a head",
-        "resblock_updown": "resampling in residual blocks, or by convolutions",
-        "use_new_attention_order": "order of q, k, v; tensors are reordered",
-        "dropout": "in training",
-        "num_input_res_blocks": "refused unless num_res_blocks",
-        "time_embed_channels": "refused unless model_channels",
-        "resnet_cond_channels": "refused unless enc_out_channels",
-        "enc_out_channels": "dimensions of z: an autoencoder",
-        "enc_num_res_block": "blocks a level of the encoder",
-        "enc_channel_mult": "its levels; null: channel_mult",
-        "enc_attn_resolutions": "its attention; null: attention_resolutions",
-        "resnet_two_cond": "of an autoencoder: refused unless True",
-        "latent_net_conf": "the latent DPM, below",
-    },
+    taken="image_size in_channels out_channels model_channels channel_mult num_res_blocks "
+    "embed_channels attention_resolutions num_heads num_heads_upsample num_head_channels "
+    "resblock_updown use_new_attention_order dropout num_input_res_blocks time_embed_channels "
+    "resnet_cond_channels enc_out_channels enc_num_res_block enc_channel_mult "
+    "enc_attn_resolutions resnet_two_cond latent_net_conf",
     fixed={
         "dims": (2,),
         "num_classes": (),
@@ -115,14 +88,7 @@ MODEL = Fields(
 )
 LATENT = Fields(
     "Diff-AE: latent_net_conf",
-    taken={
-        "num_channels": "refused unless z's dimensions",
-        "num_hid_channels": "width of the hidden layers",
-        "num_layers": "layers, with the last, linear one",
-        "num_time_emb_channels": "sinusoids of the timestep",
-        "skip_layers": "refused unless all but the first",
-        "dropout": "in training",
-    },
+    taken="num_channels num_hid_channels num_layers num_time_emb_channels skip_layers dropout",
     fixed={
         "use_norm": (True,),
         "condition_bias": (1,),

@@ -38,27 +38,10 @@ ALIKE: dict[str, Any] = {
 }
 UNET = Fields(
     "diffusers: UNet2DModel",
-    taken={
-        "sample_size": "side of x_t; a pair must be square",
-        "in_channels": "channels of x_t",
-        "out_channels": "in_channels, or twice as many: learned variance; solvers use eps alone",
-        "block_out_channels": "widths of the levels",
-        "down_block_types": "attention, and how blocks resample",
-        "up_block_types": "refused unless the same the other way round",
-        "layers_per_block": "blocks a level",
-        "downsample_type": "of blocks with attention: conv or resnet",
-        "upsample_type": "the same",
-        "downsample_padding": "0 or 1 of the convolutions that halve",
-        "attention_head_dim": "channels a head; null: one head",
-        "norm_num_groups": "groups of every norm",
-        "attn_norm_num_groups": "refused unless norm_num_groups, or null with additive time",
-        "norm_eps": "of every norm",
-        "resnet_time_scale_shift": "how the time enters: default (added) or scale_shift",
-        "time_embedding_dim": "of the time embedding; null: 4 times the first width",
-        "freq_shift": "of the sinusoids' frequencies: 0 or 1",
-        "flip_sin_to_cos": "order of the sinusoids",
-        "dropout": "in training",
-    },
+    taken="sample_size in_channels out_channels block_out_channels down_block_types up_block_types "
+    "layers_per_block downsample_type upsample_type downsample_padding attention_head_dim "
+    "norm_num_groups attn_norm_num_groups norm_eps resnet_time_scale_shift time_embedding_dim "
+    "freq_shift flip_sin_to_cos dropout",
     fixed={name: (value,) for name, value in ALIKE.items()} | {
         "mid_block_type": ("UNetMidBlock2D",), "class_embed_type": (), "num_class_embeds": (),
         "act_fn": ("silu", "swish"),
@@ -75,20 +58,9 @@ SCHEDULERS = (
 )  # fmt: skip
 SCHEDULER = Fields(
     "diffusers: scheduler_config.json",
-    taken={
-        "num_train_timesteps": "timesteps",
-        "beta_schedule": "linear, scaled_linear or squaredcos_cap_v2",
-        "beta_start": "betas",
-        "beta_end": "betas",
-        "prediction_type": "what the network predicts: epsilon, v_prediction or sample",
-        "predict_epsilon": "of before prediction_type: False means sample",
-        "variance_type": "of ancestral sampling: fixed_small, fixed_large, learned_range",
-        "clip_sample": "whether --parity diffusers clamps x_0",
-        "clip_sample_range": "to what --parity diffusers clamps it",
-        "timestep_spacing": "which timesteps --parity diffusers visits",
-        "steps_offset": "the same",
-        "set_alpha_to_one": "where --parity diffusers ends",
-    },
+    taken="num_train_timesteps beta_schedule beta_start beta_end prediction_type predict_epsilon "
+    "variance_type clip_sample clip_sample_range timestep_spacing steps_offset "
+    "set_alpha_to_one",
     fixed={
         "_class_name": SCHEDULERS, "trained_betas": (), "rescale_betas_zero_snr": (False,),
         "thresholding": (False,), "use_flow_sigmas": (False,), "flow_shift": (1,),

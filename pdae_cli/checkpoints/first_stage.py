@@ -19,25 +19,10 @@ STEM = "diffusion_pytorch_model"  # of diffusers' weights
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 FIELDS = Fields(
     "diffusers: AutoencoderKL, VQModel",
-    taken={
-        "_class_name": "which of the two",
-        "in_channels": "channels of the pictures",
-        "out_channels": "refused unless in_channels",
-        "latent_channels": "channels of x_t",
-        "down_block_types": "DownEncoderBlock2D, AttnDownEncoderBlock2D",
-        "up_block_types": "UpDecoderBlock2D, AttnUpDecoderBlock2D",
-        "block_out_channels": "widths of the levels",
-        "layers_per_block": "blocks a level",
-        "norm_num_groups": "groups of every norm",
-        "mid_block_add_attention": "attention in the middle",
-        "use_quant_conv": "a convolution beside the latents, on both sides or none",
-        "use_post_quant_conv": "refused unless use_quant_conv",
-        "num_vq_embeddings": "a VQModel's codes",
-        "vq_embed_dim": "their channels; null: latent_channels",
-        "scaling_factor": "latents are (encoded - shift_factor) times this; left out: 0.18215, of "
-        "a VQModel 1",
-        "shift_factor": "null: 0",
-    },
+    taken="_class_name in_channels out_channels latent_channels down_block_types up_block_types "
+    "block_out_channels layers_per_block norm_num_groups mid_block_add_attention "
+    "use_quant_conv use_post_quant_conv num_vq_embeddings vq_embed_dim scaling_factor "
+    "shift_factor",
     fixed={
         "_class_name": KINDS,
         "act_fn": ("silu", "swish"),

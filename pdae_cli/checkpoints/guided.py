@@ -33,27 +33,10 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 FIELDS = Fields(
     "improved-/guided-diffusion: flags",
-    taken={
-        "image_size": "side of x_t, and the default channel_mult",
-        "num_channels": "width of the first level",
-        "channel_mult": "widths of the levels; empty: the programs' own of 32, 64, 128, 256, 512",
-        "num_res_blocks": "blocks a level",
-        "attention_resolutions": "feature-map sizes with attention",
-        "num_heads": "attention heads, where num_head_channels is -1",
-        "num_heads_upsample": "refused unless -1 or num_heads",
-        "num_head_channels": "channels a head",
-        "dropout": "in training",
-        "use_scale_shift_norm": "how the time enters: scale and shift, or added",
-        "resblock_updown": "resampling in residual blocks, or by convolutions",
-        "use_new_attention_order": "order of q, k, v; tensors are reordered",
-        "learn_sigma": "twice as many channels out; solvers use eps alone",
-        "sigma_small": "variance of ancestral sampling: the posterior's, else beta",
-        "diffusion_steps": "timesteps; linear betas are scaled by 1000 / them",
-        "noise_schedule": "linear or cosine",
-        "rescale_timesteps": "the network is asked at t 1000 / diffusion_steps; must be given "
-        "where that isn't t: improved-diffusion's default is True, guided-diffusion's False",
-        "predict_xstart": "the network predicts x_0",
-    },
+    taken="image_size num_channels channel_mult num_res_blocks attention_resolutions num_heads "
+    "num_heads_upsample num_head_channels dropout use_scale_shift_norm resblock_updown "
+    "use_new_attention_order learn_sigma sigma_small diffusion_steps noise_schedule "
+    "rescale_timesteps predict_xstart",
     fixed={
         "class_cond": (False,),
         "clip_denoised": (True,),

@@ -28,13 +28,8 @@ ENCODER_HEADS = 4  # of E_phi's attention: fixed in the authors' code
 
 SECTIONS = Fields(
     "PDAE: config.yml",
-    taken={
-        "denoise_fn_config": "eps_theta, below",
-        "diffusion_config": "the schedule, below",
-        "train_dataset_config": "image_size: the side of a DPM's pictures",
-        "latent_denoise_fn_config": "the latent DPM, below",
-        "trained_ddpm_config": "where an autoencoder's DPM is described",
-    },
+    taken="denoise_fn_config diffusion_config train_dataset_config latent_denoise_fn_config "
+    "trained_ddpm_config",
     fixed={},
     idle={
         "of training and its data": "dataloader_config eval_dataset_config optimizer_config "
@@ -45,38 +40,20 @@ SECTIONS = Fields(
 )
 SCHEDULE = Fields(
     "PDAE: diffusion_config",
-    taken={
-        "betas_type": "linear or cosine",
-        "timesteps": "timesteps; linear betas scaled by 1000 / them",
-    },
+    taken="betas_type timesteps",
     fixed={},
     idle={},
 )
 DPM = Fields(
     "PDAE: denoise_fn_config",
-    taken={
-        "input_channel": "channels of x_t",
-        "base_channel": "width of the first level",
-        "channel_multiplier": "widths of the levels",
-        "num_residual_blocks_of_a_block": "blocks a level",
-        "attention_resolutions": "attention at image_size / these",
-        "num_heads": "attention heads, where head_channel is -1",
-        "head_channel": "channels a head",
-        "use_new_attention_order": "order of q, k, v; tensors are reordered",
-        "dropout": "in training",
-    },
+    taken="input_channel base_channel channel_multiplier num_residual_blocks_of_a_block "
+    "attention_resolutions num_heads head_channel use_new_attention_order dropout",
     fixed={"dims": (2,), "num_class": ()},
     idle={"the name of a class": "model", "of speed and memory": "use_checkpoint"},
 )
 LATENT = Fields(
     "PDAE: latent_denoise_fn_config",
-    taken={
-        "input_channel": "refused unless z's dimensions",
-        "model_channel": "width of the hidden layers",
-        "num_layers": "layers, with the last, linear one",
-        "time_emb_channel": "sinusoids of the timestep",
-        "dropout": "in training",
-    },
+    taken="input_channel model_channel num_layers time_emb_channel dropout",
     fixed={"use_norm": (True,)},
     idle={"the name of a class": "model"},
 )

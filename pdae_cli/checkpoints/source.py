@@ -122,19 +122,18 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Fields:
-    """Every field of one kind of config, and what becomes of it: no setting that changes numbers is
-    ignored in silence. The table of docs/checkpoints.md."""
+    """Every field of one kind of config: no setting that changes numbers is ignored in silence.
+    What becomes of each is told in the table of docs/checkpoints.md."""
 
     config: str  # what people call it
-    taken: Mapping[str, str]  # field → what it becomes
+    taken: str  # the fields that are followed
     fixed: Mapping[str, tuple[Any, ...]]  # field → what alone is supported
     idle: Mapping[str, str]  # why they change nothing here → fields
     null: str = ""  # fields whose null means something; other nulls are fields that are missing
 
     def known(self) -> set[str]:
         """The names of all fields."""
-        idle = {name for names in self.idle.values() for name in names.split()}
-        return {*self.taken, *self.fixed, *idle}
+        return {*" ".join([self.taken, *self.idle.values()]).split(), *self.fixed}
 
 
 @dataclass
