@@ -53,8 +53,8 @@ def family_of(source: Source) -> str:
         raise ModelError(f"{source.path} is a model of pdae already: use it as --model")
     raise ModelError(
         f"{source.path} is of no known family ({', '.join(FAMILIES)}); looked for "
-        "model_index.json, config.yml, model.ckpt, last.ckpt, model_flags.json and tensors' names; "
-        "--from names the family"
+        "model_index.json, config.yml, model.ckpt, last.ckpt, model_flags.json and tensors' names "
+        "(of diffusers name the folder, not its weights); --from names the family"
     )
 
 

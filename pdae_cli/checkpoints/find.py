@@ -88,6 +88,8 @@ def model_folder(name: str, announce: Say = ignore, **how: Any) -> Path:
     near = difflib.get_close_matches(name, bundled, n=1)
     known = f"bundled: {', '.join(sorted(bundled)) or 'none'}"
     hint = f"did you mean {near[0]}?" if near else known
+    if os.path.isfile(name):  # noqa: PTH113
+        hint = f"it is a file: name ours by its folder; `pdae convert {name} -o MODEL` takes others"
     raise ModelError(f"no model {name!r}: neither a folder nor bundled; {hint}")
 
 
@@ -104,7 +106,8 @@ def writable_folder(name: str) -> Path:
         check_writable(Path(name))
         return Path(name)
     if is_hub_id(name) and name not in bundled_models():  # which needn't be fetched to say no
-        get = f"hf download {name.partition('@')[0]} --local-dir mine"
+        repository, at, revision = name.partition("@")
+        get = f"hf download {repository}{f' --revision {revision}' if at else ''} --local-dir mine"
         raise UsageError(f"{name} is on the Hub, not yours to change; copy it first: {get}")
     folder = model_folder(name)
     raise UsageError(f"{name} is not yours to change; copy it first: cp -r {folder} mine")

@@ -4,6 +4,7 @@ it; and what Diff-AE, PDAE and latent-diffusion, which grew from them, share wit
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,9 @@ def time_scale(flags: Settings, name: str, timesteps: int, default: Any = ...) -
 
 
 def recognises(source: Source) -> bool:
-    """A file with a state dict of an ADM U-Net, or a folder with one and flags."""
+    """A file with a state dict of an ADM U-Net, or a folder with flags."""
     if source.path.is_dir():
-        return (source.path / "model_flags.json").exists() and len(_weights(source.path)) == 1
+        return (source.path / "model_flags.json").exists()
     tensors = Tensors.around(MARK, source.content(), str(source.path)).tensors
     return MARK in tensors and "input_blocks.0.0.weight" in tensors
 
@@ -147,13 +148,15 @@ def _only_weights(folder: Path) -> Path:
 
 
 def _flags(source: Source) -> Settings:
-    """The flags: JSON or YAML, or `--name value` pairs in a text file, over the defaults."""
+    """The flags: JSON or YAML, or `--name value` pairs in a text file, also of lines that end in
+    backslashes, or as a shell's `FLAGS="--name value"`."""
     place = source.config or source.folder / "model_flags.json"
     path = source.first("flags (pass them as --config)", [place])
     if path.suffix in (".json", ".yml", ".yaml"):
         return Settings.read(path)
     try:
-        words = shlex.split(read_text(path, MAX_FLAGS))
+        text = re.sub(r"(?m)\\\r?\n|^\w+=([\"'])(.*)\1\s*$", r" \2 ", read_text(path, MAX_FLAGS))
+        words = shlex.split(text)
     except ValueError as error:
         raise ModelError(f"{path} can't be read as flags: {error}") from error
     pairs = (word.split("=", 1) if word.startswith("--") else [word] for word in words)
@@ -174,8 +177,8 @@ def _flags(source: Source) -> Settings:
 
 def _unet(flags: Settings, scale: float) -> UNetConfig:
     flags.refuse("num_heads_upsample", -1, flags.values["num_heads"])
-    size, text = flags.get("image_size", int), flags.get("channel_mult", str)
-    if not text and size not in MULTIPLIERS:
+    size, multipliers = flags.get("image_size", int), _listed(flags, "channel_mult", float)
+    if not multipliers and size not in MULTIPLIERS:
         raise ModelError(f"{flags.where}: channel_mult must be given for image_size {size}")
     return flags.build(
         UNetConfig,
@@ -183,7 +186,7 @@ def _unet(flags: Settings, scale: float) -> UNetConfig:
         channels=3,
         patch=1,
         **flags.integers(base_channels="num_channels", blocks="num_res_blocks"),
-        multipliers=_listed(flags, "channel_mult", float) if text else MULTIPLIERS[size],
+        multipliers=multipliers or MULTIPLIERS[size],
         attention=_listed(flags, "attention_resolutions", int),
         **heads(flags),
         time_conditioning="scale_shift" if flags.get("use_scale_shift_norm", bool) else "additive",
@@ -196,9 +199,10 @@ def _unet(flags: Settings, scale: float) -> UNetConfig:
 
 
 def _listed(flags: Settings, name: str, kind: type[Any]) -> tuple[Any, ...]:
-    """Numbers with commas between them. Raises ModelError."""
-    text = flags.get(name, str)
+    """Numbers with commas between them, of YAML also a list, or one alone. Raises ModelError."""
+    given = flags.values[name]
+    parts = given if isinstance(given, list) else str(given).split(",")
     try:
-        return tuple(kind(one) for one in text.split(",") if one)
+        return tuple(kind(str(one)) for one in parts if one != "")
     except ValueError as error:
-        raise ModelError(f"{flags.where}: {name} is {shown(text)}, not numbers") from error
+        raise ModelError(f"{flags.where}: {name} is {shown(given)}, not numbers") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,6 +49,8 @@ def convert(
     from ..checkpoints.convert import read_foreign, write_converted
     from ..checkpoints.source import open_source
 
+    if os.path.isdir(source) and output.exists() and output.samefile(source):  # noqa: PTH112
+        raise UsageError(f"{output} is the source's own folder; choose another -o")
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not overwrite:
         raise UsageError(f"{output} exists; choose another -o, or --overwrite")
     out = options.out

@@ -15,6 +15,8 @@ from .output import Output
 from .run.inputs import MAX_CODES, collect, pipes_codes
 from .run.tables import TABLE, CodesTable
 
+WEIGHTS = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}  # of other programs' models
+
 
 def info(
     what: Annotated[
@@ -38,7 +40,9 @@ def info(
         record = _model(what)
     elif suffix in (CODES, TABLE):
         record = _tensors(path)
-    elif suffix in SUFFIXES | HEIC_SUFFIXES or os.path.isfile(path):  # noqa: PTH113
+    elif suffix in SUFFIXES | HEIC_SUFFIXES or (
+        os.path.isfile(path) and suffix not in WEIGHTS  # noqa: PTH113
+    ):
         record = _picture(path)
     else:
         record = _model(what)

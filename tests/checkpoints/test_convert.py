@@ -95,6 +95,31 @@ class TestCommand:
         result = pdae("convert", tiny_folder, "-o", tmp_path / "out")
         assert result.code == 4 and "config.json can't be read: " in result.err, result.err
 
+    def test_a_source_isnt_written_over(self, pdae: Command, tmp_path: Path) -> None:
+        pipeline(tmp_path / "pipe", DDPM_STYLE)
+        folder = tmp_path / "pipe" / "unet"
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        result = pdae("convert", folder, "-o", tmp_path / "pipe" / ".." / "pipe" / "unet",
+                      "--config", tmp_path / "pipe" / "scheduler" / "scheduler_config.json",
+                      "--overwrite")  # fmt: skip
+        assert result.code == 2 and "is the source's own folder" in result.err, result.err
+        assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    @pytest.mark.parametrize("command", ["info", "sample"])
+    def test_files_of_weights_are_told_as_such(
+        self, command: str, pdae: Command, tmp_path: Path
+    ) -> None:
+        torch.save({"w": torch.ones(2)}, path := tmp_path / "net.pt")
+        result = pdae("info", path) if command == "info" else pdae("sample", "-m", path, "-o", "-")
+        assert result.code == 4 and "it is a file: " in result.err, result.err
+        assert f"`pdae convert {path} -o MODEL`" in result.err
+
+    def test_of_diffusers_the_folder_is_named(self, pdae: Command, tmp_path: Path) -> None:
+        pipeline(tmp_path, DDPM_STYLE)
+        weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+        result = pdae("convert", weights, "-o", tmp_path / "out")
+        assert result.code == 4 and "name the folder, not its weights" in result.err, result.err
+
     def test_other_commands_point_to_convert(self, pdae: Command, tmp_path: Path) -> None:
         pipeline(tmp_path, DDPM_STYLE)
         result = pdae("sample", "-m", tmp_path, "-o", tmp_path / "s.png", "--unconditional")

@@ -43,19 +43,35 @@ class TestGuided:
             with torch.no_grad():
                 assert torch.allclose(model.dpm(x, t), original.dpm(x, t), atol=1e-5)
 
+    @pytest.mark.parametrize("form", ["yaml", "json", "lines", "shell"])
+    def test_flags_as_other_programs_and_shells_have_them(self, form: str, tmp_path: Path) -> None:
+        """YAML of DPS has one number where several need commas; READMEs have FLAGS="…"."""
+        guided(tmp_path)
+        flags = json.loads((tmp_path / "model_flags.json").read_text())
+        expected = read_foreign(Source(tmp_path)).model.config
+        path = tmp_path / f"flags.{form}"
+        if form in ("yaml", "json"):
+            flags |= {"attention_resolutions": 16, "channel_mult": [1, 2]}
+            path.write_text(json.dumps(flags))
+        else:
+            pairs = [f"--{name} {value}" for name, value in flags.items()]
+            shell = f"MODEL_FLAGS=\"{' '.join(pairs)}\"\nFLAGS='--diffusion_steps 1000'\n"
+            path.write_text(" \\\n".join(pairs) if form == "lines" else shell)
+        assert read_foreign(Source(tmp_path / "ema.pt", path)).model.config == expected
+
     def test_which_of_several_files_is_said_by_the_user(self, tmp_path: Path) -> None:
         guided(tmp_path)
         weights, family = tmp_path / "ema.pt", "guided-diffusion"
         weights.rename(tmp_path / "ema_0.9999_010000.pt")
         shutil.copy(tmp_path / "ema_0.9999_010000.pt", tmp_path / "ema_0.9999_020000.pt")
         with pytest.raises(ModelError, match=r"2 files .*, ema_.*_010000\.pt, ema_.*_020000\.pt"):
-            read_foreign(Source(tmp_path), family)
+            read_foreign(Source(tmp_path))
         named = read_foreign(Source(tmp_path / "ema_0.9999_020000.pt"), family)
         assert named.model.config.source.endswith("020000.pt")
         for path in tmp_path.glob("*.pt"):
             path.unlink()
         with pytest.raises(ModelError, match=r"holds no weights; looked for .*\*\.pt"):
-            read_foreign(Source(tmp_path), family)
+            read_foreign(Source(tmp_path))
 
     def test_the_new_attention_order(self, tmp_path: Path) -> None:
         """All queries, then all keys, then all values, instead of head by head."""

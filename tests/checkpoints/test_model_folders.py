@@ -141,6 +141,8 @@ def test_a_folder_that_holds_no_model_hides_no_bundled_one(
     assert told == ["the bundled faces64 is taken: the folder faces64 here holds none of pdae"]
     with pytest.raises(UsageError, match="faces64 is not yours to change"):
         writable_folder("faces64")
+    with pytest.raises(UsageError, match="download someone/faces --revision v1 --local-dir mine"):
+        writable_folder("someone/faces@v1")
     shutil.copytree(tiny_folder, "faces64", dirs_exist_ok=True)
     assert model_folder("faces64", told.append) == writable_folder("faces64") == Path("faces64")
 
