@@ -17,7 +17,7 @@ from ..errors import ModelError
 from ..networks.first_stage import FirstStageConfig
 from ..networks.unet import UNetConfig
 from . import names
-from .guided import MARK, NORM, heads
+from .guided import MARK, adm, attention_sizes
 from .source import Fields, Foreign, Settings, Source
 from .transfer import Part, Tensors
 
@@ -124,8 +124,8 @@ def read(source: Source) -> Foreign:
     new_order = net.flag("use_new_attention_order", False)
     parts = [Part("dpm", dpm, names.adm_unet(unet), new_order), part]
     left = [k for k, v in state.items() if isinstance(v, Tensor) and not k.startswith(STAGE)]
-    ignored = {"averages and buffers beside the networks": len(left) - len(dpm.tensors)}
-    return Foreign(config, parts, ignored=ignored, notes=notes)
+    dpm.left["averages and buffers beside the networks"] = len(left) - len(dpm.tensors)
+    return Foreign(config, parts, notes=notes)
 
 
 def _config(source: Source) -> Path:
@@ -154,23 +154,14 @@ def _unet(net: Settings, size: int) -> UNetConfig:
     channels = net.get("in_channels", int)
     net.refuse("out_channels", channels)
     size = size or net.get("image_size", int)
-    rates = net.numbers("attention_resolutions", int)
-    if any(rate < 1 for rate in rates):
-        raise ModelError(f"{net.where}: attention_resolutions are {shown(rates)}")
-    return net.build(
-        UNetConfig,
+    return adm(
+        net,
+        usual=False,
         image_size=size,
         channels=channels,
-        patch=1,
         **net.integers(base_channels="model_channels", blocks="num_res_blocks"),
         multipliers=net.numbers("channel_mult"),
-        attention=tuple(size // rate for rate in rates),
-        **heads(net),
-        time_conditioning="scale_shift" if net.flag("use_scale_shift_norm", False) else "additive",
-        resampling="residual" if net.flag("resblock_updown", False) else "convolution",
-        learn_sigma=False,
-        dropout=net.get("dropout", float, 0.0),
-        **NORM,
+        attention=attention_sizes(net, size),
     )
 
 
@@ -217,8 +208,7 @@ def _first_stage(
     tensors = Tensors.below(STAGE, state, f"{path}, {STAGE}")
     tensors.leave_out(r"loss\..*", "first_stage_model.loss (of its training)")
     tensors.leave_out(r"model_ema\..*", "first_stage_model.model_ema (not what samples see)")
-    left = tensors.tensors.keys() - tensors.used
-    modules = {one.rpartition(".")[0] for one in left}
+    modules = {one.rpartition(".")[0] for one in tensors.tensors}
     levels = len(multipliers)
     table: names.Table = {f"network.{_today(one, levels)}": (one,) for one in modules}
     return config, Part("first_stage", tensors, table)

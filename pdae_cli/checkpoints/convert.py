@@ -75,18 +75,12 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
                 networks["latent_dpm"] = LatentDPM(found.latent)
         for part in found.parts:
             transfer(networks[part.name], part)
-        rows = []
+        rows, left = list[Entry](), list[Entry]()
         for tensors in {id(part.source): part.source for part in found.parts}.values():
             tensors.check_all_used()
             names = ", ".join(part.name for part in found.parts if part.source is tensors)
-            used = len(tensors.tensors) - sum(tensors.left_out.values())
-            rows.append(Entry(f"{tensors.where} → {names}", used, ""))
-            for why, count in tensors.left_out.items():
-                rows.append(Entry(f"{tensors.where}, {why}", 0, f"{count} tensors"))
-        others = found.ignored | {
-            k: v for part in found.parts for k, v in part.source.beside.items()
-        }
-        rows += [Entry(why, 0, f"{count} tensors") for why, count in others.items()]
+            rows.append(Entry(f"{tensors.where} → {names}", len(tensors.tensors), ""))
+            left += [Entry(why, 0, f"{count} tensors") for why, count in tensors.left.items()]
         name = source.hub or source.folder_name
         model = native.assembled(found.config, networks, attributes=found.attributes, name=name)
         checked = "every tensor used once, every weight filled, shapes and finiteness"
@@ -96,7 +90,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{source.path}: its config describes no network: {reason}") from error
     notes = [source.told(note) for note in found.notes]
-    return Conversion(model, family, rows, checked, notes)
+    return Conversion(model, family, rows + left, checked, notes)
 
 
 def _compared(found: Foreign, model: Model) -> str:

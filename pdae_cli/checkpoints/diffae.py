@@ -12,7 +12,7 @@ from ..errors import ModelError, UsageError
 from ..networks.half_unet import HalfUNetConfig
 from ..networks.unet import UNetConfig
 from . import names
-from .guided import ADM, NORM, heads, schedule_config, time_scale
+from .guided import NORM, adm, heads, schedule_config, time_scale
 from .pdae import add_latent, celeba_attributes
 from .source import Fields, Foreign, Settings, Source, vector
 from .transfer import Part, Tensors
@@ -150,7 +150,7 @@ def read(source: Source) -> Foreign:
     parts = [Part("dpm", tensors, table or names.adm_unet(unet), new_order)]
     found = Foreign(config, parts, notes=notes)
     plain = [k for k, v in state.items() if k.startswith("model.") and isinstance(v, Tensor)]
-    found.ignored = {"model (not the averaged weights)": len(plain)}
+    tensors.left["model (not the averaged weights)"] = len(plain)
     if encoder is not None:
         found.parts.append(Part("encoder", tensors, names.diffae_encoder(encoder), new_order))
         if isinstance(shape.values.get("latent_net_conf"), dict):
@@ -167,17 +167,12 @@ def _unet(shape: Settings, scale: float) -> UNetConfig:
     shape.refuse("num_input_res_blocks", None, given.get("num_res_blocks"))
     shape.refuse("time_embed_channels", None, given.get("model_channels"))
     shape.refuse("resnet_cond_channels", None, given.get("enc_out_channels"))
-    residual = shape.get("resblock_updown", bool, True)
-    return shape.build(
-        UNetConfig,
+    return adm(
+        shape,
         **shape.integers(**COMMON, blocks="num_res_blocks", embedding_channels="embed_channels"),
         multipliers=shape.numbers("channel_mult"),
         attention=shape.numbers("attention_resolutions"),
-        **heads(shape),
-        learn_sigma=False,
-        dropout=shape.get("dropout", float, 0.0),
         time_scale=scale,
-        **ADM | {"resampling": "residual" if residual else "convolution"},
     )
 
 

@@ -69,9 +69,31 @@ MULTIPLIERS = {
     512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4),
     32: (1, 2, 2, 2),
 }  # fmt: skip
-# Of every ADM network; of its U-Nets, unless flags say otherwise.
-NORM: dict[str, Any] = {"groups": 32, "norm_eps": 1e-5}
-ADM = NORM | {"patch": 1, "time_conditioning": "scale_shift", "resampling": "residual"}
+NORM: dict[str, Any] = {"groups": 32, "norm_eps": 1e-5}  # of every ADM network
+
+
+def adm(shape: Settings, usual: bool = True, **fields: Any) -> UNetConfig:
+    """An ADM U-Net by what programs say alike, and `fields` of ours. `usual`: whether time enters
+    by scale and shift, and blocks resample, where the config doesn't say. Raises ModelError."""
+    scaled = shape.flag("use_scale_shift_norm", usual)
+    residual = shape.flag("resblock_updown", usual)
+    given = NORM | heads(shape) | {
+        "patch": 1,
+        "time_conditioning": "scale_shift" if scaled else "additive",
+        "resampling": "residual" if residual else "convolution",
+        "learn_sigma": False,
+        "dropout": shape.get("dropout", float, 0.0),
+    }  # fmt: skip
+    return shape.build(UNetConfig, **given | fields)
+
+
+def attention_sizes(shape: Settings, size: int) -> tuple[int, ...]:
+    """Feature-map sizes with attention, where a field says how many times smaller they are than
+    `size`. Raises ModelError."""
+    rates = [int(rate) for rate in shape.numbers("attention_resolutions")]
+    if any(rate < 1 for rate in rates):
+        raise ModelError(f"{shape.where}: attention_resolutions are {shown(rates)}")
+    return tuple(size // rate for rate in rates)
 
 
 def heads(shape: Settings, channels: str = "num_head_channels") -> dict[str, Any]:
@@ -180,21 +202,15 @@ def _unet(flags: Settings, scale: float) -> UNetConfig:
     size, multipliers = flags.get("image_size", int), _listed(flags, "channel_mult", float)
     if not multipliers and size not in MULTIPLIERS:
         raise ModelError(f"{flags.where}: channel_mult must be given for image_size {size}")
-    return flags.build(
-        UNetConfig,
+    return adm(
+        flags,
         image_size=size,
         channels=3,
-        patch=1,
         **flags.integers(base_channels="num_channels", blocks="num_res_blocks"),
         multipliers=multipliers or MULTIPLIERS[size],
         attention=_listed(flags, "attention_resolutions", int),
-        **heads(flags),
-        time_conditioning="scale_shift" if flags.get("use_scale_shift_norm", bool) else "additive",
-        resampling="residual" if flags.get("resblock_updown", bool) else "convolution",
         learn_sigma=flags.get("learn_sigma", bool),
-        dropout=flags.get("dropout", float),
         time_scale=scale,
-        **NORM,
     )
 
 

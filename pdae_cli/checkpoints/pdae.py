@@ -15,9 +15,8 @@ from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.encoder import EncoderConfig
 from ..networks.latent import LatentConfig
-from ..networks.unet import UNetConfig
 from . import names
-from .guided import ADM, heads, schedule_config
+from .guided import adm, attention_sizes, heads, schedule_config
 from .source import Fields, Foreign, Settings, Source, vector
 from .transfer import Part, Tensors
 
@@ -157,21 +156,16 @@ def _read_dpm(
     diffusion = settings.below("diffusion_config").follow(SCHEDULE, notes)
     diffusion.refuse("betas_type", "linear", "cosine")
     channels = shape.get("input_channel", int)
-    rates = [int(rate) for rate in shape.numbers("attention_resolutions")]
-    if any(rate < 1 for rate in rates):
-        raise ModelError(f"{shape.where}: attention_resolutions are {shown(rates)}")
     output = tensors.tensors.get("out.2.weight")
-    unet = shape.build(
-        UNetConfig,
+    unet = adm(
+        shape,
         image_size=image_size,
         channels=channels,
         **shape.integers(base_channels="base_channel", blocks="num_residual_blocks_of_a_block"),
         multipliers=shape.numbers("channel_multiplier"),
-        attention=tuple(image_size // rate for rate in rates),
+        attention=attention_sizes(shape, image_size),
         **heads(shape, "head_channel"),
         learn_sigma=output is not None and len(output) == 2 * channels,
-        dropout=shape.get("dropout", float, 0.0),
-        **ADM,
     )
     betas, timesteps = diffusion.get("betas_type", str), diffusion.get("timesteps", int)
     schedule: ScheduleConfig = diffusion.build(schedule_config, betas, timesteps)
@@ -184,7 +178,7 @@ def _read_dpm(
     for key, value in content.items():
         left = value.values() if isinstance(value, dict) and key not in taken else ()
         if count := sum(isinstance(one, Tensor) for one in left):
-            found.ignored[f"{key} (not the averaged weights)"] = count
+            tensors.left[f"{key} (not the averaged weights)"] = count
     return found
 
 

@@ -19,11 +19,7 @@ from .pickles import read_pickle
 
 MAX_CONFIG_BYTES = 4 << 20
 MAX_YAML_BYTES = 128 << 10  # which is read at 100 KB a second
-MAX_NODES, MAX_DEPTH, MAX_SCALAR = (
-    20_000,
-    32,
-    4096,
-)  # of YAML; with aliases counted as what they are
+MAX_NODES, MAX_DEPTH, MAX_SCALAR = 20_000, 32, 4096  # of YAML; aliases counted as what they are
 MAX_SHARDS = 1000
 # What the parsers raise: YAML's also where a tag says of a value what it isn't.
 BY_DAMAGE = (

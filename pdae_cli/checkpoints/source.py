@@ -116,7 +116,6 @@ class Foreign:
     latent: LatentConfig | None = None  # of the part "latent_dpm", where there is one
     attributes: Attributes | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)  # the source's own config
-    ignored: dict[str, int] = field(default_factory=dict)  # why → how many tensors
     notes: list[str] = field(default_factory=list)  # what the user should know
 
 

@@ -47,8 +47,7 @@ class Tensors:
     where: str  # for messages: the file, and the key in it
     tensors: Mapping[str, Tensor]
     used: set[str] = field(default_factory=set)
-    left_out: dict[str, int] = field(default_factory=dict)  # why → how many of the tensors
-    beside: dict[str, int] = field(default_factory=dict)  # why → how many others of the file
+    left: dict[str, int] = field(default_factory=dict)  # why → how many others of the file
 
     @classmethod
     def below(cls, prefix: str, content: Mapping[str, Any], where: str) -> Tensors:
@@ -81,15 +80,15 @@ class Tensors:
         below = {k.removeprefix(prefix): v for k, v in every.items() if k.startswith(prefix)}
         tensors = cls(f"{where}, {shown(prefix)[1:-1]}" if prefix else where, below)
         if others := len(every) - len(below):
-            tensors.beside[f"{where}, not below {shown(prefix)[1:-1]}"] = others
+            tensors.left[f"{where}, not below {shown(prefix)[1:-1]}"] = others
         return tensors
 
     def leave_out(self, pattern: str, why: str) -> None:
-        """Account for tensors that, by rule, aren't needed."""
-        matching = {name for name in self.tensors if re.fullmatch(pattern, name)}
-        self.used |= matching
-        if matching:
-            self.left_out[why] = len(matching)
+        """Leave out, and account for, tensors that by rule aren't needed."""
+        kept = {k: v for k, v in self.tensors.items() if not re.fullmatch(pattern, k)}
+        if count := len(self.tensors) - len(kept):
+            self.left[f"{self.where}, {why}"] = count
+        self.tensors = kept
 
     def take(self, name: str) -> Tensor:
         """Use a tensor. Raises ModelError if it's missing or was used before."""
