@@ -23,7 +23,7 @@ from ..networks.unet import UNetConfig
 from . import names, native
 from .card import CARD, TERMS, hub_licence
 from .diffusers import ALIKE, BETAS, PREDICTIONS, VARIANCES
-from .first_stage import STEM
+from .hub import STEM
 from .reading import SAFETENSORS, read_bytes, read_object
 from .transfer import separated
 

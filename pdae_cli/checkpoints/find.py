@@ -18,7 +18,7 @@ from ..networks.first_stage import FirstStage
 from .card import HUB
 from .convert import read_foreign
 from .first_stage import first_stage_of
-from .hub import PAPERS, check_push, fetch, is_hub_id, push
+from .hub import PAPERS, STAGES, check_push, fetch, is_hub_id, push
 from .native import is_native, latent_training, read_model, renew_card, write_whole
 from .reading import read_bytes
 from .source import open_source
@@ -173,6 +173,6 @@ def load_dpm(name: str, announce: Say = ignore) -> Model:
 def load_first_stage(name: str, announce: Say = ignore) -> tuple[FirstStage, dict[str, str]]:
     """Load diffusers' AutoencoderKL or VQModel, alone or a pipeline's, and what a config says of
     whose it is. Raises ModelError."""
-    source = open_source(name, announce=announce)
+    source = open_source(name, announce=announce, folders=STAGES)
     known = f"first stage: {HUB}{source.hub}" if source.hub else ""
     return first_stage_of(source, announce), {"licence": source.licence, "source": known}

@@ -9,12 +9,12 @@ from accelerate import init_empty_weights
 from ..engine.computing import Say, ignore
 from ..errors import ModelError
 from ..networks.first_stage import KINDS, FirstStage, FirstStageConfig
+from .hub import STEM
 from .native import build_first_stage
 from .reading import weights_beside
 from .source import Fields, Settings, Source
 from .transfer import Part, Tensors, transfer
 
-STEM = "diffusion_pytorch_model"  # of diffusers' weights
 # Attention before diffusers 0.12.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 FIELDS = Fields(

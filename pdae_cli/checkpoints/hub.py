@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
 from json import JSONDecodeError
@@ -18,14 +19,15 @@ from ..errors import ModelError, StorageError, UsageError
 from ..pictures.listing import HEIC_SUFFIXES, SUFFIXES
 from .card import CARD, FIGURES, TERMS
 from .native import ATTRIBUTES, CONFIG, LATENT_DPM, WEIGHTS
-from .reading import SAFETENSORS
+from .reading import SAFETENSORS, weights_among
 
 # Those of ours, and so those that are pushed.
 PAPERS = (CARD, TERMS, FIGURES)
 NATIVE = (*PAPERS, CONFIG, WEIGHTS, ATTRIBUTES, LATENT_DPM)
 # Everything that one of our models or of diffusers' pipelines is made of.
-FOLDERS = ("", "unet/", "vqvae/", "vae/")
-STEMS = tuple(f"{folder}diffusion_pytorch_model" for folder in FOLDERS)
+STAGES = ("", "vqvae/", "vae/")  # where a first stage lies
+FOLDERS = (*STAGES, "unet/")
+STEM = "diffusion_pytorch_model"
 WANTED = (
     *NATIVE,
     *("model_index.json", "scheduler_config.json", "scheduler/scheduler_config.json"),
@@ -54,9 +56,11 @@ def is_hub_id(name: str) -> bool:
     return formed and not is_file and name[0] not in "./~"
 
 
-def fetch(name: str, announce: Say = ignore, **how: Any) -> tuple[Path, str]:
-    """Download a model, ours or of diffusers, as far as it isn't in the cache; `how`: options of
-    huggingface_hub's `snapshot_download`.
+def fetch(
+    name: str, announce: Say = ignore, folders: Sequence[str] = FOLDERS, **how: Any
+) -> tuple[Path, str]:
+    """Download a model, ours or of diffusers (weights in these folders), as far as it isn't in the
+    cache; `how`: options of huggingface_hub's `snapshot_download`.
 
     Returns its folder and the licence that its card states. Raises ModelError, also for what would
     lie in a folder that is here: that is a slip, unless a revision is named. `announce` is told
@@ -76,13 +80,15 @@ def fetch(name: str, announce: Say = ignore, **how: Any) -> tuple[Path, str]:
             sizes = {one.rfilename: one.size or 0 for one in info.siblings or []}
     if not sizes:
         sizes = dict.fromkeys(_cached(repository, revision or None, how.get("cache_dir")), 0)
+    stems = [f"{folder}{STEM}" for folder in folders]
+    weights = [one for stem in stems for one in weights_among(sizes, stem, repository)]
+    patterns = [one for one in WANTED if one in sizes] + weights
+    if not sizes:  # all that is in the cache
+        patterns = [*WANTED, *(f"{stem}*" for stem in stems)]
+    if (size := sum(sizes.get(one, 0) for one in patterns)) > LARGE:
+        announce(f"{repository}: {size / (1 << 20):.0f} MiB to download, unless in the cache")
+    how |= {"revision": revision or None, "allow_patterns": patterns}
     try:
-        weights = [one for stem in STEMS for one in _weights(stem, sizes)]
-        patterns = [one for one in WANTED if one in sizes or not sizes] + weights
-        size = sum(sizes.get(one, 0) for one in patterns)
-        if size > LARGE:
-            announce(f"{repository}: {size / (1 << 20):.0f} MiB to download, unless in the cache")
-        how |= {"revision": revision or None, "allow_patterns": patterns}
         folder = snapshot_download(repository, **how)
     except Exception as error:  # the Hub's HTTP client has another name, and errors, each version
         response = vars(_cause(error)).get("response")
@@ -124,20 +130,6 @@ def _stated(field: str, metadata: str) -> str:
     said = re.split(r"[\[\],]|\n[ \t]*-[ \t]", found[1]) if found else []
     names = [re.sub(r"(^|\s)#.*", "", one).strip(" \t\"'") for one in said]
     return shown(", ".join(one for one in names if one not in ("", "null", "~")))[1:-1]
-
-
-def _weights(stem: str, sizes: dict[str, int]) -> list[str]:
-    """The files of one network's weights: no pickles where there are safetensors, no variants where
-    there are others, and of shards all, with their index."""
-    if not sizes:  # not known: all that is in the cache
-        return [f"{stem}*"]
-    shards, variants = r"(-\d+-of-\d+)?\.{}(\.index\.json)?", r"([.-].*)?\.{}(\..*json)?"
-    for shape in (shards, variants):
-        for suffix in ("safetensors", "bin"):
-            pattern = re.escape(stem) + f"(?:{shape.replace('{}', suffix)})"
-            if found := [name for name in sizes if re.fullmatch(pattern, name)]:
-                return found
-    return []
 
 
 def check_push(repository: str, token: str | bool | None = None) -> None:

@@ -4,7 +4,7 @@ file of limited size, and limited depth, before anything is built of it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -130,25 +130,32 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
 
 
 def weights_beside(folder: Path, stem: str) -> Path:
-    """Find a folder's weights: whole before shards, safetensors before .bin, and of a variant
-    (fp16) where there are no others. Raises ModelError where there are none, or of several."""
-    found = sorted(_candidates(folder, stem))
-    variants = {variant for variant, *_ in found}
-    if not found:
-        looked = ", ".join(
-            f"{stem}{end}" for end in (SAFETENSORS, ".bin", f"{SAFETENSORS}.index.json")
-        )
-        raise ModelError(f"found no weights; looked for {looked} in {folder}, or of a variant")
-    if "" not in variants and len(variants) > 1:
-        names = ", ".join(map(shown, sorted(variants)))
-        raise ModelError(f"{folder} holds weights of several variants, {names}; keep one of them")
-    return found[0][-1]
+    """Find a folder's weights, or of shards the index (`weights_among`). Raises ModelError where
+    there are none, or several variants."""
+    if found := weights_among([path.name for path in folder.iterdir()], stem, str(folder)):
+        return folder / found[0]
+    looked = ", ".join(f"{stem}{end}" for end in (SAFETENSORS, ".bin", f"{SAFETENSORS}.index.json"))
+    raise ModelError(f"found no weights; looked for {looked} in {folder}, or of a variant")
 
 
-def _candidates(folder: Path, stem: str) -> Iterator[tuple[str, bool, bool, Path]]:
+def weights_among(names: Collection[str], stem: str, where: str) -> list[str]:
+    """The files of a network's weights among names: safetensors before .bin, whole before shards,
+    of which all belong to their index, the first; and of a variant (fp16) where there are no
+    others. Raises ModelError where there are several of these."""
     word = r"(?:\.(?!index\b)(\w+))?"
     pattern = rf"{re.escape(stem)}{word}\.(safetensors|bin)(?:{word}(\.index){word}\.json)?"
-    for path in folder.iterdir():
-        if match := re.fullmatch(pattern, path.name):
-            variant = match[1] or match[3] or match[5] or ""
-            yield variant, match[2] == "bin", match[4] is not None, path
+    found = sorted(
+        (one[1] or one[3] or one[5] or "", one[2] == "bin", one[4] or "", one[0])
+        for one in (re.fullmatch(pattern, name) for name in names)
+        if one
+    )
+    variants = {variant for variant, *_ in found}
+    if "" not in variants and len(variants) > 1:
+        several = ", ".join(map(shown, sorted(variants)))
+        raise ModelError(f"{where} holds weights of several variants, {several}; keep one of them")
+    if not found:
+        return []
+    variant, is_bin, indexed, best = found[0]
+    mark = rf"(\.{variant})?" if variant else ""
+    shard = rf"{re.escape(stem)}{mark}-\d+-of-\d+{mark}\.{'bin' if is_bin else 'safetensors'}"
+    return [best, *(name for name in names if indexed and re.fullmatch(shard, name))]

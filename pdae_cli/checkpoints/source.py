@@ -8,7 +8,7 @@ adding one such file, and a line in `convert`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -21,7 +21,7 @@ from ..engine.config import ModelConfig
 from ..engine.tensors import shown
 from ..errors import ModelError
 from ..networks.latent import LatentConfig
-from .hub import fetch, is_hub_id, licence_in
+from .hub import FOLDERS, fetch, is_hub_id, licence_in
 from .reading import read_object, read_weights
 from .transfer import Part, Tensors
 
@@ -97,12 +97,15 @@ class Source:
         return [folder / relative for folder in [here, *here.parents][:6]]  # or it is absolute
 
 
-def open_source(name: str, config: Path | None = None, announce: Say = ignore) -> Source:
-    """Open a file, a folder, or a Hub id with an optional `@revision`. Raises ModelError."""
+def open_source(
+    name: str, config: Path | None = None, announce: Say = ignore, folders: Sequence[str] = FOLDERS
+) -> Source:
+    """Open a file, a folder, or a Hub id with an optional `@revision`, of which weights are needed
+    in these folders. Raises ModelError."""
     if os.path.exists(name):  # noqa: PTH110, Path.exists raises on names that are too long
         return Source(Path(name), config, licence_in(Path(name)))
     if is_hub_id(name):
-        folder, licence = fetch(name, announce)
+        folder, licence = fetch(name, announce, folders)
         return Source(folder, config, licence, name)
     raise ModelError(f"{name}: no such file or folder, and not a Hub id (owner/name)")
 

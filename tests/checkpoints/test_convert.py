@@ -14,7 +14,7 @@ import torch
 from conftest import Command, picture
 from foreign_models import ADM_STYLE, DDPM_STYLE, converted, guided, pipeline, states
 
-from pdae_cli.checkpoints import load, load_dpm, read_model
+from pdae_cli.checkpoints import load, load_dpm, load_first_stage, read_model
 from pdae_cli.checkpoints.convert import FAMILIES, family_of, read_foreign
 from pdae_cli.checkpoints.hub import fetch
 from pdae_cli.checkpoints.source import Source
@@ -231,6 +231,14 @@ class TestHub:
         del files["unet/diffusion_pytorch_model.safetensors"]
         fetch("someone/ddpm", said.append)
         assert "unet/diffusion_pytorch_model.bin" in asked[1]
+        files["vae/diffusion_pytorch_model.safetensors"] = 200 << 20
+        with pytest.raises(ModelError, match="holds no AutoencoderKL"):
+            load_first_stage("someone/ddpm", said.append)
+        assert asked[2] == ["vae/diffusion_pytorch_model.safetensors"] and "200 MiB" in said[2]
+        files |= {f"diffusion_pytorch_model.{one}.bin": 1 for one in ("fp16", "ema")}
+        with pytest.raises(ModelError, match="someone/ddpm holds weights of several variants"):
+            fetch("someone/ddpm")
+        assert len(asked) == 3
 
 
 class TestTraining:

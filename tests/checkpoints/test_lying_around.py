@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pdae_cli.checkpoints import load
 from pdae_cli.checkpoints.convert import read_foreign
-from pdae_cli.checkpoints.hub import _weights
 from pdae_cli.checkpoints.pickles import read_pickle
+from pdae_cli.checkpoints.reading import weights_among
 from pdae_cli.checkpoints.source import Source
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import ModelError
@@ -122,13 +122,13 @@ class TestFiles:
         ],
     )  # fmt: skip
     def test_what_the_hub_is_asked_for(self, files: tuple[str, ...], wanted: int) -> None:
-        """The first so many, and a cache of nothing known: all."""
+        """The best, and of shards all, which is what is read then."""
         stem = f"unet/{WEIGHTS}"
         names = [f"{stem}{file}" for file in files]
-        found = _weights(stem, dict.fromkeys(names, 1))
+        found = weights_among(names, stem, "someone/ddpm")
         best = [n for n in names if "safetensors" in n] if wanted > 1 else found
         assert sorted(found) == sorted(best) and len(found) == wanted
-        assert _weights(stem, {}) == [f"{stem}*"]
+        assert wanted < 2 or found[0].endswith(".json")
 
 
 Wrapping = Callable[[dict[str, Tensor]], dict[str, Any]]
