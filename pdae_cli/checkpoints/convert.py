@@ -50,9 +50,9 @@ def family_of(source: Source) -> str:
         if not ours and reader.recognises(source):
             return name
     if native.is_native(source.path):
-        raise ModelError(f"{source.path} is a model of pdae already: use it as --model")
+        raise ModelError(f"{source.called} is a model of pdae already: use it as --model")
     raise ModelError(
-        f"{source.path} is of no known family ({', '.join(FAMILIES)}); looked for "
+        f"{source.called} is of no known family ({', '.join(FAMILIES)}); looked for "
         "model_index.json, config.yml, model.ckpt, last.ckpt, model_flags.json and tensors' names "
         "(of diffusers name the folder, not its weights); --from names the family"
     )
@@ -88,7 +88,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
             checked = _compared(found, model)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"{source.path}: its config describes no network: {reason}") from error
+        raise ModelError(f"{source.called}: its config describes no network: {reason}") from error
     notes = [source.told(note) for note in found.notes]
     return Conversion(model, family, rows + left, checked, notes)
 

@@ -43,7 +43,7 @@ def first_stage_of(source: Source, announce: Say = ignore) -> FirstStage:
     know. Raises ModelError."""
     folder = first_stage_folder(source)
     if folder is None:
-        raise ModelError(f"{source.path} holds no {' or '.join(KINDS)} of diffusers")
+        raise ModelError(f"{source.called} holds no {' or '.join(KINDS)} of diffusers")
     try:
         config, part = read_first_stage(source, folder, notes := list[str]())
     except (ValueError, ArithmeticError) as error:

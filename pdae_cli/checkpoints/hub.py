@@ -43,6 +43,7 @@ NO_ACCESS = {
     401: "it knows no such model, or not who asks; check the name, and for a private or gated one "
     "run `hf auth login`, or set HF_TOKEN",
     403: "the token may not read it; ask for access on the model's page, or take another token",
+    404: "it has no such model, or no such revision of it; check the name",
 }
 LARGE = 100 << 20  # bytes of a download that is announced
 
@@ -80,6 +81,9 @@ def fetch(
             sizes = {one.rfilename: one.size or 0 for one in info.siblings or []}
     if not sizes:
         sizes = dict.fromkeys(_cached(repository, revision or None, how.get("cache_dir")), 0)
+    if sizes and not any(one.rpartition("/")[2].startswith((STEM, WEIGHTS)) for one in sizes):
+        get = f"download another program's (`hf download {repository} --local-dir FOLDER`)"
+        raise ModelError(f"{name} holds no model of pdae or diffusers; {get} and convert it")
     stems = [f"{folder}{STEM}" for folder in folders]
     weights = [one for stem in stems for one in weights_among(sizes, stem, repository)]
     patterns = [one for one in WANTED if one in sizes] + weights

@@ -71,8 +71,9 @@ def read_model(folder: Path, name: str) -> Model:
     if not is_native(folder):
         if (folder / CLASSIFIER).is_file():
             raise ModelError(f"{folder} is a classifier; `pdae sample --classifier` takes it")
-        what = f"{folder} is not a model of pdae; if it is a pre-trained model of another program"
-        raise ModelError(f"{what}, `pdae convert {folder} -o MODEL` makes it one")
+        called = folder if folder.resolve().name == name else name  # of the Hub: not the cache
+        what = f"{called} is not a model of pdae; if it is a pre-trained model of another program"
+        raise ModelError(f"{what}, `pdae convert {called} -o MODEL` makes it one")
     path, weights = folder / CONFIG, folder / WEIGHTS
     with guarded(path):
         config, recorded = _read_config(path)

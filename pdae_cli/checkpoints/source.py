@@ -40,6 +40,11 @@ class Source:
     _read: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     @property
+    def called(self) -> str:
+        """What the user calls it."""
+        return self.hub or str(self.path)
+
+    @property
     def folder(self) -> Path:
         """Where its neighbours lie."""
         return self.path if self.path.is_dir() else self.path.parent
@@ -80,7 +85,8 @@ class Source:
             if os.path.exists(place):  # noqa: PTH110, Path.exists raises on names that are too long
                 return place
         names = ", ".join(str(place)[-200:] for place in looked[:6])
-        raise ModelError(f"{self.path}: found no {what}; looked for {names}")
+        told = f"{self.path}: found no {what}; looked for {names}"
+        raise ModelError(told.replace(str(self.path), self.called))
 
     def told(self, text: str) -> str:
         """A text without the folders that the source lies in, which are the user's own."""

@@ -144,6 +144,7 @@ class TestPython:
         [
             ("/api/models/", 401, "hf auth login"), ("/api/models/", 403, "ask for access"),
             ("/resolve/", 403, "ask for access"), ("/resolve/", 401, "hf auth login"),
+            ("/api/models/", 404, "no such revision"),
             ("/api/models/", 500, "check the name and the network"),
         ],
     )  # fmt: skip
@@ -151,12 +152,33 @@ class TestPython:
         self, hub: Hub, mine: Path, part: str, status: int, words: str
     ) -> None:
         """Private, or of which everyone may know the files' names alone."""
-        files = {"config.json": (mine / "config.json").read_bytes()}
+        names = ("config.json", "model.safetensors")
+        files = {name: (mine / name).read_bytes() for name in names}
         hub.files["someone/faces"], hub.private["someone/faces"] = {"main": files}, True
         hub.refuse = {part: status}
         with pytest.raises(ModelError, match=words) as raised:
             public.load("someone/faces", "cpu")
         assert "\n" not in str(raised.value)
+
+    def test_what_others_keep_there_is_told_by_its_name(
+        self, hub: Hub, pdae: Command, tmp_path: Path
+    ) -> None:
+        """Not by that of a folder of the cache, which may not even be there."""
+        pipeline(tmp_path / "pipe", DDPM_STYLE)
+        pipe = {path.relative_to(tmp_path / "pipe").as_posix(): path.read_bytes()
+                for path in (tmp_path / "pipe").rglob("*.*")}  # fmt: skip
+        bare = {name: data for name, data in pipe.items() if "scheduler_config" not in name}
+        for name, files in (("pt", {"model.ckpt": b""}), ("pipe", pipe), ("bare", bare)):
+            hub.files[f"a/{name}"], hub.private[f"a/{name}"] = {"main": files}, False
+        for words, told in (
+            ("convert a/pt -o m", "a/pt holds no model of pdae or diffusers; download"),
+            ("convert a/bare -o m", "a/bare: found no scheduler_config.json"),
+            ("info a/pipe", "`pdae convert a/pipe -o MODEL` makes it one"),
+            ("train dpm m --first-stage a/pipe -o n", "a/pipe holds no AutoencoderKL"),
+        ):
+            result = pdae(*words.split())
+            assert result.code == 4 and told in result.err, result.err
+            assert "snapshots" not in result.err
 
 
 class TestCommand:
