@@ -70,7 +70,8 @@ def read_model(folder: Path, name: str) -> Model:
     """Read a model folder; networks are float32 on the CPU. Raises ModelError."""
     if not is_native(folder):
         if (folder / CLASSIFIER).is_file():
-            raise ModelError(f"{folder} is a classifier; `pdae sample --classifier` takes it")
+            use = f"`pdae sample --classifier {folder}` takes it"
+            raise ModelError(f"{folder} is a classifier, no model; {use}")
         called = folder if folder.resolve().name == name else name  # of the Hub: not the cache
         what = f"{called} is not a model of pdae; if it is a pre-trained model of another program"
         raise ModelError(f"{what}, `pdae convert {called} -o MODEL` makes it one")

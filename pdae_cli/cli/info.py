@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from ..pictures.listing import CODES, HEIC_SUFFIXES, SUFFIXES
-from .models import refuse_classifier
 from .output import Output
 from .run.inputs import MAX_CODES, collect, pipes_codes
 from .run.tables import TABLE, CodesTable
@@ -36,7 +35,6 @@ def info(
         record = _tensors(path, item.read()) if is_codes else _picture(item.read())
     # Path.is_dir and Path.is_file raise on names that are too long.
     elif os.path.isdir(path):  # noqa: PTH112
-        refuse_classifier(path)
         record = _model(what)
     elif suffix in (CODES, TABLE):
         record = _tensors(path)

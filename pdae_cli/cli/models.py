@@ -37,22 +37,15 @@ def models(
     for folder in folders or [Path()]:
         there = [one for one in (folder, *sorted(folder.glob("*/"))) if _facts(one)]
         if folders and not there:
-            refuse_classifier(folder)
-            raise ModelError(f"{folder} is no model of pdae, nor a folder of models")
+            use = f"a classifier, no model; `pdae sample --classifier {folder}` takes it"
+            what = use if (folder / CLASSIFIER).is_file() else "no model, nor a folder of models"
+            raise ModelError(f"{folder} is {what}")
         found += [("folder", os.path.normpath(one), one) for one in there]
     for place, name, folder in [*found, *_cached()]:
         if facts := _facts(folder):
             text = "{bytes:,} bytes, {image_size} pixels, {attributes} attributes, {licence}"
             record = {"kind": "model", "name": name, "place": place, **facts}
             out.result(record, f"{name} ({place}): {text.format(**facts)}")
-
-
-def refuse_classifier(folder: Path) -> None:
-    """Raise ModelError for the folder of a classifier of noised pictures, which one might take for
-    that of a model, and convert."""
-    if (folder / CLASSIFIER).is_file() and not (folder / "model.safetensors").is_file():
-        use = f"`pdae sample --classifier {folder}` takes it, beside its --model"
-        raise ModelError(f"{folder} is a classifier, no model; {use}")
 
 
 def _cached() -> Iterator[tuple[str, str, Path]]:
