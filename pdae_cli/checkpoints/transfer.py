@@ -15,22 +15,16 @@ from ..errors import ModelError
 from ..networks.layers import Attention
 from .names import Table
 
-# What torch puts into names, of networks that it compiles or shards, and before them all.
-WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-PREFIXES = ("module.", "model.")
+# What torch puts into names, of networks that it compiles, shards or copies.
+WRAPPERS = re.compile(
+    r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged?|shadow)(?:$|[._])")
 
 
-def unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their own names, without what wraps all of them."""
-    found = {WRAPPERS.sub("", name): value for name, value in tensors.items()}
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in found)), ""):
-        found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return found if len(found) == len(tensors) else dict(tensors)
-
-
 def _flat(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of nested dictionaries, by the keys that lead to them with dots between."""
+    """The tensors of nested dictionaries, by the keys that lead to them with dots between, without
+    what torch puts into these."""
     found: dict[str, Tensor] = {}
     for key, value in content.items():
         if isinstance(value, Tensor):
@@ -54,12 +48,12 @@ class Tensors:
         """The tensors below `prefix` of what a file holds. Raises ModelError if there is none."""
         tensors = {
             name.removeprefix(prefix): value
-            for name, value in content.items()
-            if name.startswith(prefix) and isinstance(value, Tensor)
+            for name, value in _flat(content).items()
+            if name.startswith(prefix)
         }
         if not tensors:
             raise ModelError(f"{where} holds no tensors{f' below {prefix}' if prefix else ''}")
-        return cls(where, unprefixed(tensors))
+        return cls(where, tensors)
 
     @classmethod
     def around(cls, mark: str, content: Mapping[str, Any], where: str) -> Tensors:
