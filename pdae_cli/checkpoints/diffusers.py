@@ -207,13 +207,10 @@ def _unet(settings: Settings) -> UNetConfig:
 def _side(settings: Settings) -> int:
     """The side of x_t, from a number or a pair. Raises ModelError."""
     size = settings.get("sample_size", int | list | tuple)
-    if isinstance(size, int):
-        return settings.get("sample_size", int)
-    pair = settings.numbers("sample_size", int)
+    pair = [size, size] if isinstance(size, int) else settings.numbers("sample_size", int)
     if len(pair) != 2 or pair[0] != pair[1]:
         raise ModelError(f"{settings.where}: sample_size {shown(size)}; only square ones are taken")
-    side: int = pair[0]
-    return side
+    return int(pair[0])
 
 
 def _layout(settings: Settings, size: int, levels: int) -> tuple[tuple[int, ...], str]:

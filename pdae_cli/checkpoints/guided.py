@@ -152,14 +152,10 @@ def read(source: Source) -> Foreign:
     return Foreign(config, parts, notes=notes)
 
 
-def _weights(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-    return [path for path in found if path.suffix != SAFETENSORS] or found
-
-
 def _only_weights(folder: Path) -> Path:
     """The one checkpoint in a folder. Raises ModelError where there is another number of them."""
-    found = _weights(folder)
+    every = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    found = [path for path in every if path.suffix != SAFETENSORS] or every
     if not found:
         looked = ", ".join(f"*{suffix}" for suffix in sorted(WEIGHT_SUFFIXES))
         raise ModelError(f"{folder} holds no weights; looked for {looked}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -109,7 +109,8 @@ def open_source(
     """Open a file, a folder, or a Hub id with an optional `@revision`, of which weights are needed
     in these folders. Raises ModelError."""
     if os.path.exists(name):  # noqa: PTH110, Path.exists raises on names that are too long
-        return Source(Path(name), config, licence_in(Path(name)))
+        found = Source(Path(name), config)
+        return replace(found, licence=licence_in(found.folder))
     if is_hub_id(name):
         folder, licence = fetch(name, announce, folders)
         return Source(folder, config, licence, name)

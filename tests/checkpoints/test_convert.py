@@ -192,15 +192,16 @@ class TestHub:
         assert fetch("someone/ddpm")[1] == licence
 
     def test_so_does_that_of_a_folder(self, pdae: Command, tmp_path: Path) -> None:
-        """Rather than what is known of its family."""
+        """Rather than what is known of its family, also where a file of the folder is named."""
         guided(tmp_path / "adm")
         pipeline(tmp_path / "pipe", DDPM_STYLE)
         for name in ("adm", "pipe"):
             (tmp_path / name / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# It\n")
-            result = pdae("convert", tmp_path / name, "-o", tmp_path / "m" / name, "--json")
+        for number, source in enumerate(("adm", "pipe", "adm/ema.pt")):
+            made = tmp_path / "m" / str(number)
+            result = pdae("convert", tmp_path / source, "-o", made, "--json")
             assert json.loads(result.text)["licence"] == "cc-by-nc-4.0", result.err
-            card = (tmp_path / "m" / name / "README.md").read_text()
-            assert "\nlicense: cc-by-nc-4.0\n" in card
+            assert "\nlicense: cc-by-nc-4.0\n" in (made / "README.md").read_text()
 
     def test_only_what_is_needed_is_asked_for_and_its_size_told(
         self, cached: Path, monkeypatch: pytest.MonkeyPatch
