@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # Absolute, unlike elsewhere: the child runs this file alone, without the rest of its package.
-from pdae_cli.engine.tensors import check
+from pdae_cli.engine.tensors import NAMES, check
 from pdae_cli.errors import ModelError
 from pdae_cli.files import mistaken_for
 
@@ -65,11 +65,6 @@ NOT_READ = "<a number or an array of NumPy's, not read>"  # no value that a sett
 RESAVE = "re-save it as tensors only, where you trust it"
 NO_ROOM = "check that the folder for temporary files (TMPDIR) has room"
 UNKNOWN_GLOBAL = re.compile(r"GLOBAL (.+?) (?:was not an allowed|whose module)")
-DTYPES = frozenset({
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
-    torch.float8_e5m2, torch.complex64, torch.bool, torch.int64, torch.int32, torch.int16,
-    torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8,
-})  # fmt: skip
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -304,7 +299,7 @@ class _Flattener:
 
     def _number(self, value: Tensor, where: str) -> str:
         """Keep a tensor, with memory that no other shares, as safetensors wants it."""
-        plain = type(value) in (Tensor, torch.nn.Parameter) and value.dtype in DTYPES
+        plain = type(value) in (Tensor, torch.nn.Parameter) and value.dtype in NAMES
         dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
         if not (plain and dense):
             kind = f"{value.dtype}, {value.layout}, {value.device}"

@@ -44,10 +44,9 @@ def convert(
 
     Example: pdae convert pdae-release/trained-models/autoencoder/ffhq128 -o models/ffhq128
     """
-    import torch
-
     from ..checkpoints.convert import read_foreign, write_converted
     from ..checkpoints.source import open_source
+    from ..engine.computing import PRECISIONS
 
     if os.path.isdir(source) and output.exists() and output.samefile(source):  # noqa: PTH112
         raise UsageError(f"{output} is the source's own folder; choose another -o")
@@ -55,8 +54,7 @@ def convert(
         raise UsageError(f"{output} exists; choose another -o, or --overwrite")
     out = options.out
     made = read_foreign(open_source(source, config, out.say), family)
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    write_converted(made, output, dtypes[weights_dtype])
+    write_converted(made, output, PRECISIONS[weights_dtype])
     model = made.model
     record = {
         "model": str(output),
