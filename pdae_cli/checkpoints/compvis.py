@@ -26,6 +26,7 @@ LICENCE = "MIT (CompVis/latent-diffusion) if these are its weights; else unknown
 CHECKPOINTS = ("model.ckpt", "last.ckpt", "checkpoints/last.ckpt")
 NETWORK, AVERAGED, STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 UNCONDITIONAL = "__is_unconditional__"
+CONDITIONS = ("cond_stage_model.", "conditioner.")  # networks that read texts, of Stable Diffusion
 # Their word → ours; their linear betas are linear in their root.
 BETAS = {"linear": "scaled_linear", "sqrt_linear": "linear"}
 PREDICTIONS = {"eps": "eps", "x0": "x_0", "v": "v"}
@@ -81,12 +82,15 @@ CODER = Fields(
 
 
 def recognises(source: Source) -> bool:
-    """A checkpoint whose state_dict holds a diffusion model of theirs, or its folder."""
+    """A checkpoint that holds a diffusion model of theirs, or its folder."""
     path = _checkpoint(source)
-    if path is None:
-        return False
-    state = source.content(path).get("state_dict")
-    return isinstance(state, dict) and f"{NETWORK}{MARK}" in state
+    return path is not None and f"{NETWORK}{MARK}" in _state(source.content(path))
+
+
+def _state(content: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds as its state_dict, or a file of nothing else as its tensors."""
+    state = content.get("state_dict", content)
+    return state if isinstance(state, dict) else {}
 
 
 def _checkpoint(source: Source) -> Path | None:
@@ -102,11 +106,13 @@ def read(source: Source) -> Foreign:
     if path is None:
         raise ModelError(f"{source.path}: found none of {', '.join(CHECKPOINTS)}")
     source, notes = replace(source, path=path), list[str]()
-    state = source.part(path, "state_dict")
+    state = _state(source.content())
+    refused = "a conditional model; only unconditional ones are taken"
+    if any(name.startswith(CONDITIONS) for name in state):
+        raise ModelError(f"{path}: {refused}")
     params = Settings.read(_config(source)).below("model").below("params").follow(MODEL, notes)
-    free = params.values.get("cond_stage_config", UNCONDITIONAL) == UNCONDITIONAL
-    if not free or any(name.startswith("cond_stage_model.") for name in state):
-        raise ModelError(f"{params.where}: a conditional model; only unconditional ones are taken")
+    if params.values.get("cond_stage_config", UNCONDITIONAL) != UNCONDITIONAL:
+        raise ModelError(f"{params.where}: {refused}")
     net = params.below("unet_config").below("params").follow(UNET, notes)
     unet = _unet(net, params.get("image_size", int, 0))
     stage, part = _first_stage(params, state, str(path), notes)

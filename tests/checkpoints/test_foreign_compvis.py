@@ -15,6 +15,7 @@ from conftest import randomise, unet_config
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from foreign_models import converted, save, states, under_their_names
 from latent_models import LATENT, LEVELS, pixels
+from safetensors.torch import save_file
 
 from pdae_cli.checkpoints import names
 from pdae_cli.checkpoints.convert import family_of, read_foreign
@@ -88,6 +89,23 @@ def checkpoint(folder: Path, kind: str = "VQModel", **changes: Any) -> tuple[UNe
     } | changes  # fmt: skip
     (folder / "config.yaml").write_text(yaml.dump({"model": {"params": params}, "data": {}}))
     return unet, stage
+
+
+def test_a_file_of_nothing_but_tensors(tmp_path: Path) -> None:
+    """As checkpoints are pruned, and in safetensors; one that reads texts is told before a config
+    is asked for."""
+    unet, _ = checkpoint(tmp_path)
+    path = tmp_path / "pruned.safetensors"
+    state = torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"]
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+    made = read_foreign(Source(path))
+    x, t = states(made.model), torch.tensor([5, 700])
+    with torch.no_grad():
+        assert torch.allclose(made.model.dpm(x, t), unet(x, t), atol=1e-5)
+    (tmp_path / "config.yaml").unlink()
+    save_file({k: v.clone() for k, v in state.items()} | {"cond_stage_model.w": x}, path)
+    with pytest.raises(ModelError, match=r"pruned\.safetensors: a conditional model; only uncond"):
+        read_foreign(Source(path))
 
 
 @pytest.mark.parametrize("kind", STAGES)
