@@ -54,16 +54,7 @@ TOP = Fields(
         "loss_type model_name model_type train_mode latent_loss_type",
         "of its sampling; --inference-steps and --parity are ours": "T_eval latent_T_eval "
         "gen_type latent_gen_type latent_model_var_type",
-        "which model_conf repeats": "net_attn net_beatgans_attn_head net_beatgans_embed_channels "
-        "net_resblock_updown net_enc_pool net_beatgans_gradient_checkpoint "
-        "net_beatgans_resnet_two_cond net_beatgans_resnet_use_zero_module "
-        "net_beatgans_resnet_cond_channels net_ch_mult net_ch net_enc_attn net_enc_k "
-        "net_enc_num_res_blocks net_enc_channel_mult net_enc_grad_checkpoint "
-        "net_latent_channel_mult net_latent_condition_bias net_latent_dropout net_latent_layers "
-        "net_latent_num_hid_channels net_latent_num_time_layers net_latent_skip_layers "
-        "net_latent_time_emb_channels net_latent_use_norm net_latent_time_last_act "
-        "net_latent_activation net_latent_net_type net_latent_net_last_act net_num_res_blocks "
-        "net_num_input_res_blocks net_enc_num_cls style_ch autoenc_mid_attn",
+        "which model_conf repeats": "net_* style_ch autoenc_mid_attn",
     },
 )
 MODEL = Fields(

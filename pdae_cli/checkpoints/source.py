@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -137,7 +138,7 @@ class Fields:
     config: str  # what people call it
     taken: str  # the fields that are followed
     fixed: Mapping[str, tuple[Any, ...]]  # field → what alone is supported
-    idle: Mapping[str, str]  # why they change nothing here → fields
+    idle: Mapping[str, str]  # why they change nothing here → fields; a* for all that begin so
     null: str = ""  # fields whose null means something; other nulls are fields that are missing
 
     def known(self) -> set[str]:
@@ -165,8 +166,8 @@ class Settings:
         settings = Settings(self.where, values)
         for name, usual in fields.fixed.items():
             settings.refuse(name, *usual)
-        unknown = sorted(map(str, values.keys() - fields.known()))
-        unknown = [name for name in unknown if not name.startswith("_")]
+        known, names = [*fields.known(), "_*"], sorted(map(str, values))
+        unknown = [name for name in names if not any(fnmatchcase(name, one) for one in known)]
         if unknown:
             more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
             names = ", ".join(shown(name)[1:-1] for name in unknown[:20])
