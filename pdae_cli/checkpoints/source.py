@@ -166,8 +166,8 @@ class Settings:
         settings = Settings(self.where, values)
         for name, usual in fields.fixed.items():
             settings.refuse(name, *usual)
-        known, names = [*fields.known(), "_*"], sorted(map(str, values))
-        unknown = [name for name in names if not any(fnmatchcase(name, one) for one in known)]
+        known, every = [*fields.known(), "_*"], sorted(map(str, values))
+        unknown = [name for name in every if not any(fnmatchcase(name, one) for one in known)]
         if unknown:
             more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
             names = ", ".join(shown(name)[1:-1] for name in unknown[:20])
