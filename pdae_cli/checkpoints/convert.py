@@ -80,7 +80,7 @@ def read_foreign(source: Source, family: str | None = None) -> Conversion:
             tensors.check_all_used()
             names = ", ".join(part.name for part in found.parts if part.source is tensors)
             rows.append(Entry(f"{tensors.where} → {names}", len(tensors.tensors), ""))
-            left += [Entry(why, 0, f"{count} tensors") for why, count in tensors.left.items()]
+            left += [Entry(why, 0, f"{n} tensors") for why, n in tensors.left.items() if n]
         name = source.hub or source.folder_name
         model = native.assembled(found.config, networks, attributes=found.attributes, name=name)
         checked = "every tensor used once, every weight filled, shapes and finiteness"

@@ -177,8 +177,8 @@ def _read_dpm(
     taken = {"ema_decoder", "ema_encoder"} if "ema_decoder" in content else {"ema_denoise_fn"}
     for key, value in content.items():
         left = value.values() if isinstance(value, dict) and key not in taken else ()
-        if count := sum(isinstance(one, Tensor) for one in left):
-            tensors.left[f"{key} (not the averaged weights)"] = count
+        count = sum(isinstance(one, Tensor) for one in left)
+        tensors.left[f"{key} (not the averaged weights)"] = count
     return found
 
 

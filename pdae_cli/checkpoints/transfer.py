@@ -73,15 +73,13 @@ class Tensors:
             raise ModelError(f"{where} holds no tensors")
         below = {k.removeprefix(prefix): v for k, v in every.items() if k.startswith(prefix)}
         tensors = cls(f"{where}, {shown(prefix)[1:-1]}" if prefix else where, below)
-        if others := len(every) - len(below):
-            tensors.left[f"{where}, not below {shown(prefix)[1:-1]}"] = others
+        tensors.left[f"{where}, not below {shown(prefix)[1:-1]}"] = len(every) - len(below)
         return tensors
 
     def leave_out(self, pattern: str, why: str) -> None:
         """Leave out, and account for, tensors that by rule aren't needed."""
         kept = {k: v for k, v in self.tensors.items() if not re.fullmatch(pattern, k)}
-        if count := len(self.tensors) - len(kept):
-            self.left[f"{self.where}, {why}"] = count
+        self.left[f"{self.where}, {why}"] = len(self.tensors) - len(kept)
         self.tensors = kept
 
     def take(self, name: str) -> Tensor:

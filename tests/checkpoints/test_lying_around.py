@@ -183,6 +183,7 @@ class TestWrappers:
 
     def test_what_is_left_is_told(self, tmp_path: Path) -> None:
         guided(tmp_path)
+        assert len(read_foreign(Source(tmp_path)).rows) == 1  # and of nothing, nothing
         state = torch.load(tmp_path / "ema.pt", weights_only=True)
         torch.save({"ema": state, "model": state}, tmp_path / "ema.pt")
         rows = read_foreign(Source(tmp_path)).rows
