@@ -11,6 +11,7 @@ that no GPU is waited for, and before gradients, so that none waits for a proces
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -27,22 +28,14 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from ..diffusion.noise import generator
+from ..diffusion.trajectory import NOT_FINITE
 from ..engine.computing import Say, check_compiler, ignore, within_memory
-from ..errors import STOPPING, OutOfMemory, PdaeError, UsageError
+from ..errors import STOPPING, InputError, OutOfMemory, PdaeError, UsageError
 from ..files import append, check_writable
 from ..pictures.images import write_sheet
 from .muon import optimizer_of
 from .stage import Rows, Stage, TrainOptions, checkpoint_activations, draw_batch, prefetched
-from .state import (
-    EMA,
-    check_state,
-    load_state,
-    locked,
-    other_settings,
-    read_facts,
-    save_state,
-    trim_log,
-)
+from .state import EMA, load_state, locked, read_facts, save_state, trim_log
 
 PATIENCE = timedelta(hours=6)  # with the process that measures and saves
 
@@ -168,16 +161,8 @@ class Training:
         """Continue from the folder's state, if there is one; return the step to start at."""
         if not self.state_path.exists():
             return 0
-        step, written = read_facts(self.state_path)
-        if changed := other_settings(written, self._settings()):
-            check_state(self.state_path)  # damage may look like other options
-            raise UsageError(
-                f"{self.folder.parent} was begun with other options ({', '.join(changed)}); "
-                "use those again, or begin anew: in another folder with --init-from, or here "
-                f"without {self.folder.name}/{self.state_path.name}"
-            )
-        load_state(self.state_path, self.parameters, self.ema, self.optimizer)
-        return step
+        kept = self.parameters, self.ema, self.optimizer
+        return load_state(self.state_path, *kept, self._settings())
 
     def train(self, report: Report) -> None:
         """Train up to `options.images`, saving on interruption; `report` gets each log line.
@@ -252,11 +237,11 @@ class Training:
             last = self.step == self.steps
             if self.step % self.options.log_every == 0 or last:
                 images = (self.step - begun_step) * self.options.batch_size
-                self._log(
-                    report,
-                    loss=self._mean(torch.stack(losses).mean().item()),
-                    images_per_second=images / (time.perf_counter() - begun),
-                )
+                loss = self._mean(torch.stack(losses).mean().item())
+                if not math.isfinite(loss):  # by now the weights aren't either
+                    raise self._diverged("the losses")
+                speed = images / (time.perf_counter() - begun)
+                self._log(report, loss=loss, images_per_second=speed)
                 losses, begun, begun_step = [], time.perf_counter(), self.step
             if self.step % self.options.save_every == 0 or last:
                 self._save(report)
@@ -325,34 +310,42 @@ class Training:
         weights that aren't finite, and writes nothing."""
         if self.rank:
             return
-        if not all(
-            one.isfinite().all()
-            for kept in (self.parameters, self.ema.shadow)
-            for one in kept.values()
-        ):
-            raise PdaeError(
-                f"the weights of step {self.step} aren't finite; what was saved in "
-                f"{self.folder.parent} stays; begin anew, in another folder, with a smaller --lr, "
-                "or --precision float32"
-            )
-        name, settings = self.stage.name, self._settings()
+        weights = *self.parameters.values(), *self.ema.shadow.values()
+        if not all(one.isfinite().all() for one in weights):
+            raise self._diverged("the weights")
         self.stage.objective.eval()
-        metrics: dict[str, float] = {}
-        with self.ema.applied(), torch.no_grad():
-            if full:
-                metrics = self.stage.measure()
-                sheet = self.folder / f"{name}-{self.step:08d}.png"
-                write_sheet(sheet, *self.stage.preview(), {"command": f"train {name}"})
-            images = self.step * self.options.batch_size
-            self.stage.save(
-                {"stage": name, "images": images, "options": settings, "metrics": metrics}
-            )
+        try:
+            metrics = self._write_model(full)
+        except InputError as error:
+            if NOT_FINITE in str(error):
+                raise self._diverged("the samples") from error
+            raise
         self.stage.objective.train()
         if metrics:
             self._log(report, **metrics)
-        facts = {"step": str(self.step), "options": json.dumps(settings)}
+        facts = {"step": str(self.step), "options": json.dumps(self._settings())}
         save_state(self.state_path, self.parameters, self.ema, self.optimizer, facts)
         self.saved = self.step
+
+    def _write_model(self, full: bool) -> dict[str, float]:
+        """Write the model, of averaged weights; return the metrics, where they are measured."""
+        name, metrics = self.stage.name, dict[str, float]()
+        with self.ema.applied(), torch.no_grad():
+            if full:
+                metrics = self.stage.measure()
+                if not all(map(math.isfinite, metrics.values())):
+                    raise self._diverged("the metrics")
+                sheet = self.folder / f"{name}-{self.step:08d}.png"
+                write_sheet(sheet, *self.stage.preview(), {"command": f"train {name}"})
+            summary = {"stage": name, "images": self.step * self.options.batch_size}
+            self.stage.save(summary | {"options": self._settings(), "metrics": metrics})
+        return metrics
+
+    def _diverged(self, what: str) -> PdaeError:
+        return PdaeError(
+            f"{what} of step {self.step} aren't finite; what was saved in {self.folder.parent} "
+            "stays; begin anew, in another folder, with a smaller --lr, or --precision float32"
+        )
 
     def _log(self, report: Report, **values: float) -> None:
         if self.rank == 0:

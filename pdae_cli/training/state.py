@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.tensors import TensorsError, check, load, opened, parts
+from ..engine.tensors import SEAL, Header, TensorsError, check, load, opened, parts
 from ..errors import InputError, UsageError
 from ..files import replacing, unwritable, write_bytes
 from .muon import Muon, moments
 
 Named = dict[str, nn.Parameter]
+FACTS = ("step", "options")  # of a state's metadata
 # What a resumed run may change.
 FREE_TO_CHANGE = {
     "images", "accumulate", "log_every", "save_every", "checkpoint_activations", "cooldown",
@@ -86,10 +87,13 @@ def save_state(
 def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
     """Read the step and the options of a run's state. Raises InputError for what isn't one."""
     with _explained(path):
-        header = check(path, keys=("step", "options"))
-        if not re.fullmatch("[0-9]{1,12}", header.metadata.get("step", "")):
-            raise TensorsError("its metadata lack the step")
-        return int(header.metadata["step"]), header.facts("options")
+        return _facts(check(path, keys=FACTS))
+
+
+def _facts(header: Header) -> tuple[int, dict[str, Any]]:
+    if not re.fullmatch("[0-9]{1,12}", header.metadata.get("step", "")):
+        raise TensorsError("its metadata lack the step")
+    return int(header.metadata["step"]), header.facts("options")
 
 
 def other_settings(written: dict[str, Any], now: dict[str, object]) -> list[str]:
@@ -99,16 +103,17 @@ def other_settings(written: dict[str, Any], now: dict[str, object]) -> list[str]
     return [DIGESTS.get(k) or f"{k} {written.get(k)} → {now.get(k)}" for k in changed]
 
 
-def check_state(path: Path) -> None:
-    """Raise InputError where a sealed state isn't to the byte what was written."""
-    with _explained(path):
-        load(*opened(path))
-
-
 @torch.no_grad()
-def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
-    """Restore what `save_state` wrote. Raises InputError where names, shapes, numbers or a single
-    byte are off."""
+def load_state(
+    path: Path,
+    parameters: Named,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, object],
+) -> int:
+    """Restore what `save_state` wrote, and return its step. Raises InputError where names, shapes,
+    numbers or a single byte are off; UsageError where it was written with other settings than
+    these, or of networks of other sizes."""
     muon = isinstance(optimizer, Muon)
     kept = {name: moments(muon, p) for name, p in parameters.items()}
     shapes = {
@@ -118,9 +123,21 @@ def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.O
     }
     steps = {f"step/{name}": () for name in parameters if "exp_avg_sq" in kept[name]}
     with _explained(path):
-        content, header = opened(path)
-        header.require(shapes | steps)
-        tensors = load(content, header)
+        content, header = opened(path, FACTS)
+        step, written = _facts(header)
+        tensors = load(content, header)  # damage may look like other options
+        changed = other_settings(written, settings)
+        found = {name: one.shape for name, one in header.tensors.items()}
+        if SEAL in header.metadata and not changed and found != shapes | steps:
+            changed = ["another --z-dim or --base-channels"]
+        if not changed:
+            header.require(shapes | steps)
+    if changed:
+        raise UsageError(
+            f"{path.parent.parent} was begun with other options ({', '.join(changed)}); "
+            "use those again, or begin anew: in another folder with --init-from, or here "
+            f"without {path.parent.name}/{path.name}"
+        )
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight/{name}"])
         ema.shadow[name].copy_(tensors[f"ema/{name}"])
@@ -131,6 +148,7 @@ def load_state(path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.O
         }
         if f"step/{name}" in steps:
             optimizer.state[parameter]["step"] = tensors[f"step/{name}"].to(parameter.device)
+    return step
 
 
 @contextmanager

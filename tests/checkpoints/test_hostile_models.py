@@ -319,11 +319,9 @@ class TestTrainingState:
         kinds = ("weight", "ema", "exp_avg", "exp_avg_sq")
         state = {f"{kind}/w": torch.ones(2) for kind in kinds} | {"step/w": torch.tensor(1.0)}
         optimizer, average = torch.optim.Adam(parameters.values()), EMA(parameters, 1)
-        safetensors.torch.save_file(state | change, path)
-        line = refused(
-            lambda: load_state(path, parameters, average, optimizer), InputError, path.name
-        )
+        facts, run = {"step": "1", "options": "{}"}, (path, parameters, average, optimizer, {})
+        safetensors.torch.save_file(state | change, path, metadata=facts)
+        line = refused(lambda: load_state(*run), InputError, path.name)
         assert words in line and parameters["w"].sum() == 0
-        safetensors.torch.save_file(state, path)
-        load_state(path, parameters, average, optimizer)
-        assert parameters["w"].sum() == 2
+        safetensors.torch.save_file(state, path, metadata=facts)
+        assert load_state(*run) == 1 and parameters["w"].sum() == 2

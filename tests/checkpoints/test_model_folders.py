@@ -267,7 +267,7 @@ def test_so_are_values_and_a_runs_state(tmp_path: Path, monkeypatch: pytest.Monk
         state.save_state(file, *trained[-1], {"step": "1", "options": "{}"})
     first = trained[0][0]["w"].tolist()
     replaced_once_checked(path, other, monkeypatch)
-    state.load_state(path, *trained[1])
+    state.load_state(path, *trained[1], {})
     assert not other.exists() and trained[1][0]["w"].tolist() == first
 
 

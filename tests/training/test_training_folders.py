@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import signal
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from conftest import Command, tiny_model
 from small_runs import OPTIONS, SHAPE, TINY, folder_of, quiet, stage_of, task_of
 
 from pdae_cli.checkpoints import read_model, write_model
+from pdae_cli.diffusion.trajectory import check_finite
 from pdae_cli.engine.model import Model
 from pdae_cli.errors import PdaeError, UsageError
 from pdae_cli.networks.first_stage import FirstStage, FirstStageConfig
@@ -259,6 +262,54 @@ def test_a_run_that_diverged_leaves_what_was_saved(
     log = "training/dpm.jsonl"
     assert {**outputs(tmp_path), log: b""} == {**before, log: b""}
     assert run_of(32).step == 2
+
+
+def test_a_run_that_diverges_ends_at_its_next_line(
+    pdae: Command, photos: Path, tmp_path: Path
+) -> None:
+    """And not at its next checkpoint, thousands of steps later; the log stays JSON."""
+    run = pdae("train", "dpm", photos, "-o", tmp_path, *TINY, "--images", 800, "--lr", 1000)
+    assert run.code == 1 and "losses of step" in run.err and "a smaller --lr" in run.err
+    lines = (tmp_path / "training" / "dpm.jsonl").read_text().splitlines()
+    assert len(lines) < 99 and all(math.isfinite(json.loads(line)["loss"]) for line in lines)
+
+
+@pytest.mark.parametrize("part", ["samples", "metrics"])
+def test_what_isnt_finite_though_weights_are_is_told_as_diverged(
+    part: str, photos: Path, tmp_path: Path
+) -> None:
+    """Samples named an option of other commands, and metrics made config.json unreadable."""
+    stage = stage_of("dpm", tiny_model(), task_of(photos, tmp_path))
+    run = Training(stage, replace(OPTIONS, images=8), tmp_path)
+    if part == "metrics":
+        stage.measure = lambda: {"held_out_loss": torch.inf}
+    else:
+        stage.preview = lambda: check_finite(eps=torch.tensor([torch.nan]))  # type: ignore[return-value, func-returns-value]
+    with pytest.raises(PdaeError, match=f"the {part} of step 1 aren't finite") as caught:
+        run.train(quiet)
+    assert "--dtype" not in str(caught.value) and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "size"),
+    [
+        (("autoencoder", "--dpm", "{}"), "--z-dim"),
+        (("autoencoder", "--dpm", "{}", "--condition", "hat"), "--z-dim"),
+        (("encoder", "--dpm", "{}", "--teacher", "{}"), "--z-dim"),
+        (("classifier", "--dpm", "{}", "--condition", "hat"), "--base-channels"),
+    ],
+    ids=["autoencoder", "condition", "encoder", "classifier"],
+)
+def test_a_run_of_other_sizes_is_told_by_its_option(
+    command: tuple[str, ...], size: str, plain: Path, pdae: Command, photos: Path, tmp_path: Path
+) -> None:
+    """And not as a damaged state, by the name of a tensor."""
+    stage, *more = (one.format(plain) for one in command)
+    run = ("train", stage, photos, *more, "-o", tmp_path / "run", *LOOP, "--images", 8)
+    assert pdae(*run, size, 8).code == 0
+    refused = pdae(*run, size, 16)
+    assert refused.code == 2 and "begun with other options" in refused.err
+    assert size in refused.err and "tensor '" not in refused.err
 
 
 @pytest.mark.parametrize("again", [False, True])
