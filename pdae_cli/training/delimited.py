@@ -163,11 +163,12 @@ def _preamble(text: str) -> tuple[str, int, int | None, str | None]:
 
 
 def _delimiter(head: str, rest: str) -> str:
-    """What the header is split at: blanks only where it has, or the row below it, nothing else."""
+    """What the header is split at, and the row below it: blanks only where those have nothing else.
+    Names of columns may have commas of their own."""
     counts = {one: head.count(one) for one in (",", ";", "\t")}
-    if any(counts.values()):
-        return max(counts, key=lambda one: counts[one])
     row = rest.lstrip("\n").partition("\n")[0]
+    if any(counts.values()):
+        return max(counts, key=lambda one: (0 < counts[one] == row.count(one), counts[one]))
     one_column = len(row.split()) < 2 or any(one in row for one in counts)
     return "," if one_column else " "
 

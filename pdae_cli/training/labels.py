@@ -102,7 +102,8 @@ def _found(data: Path, labels: Path | None, names: Sequence[str]) -> Labels | No
     table = open_table(data)
     if labels is not None:
         return read_labels(labels, data).of(names, numbered=table is not None)
-    own = _own(data)
+    zipped = _archive(data)
+    own = _own(data, zipped)
     if table is not None:
         columns, left = table.columns()
         left += [f"{one} isn't read, as metadata say what the folder holds" for one in own]
@@ -110,7 +111,7 @@ def _found(data: Path, labels: Path | None, names: Sequence[str]) -> Labels | No
         lines = [row + 1 for row in range(len(table))]
         return _of_sheet(Sheet(str(data), rows, lines, columns, left))
     for place, path in enumerate(own):
-        if found := _read(path, data):
+        if found := _read(path, data, zipped):
             others = own[:place] + own[place + 1 :]
             found.remarks += [f"{other} isn't read, as there is {path.name}" for other in others]
             return found.of(names)
@@ -120,22 +121,21 @@ def _found(data: Path, labels: Path | None, names: Sequence[str]) -> Labels | No
 def read_labels(path: Path, data: Path) -> Labels:
     """Read a table, or StyleGAN's dataset.json; with CelebA's attributes, also its partition beside
     them. `path` may name a member of a zip `data`. Raises InputError for a file that is none."""
-    if found := _read(path, data):
+    if found := _read(path, data, _archive(data)):
         return found
     raise InputError(f'{path}: no labels as StyleGAN has them, {{"labels": [["a.png", 3]]}}')
 
 
-def _read(path: Path, data: Path) -> Labels | None:
+def _read(path: Path, data: Path, zipped: Archive | None) -> Labels | None:
     """As `read_labels`; None for JSON that has no labels."""
-    path = _placed(path, data)
-    content = _content(path, data)
+    path, content = _placed(path, data, zipped)
     if path.suffix.lower() == ".json":
         return _of_json(content, str(path))
     sheet = read_sheet(content, str(path))
     found = _of_sheet(sheet)
-    beside = _placed(path.with_name(f"list_eval_partition{path.suffix}"), data)
-    if path.stem == "list_attr_celeba" and (beside.exists() or _member(beside, data)):
-        part = _of_sheet(read_sheet(_content(beside, data), str(beside)))
+    beside = path.with_name(f"list_eval_partition{path.suffix}")
+    if path.stem == "list_attr_celeba" and (beside.exists() or _member(beside, data, zipped)):
+        part = _of_sheet(read_sheet(_placed(beside, data, zipped)[1], str(beside)))
         found.held_out = part.held_out
         found.remarks += [f"{beside} says what is held out", *part.remarks]
     split = any(name.casefold() in ("split", "partition") for name in sheet.columns)
@@ -144,35 +144,35 @@ def _read(path: Path, data: Path) -> Labels | None:
     return found
 
 
-def _placed(path: Path, data: Path) -> Path:
-    """Where a table lies that people name: a file, else a member, below the zip's own name."""
+def _archive(data: Path) -> Archive | None:
+    """A zip, opened once for all that is asked of it: a million names take a while to read."""
+    return Archive(data) if is_archive(data) else None
+
+
+def _placed(path: Path, data: Path, zipped: Archive | None) -> tuple[Path, bytes]:
+    """Where a table lies that people name, and its content: a file, else a member of the zip, below
+    whose own name it is then."""
     there = os.path.exists(path)  # noqa: PTH110, Path.exists raises where a folder is closed
-    return path if there or path.as_posix() not in _members(data) else data / path
+    path = path if there or not _member(data / path, data, zipped) else data / path
+    member = _member(path, data, zipped)
+    if zipped is None or member is None:
+        return path, read_limited(path, MAX_BYTES)
+    return path, zipped.read(member, MAX_BYTES)
 
 
-def _member(path: Path, data: Path) -> str | None:
+def _member(path: Path, data: Path, zipped: Archive | None) -> str | None:
     """The name in a zip of what lies below its own name; None for what doesn't."""
     name = path.relative_to(data).as_posix() if path.is_relative_to(data) else ""
-    return name if name in _members(data) else None
+    return name if zipped is not None and name in zipped.names() else None
 
 
-def _content(path: Path, data: Path) -> bytes:
-    if member := _member(path, data):
-        return Archive(data).read(member, MAX_BYTES)
-    return read_limited(path, MAX_BYTES)
-
-
-def _members(data: Path) -> list[str]:
-    """The names in a zip; nothing of what is none."""
-    return Archive(data).names() if is_archive(data) else []
-
-
-def _own(data: Path) -> list[Path]:
+def _own(data: Path, zipped: Archive | None) -> list[Path]:
     """Files of labels inside a folder or zip, there also in its one folder, as OWN has them."""
     if is_folder(data):
         files = (data / name for name in OWN)
         return [path for path in files if os.path.isfile(path)]  # noqa: PTH113, as in _placed
-    shallow = [PurePosixPath(name) for name in _members(data) if name.count("/") < 2]
+    names = [] if zipped is None else zipped.names()
+    shallow = [PurePosixPath(name) for name in names if name.count("/") < 2]
     return [data / one for name in OWN for one in shallow if one.name == name]
 
 
@@ -195,7 +195,8 @@ def _of_sheet(sheet: Sheet) -> Labels:
                 found.texts[column] = _texts(sheet, column)
         elif {value for value in meaning.values() if value == value} <= {1, 0, -1}:
             minus = -1 if 0 in meaning.values() else 0
-            as_mark = {cell: _mark(value, minus) for cell, value in meaning.items()}
+            marked = {-1.0: minus, 0.0: 0, 1.0: 1}
+            as_mark = {cell: marked.get(value, -1) for cell, value in meaning.items()}
             found.attributes.append(column)
             marks.append([as_mark[cell] for cell in said])
         else:
@@ -245,13 +246,6 @@ def _number(cell: str) -> float | None:
         return None
     value = float(text)
     return value if math.isfinite(value) else None
-
-
-def _mark(value: float | None, minus: int) -> int:
-    """1, 0, or -1 for unknown; `minus`: what -1 means."""
-    if value is None or value != value:
-        return -1
-    return minus if value == -1 else int(value)
 
 
 def _texts(sheet: Sheet, column: str) -> dict[str, str]:
@@ -325,9 +319,11 @@ def _of_json(content: bytes, source: str) -> Labels | None:
 
 
 def _of_folders(names: Sequence[str]) -> Labels | None:
-    """Take sub-folders for classes, unless they are parts of a split, or numbers that only keep
-    them small."""
+    """Take sub-folders for classes, or those in them where they are parts of a split; unless they
+    are numbers that only keep them small."""
     classes = _folders(names)
+    if _are_parts(classes.values()):
+        classes = _folders(names, 1)  # of train/cat, val/cat
     folders = set(classes.values())
     small = all(SHARDS.fullmatch(one) for one in folders)
     if small or _are_parts(folders) or not 1 < len(folders) <= MAX_CLASSES:
@@ -337,15 +333,15 @@ def _of_folders(names: Sequence[str]) -> Labels | None:
     return found
 
 
-def _folders(names: Sequence[str]) -> dict[str, str]:
-    """Picture → its sub-folder, below the folders that all pictures have in common; nothing where
-    one of them lies in none."""
+def _folders(names: Sequence[str], depth: int = 0) -> dict[str, str]:
+    """Picture → its sub-folder, below the folders that all pictures have in common, or that one's
+    at this depth; nothing where one of them lies in none."""
     parts = [PurePosixPath(name).parts for name in names]
     while parts and all(len(one) > 1 and one[0] == parts[0][0] for one in parts):
         parts = [one[1:] for one in parts]
-    if any(len(one) < 2 for one in parts):
+    if any(len(one) < 2 + depth for one in parts):
         return {}
-    return {name: one[0] for name, one in zip(names, parts, strict=True)}
+    return {name: one[depth] for name, one in zip(names, parts, strict=True)}
 
 
 def _are_parts(folders: Iterable[str]) -> bool:
