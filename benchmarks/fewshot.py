@@ -29,8 +29,8 @@ def held_out_z(
 ) -> Tensor:
     """Normalised z (count, D) of the first held-out pictures with that label."""
     column = labels.matrix(pictures.names)[:, labels.attributes.index(attribute)]
-    names = [name for name, one in zip(pictures.names, column, strict=True) if one == value]
-    return model.normalise(encode_all(model, pictures.subset(names[:count])))
+    rows = (column == value).nonzero()[:count, 0].tolist()
+    return model.normalise(encode_all(model, pictures.subset(rows)))
 
 
 def share(judge: Judge, attribute: str, x: Tensor) -> float:

@@ -62,7 +62,7 @@ def options_of(recipe: str, images: int, precision: str) -> tuple[TrainOptions, 
 
 def kept(model: Model, pictures: Pictures) -> int:
     """Count the principal components that hold 99 % of z's variance over at most 2,000 pictures."""
-    some = pictures.subset(pictures.names[:: max(1, len(pictures) // 2000)])
+    some = pictures.subset(range(0, len(pictures), max(1, len(pictures) // 2000)))
     z = model.z_of(to_float(some.stack(range(len(some))))).double()
     shares = torch.linalg.svdvals(z - z.mean(0)).square()
     return int((shares.cumsum(0) < 0.99 * shares.sum()).sum()) + 1

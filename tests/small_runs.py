@@ -57,8 +57,7 @@ def folder_of(folder: Path, count: int = 24) -> Path:
 def task_of(photos: Path, folder: Path) -> Task:
     """Sixteen pictures to train on, eight held out."""
     pictures = open_pictures(photos, 32)
-    names = pictures.names
-    return Task(pictures.subset(names[:16]), pictures.subset(names[16:]), folder)
+    return Task(pictures.subset(range(16)), pictures.subset(range(16, len(pictures))), folder)
 
 
 def stage_of(kind: str, model: Model, task: Task, **more: Any) -> Stage:

@@ -110,12 +110,7 @@ def _lesson(model: Model, data: Path, labels: Path | None, out: Output) -> Lesso
     pictures = _pictures(model, data, out)
     known = needed(labels_of(pictures, labels, out.quiet), data)
     compare_split(model.config, split(pictures, known)[1], out)
-    try:
-        return of_labels(pictures, known)
-    except UsageError as error:
-        if str(error).startswith(f"{data}:"):
-            raise
-        raise UsageError(f"{known.source}: {error}") from error  # of a column's name
+    return of_labels(pictures, known)
 
 
 def _refuse_both(lesson: Lesson, with_: Path, without: Path) -> None:

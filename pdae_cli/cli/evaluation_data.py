@@ -241,7 +241,7 @@ class Material:
         pictures, held_out = self.train, self.held_out.checked()
         rows = self.rows(pictures, len(pictures) if most is None else most, JUDGE_SEED)
         rows = rows if most is not None else sorted(rows)
-        pictures = pictures.subset([pictures.names[row] for row in rows])
+        pictures = pictures.subset(rows)
         how: dict[str, Any] = {"report": self.out.say, "device": self.model.device}
         return train_judge(pictures, held_out, labels, epochs, JUDGE_SEED, **how)[0]
 

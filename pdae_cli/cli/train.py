@@ -41,15 +41,16 @@ Dimensions = Annotated[
 
 def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
     """Run the loop and show how it goes."""
+    from ..training.data import names_sha
     from ..training.dpm import usual_batch
     from ..training.estimate import estimate, told
     from ..training.loop import Training
     from ..training.stage import TrainOptions
 
     size = flags.batch_size or usual_batch(task.train.size, flags.accelerated)
-    chosen = {"precision": flags.autocast(), "batch_size": size, "names_sha": task.names_sha}
     learnt = {"held_out_sha": task.held_out_sha, "least_share": task.least_share}
-    given = asdict(flags) | chosen | learnt
+    learnt |= {"names_sha": names_sha(task.train, task.held_out)}
+    given = asdict(flags) | learnt | {"precision": flags.autocast(), "batch_size": size}
     options = TrainOptions(**{one.name: given[one.name] for one in fields(TrainOptions)})
     if launched()[1] > 1:
         meet(cpu=not flags.accelerated)
@@ -95,13 +96,14 @@ def dpm(data: Data, output: Folder, options: ShapeFlags) -> None:
 
     Example: pdae train dpm photos/ -o runs/dpm --image-size 64
     """
+    from ..checkpoints import load
     from ..training.dpm import dpm_stage, eps_theta_of, new_dpm
 
     if options.init_from is None:
         model = new_dpm(**options.network())
         note = options.network_of(model)
     else:
-        whole = options.going_on(load_model(options.init_from))
+        whole = options.going_on(load(options.init_from, device="cpu"))
         model = eps_theta_of(whole)
         behind = f"of {options.init_from} eps_theta alone goes on; what guides it stays behind"
         note = "" if model is whole else behind
@@ -124,13 +126,13 @@ def encoder(
 
     Example: pdae train encoder photos/ --dpm runs/dpm -o runs/begun
     """
-    from ..checkpoints import load_dpm
+    from ..checkpoints import load, load_dpm
     from ..checkpoints.find import terms
     from ..training.autoencoder import with_autoencoder
     from ..training.encoder import check_teacher, encoder_stage
 
     z_dim = z_dim or Z_DIM
-    other = None if teacher is None else load_model(teacher)
+    other = None if teacher is None else load(teacher, device="cpu")
     model = with_autoencoder(load_dpm(dpm, Output().say), z_dim, options.seed)
     if other is not None:
         check_teacher(model, other, z_dim)
@@ -164,7 +166,7 @@ def autoencoder(
 
     Example: pdae train autoencoder photos/ --dpm runs/dpm -o runs/model
     """
-    from ..checkpoints import load_dpm
+    from ..checkpoints import load, load_dpm
     from ..training.autoencoder import Weighting, autoencoder_stage, with_autoencoder
     from ..training.conditional import conditional_stage, with_labels
 
@@ -180,7 +182,7 @@ def autoencoder(
         raise UsageError("--gamma is of --weighting lambda; leave it out")
     labels = None if condition is None else options.condition(data, condition)
     if init_from is not None:
-        model = load_model(init_from)
+        model: Model = load(init_from, device="cpu")
         if labels is None and (model.gradient_estimator is None or model.encoder is None):
             raise UsageError(f"{init_from} has no encoder and gradient estimator; use --dpm")
         theirs = model.config.labels
@@ -198,13 +200,6 @@ def autoencoder(
         run(conditional_stage(model, task, labels, how), options, task)
     else:
         run(autoencoder_stage(model, task, how, freeze_encoder), options, task)
-
-
-def load_model(name: str) -> Model:
-    """Load a model on the CPU, where training takes over."""
-    from ..checkpoints import load
-
-    return load(name, device="cpu")
 
 
 @app.command()
@@ -226,11 +221,11 @@ def latent(
 
     Example: pdae train latent photos/ --model runs/model
     """
-    from ..checkpoints import writable_folder
+    from ..checkpoints import load, writable_folder
     from ..training.latent import latent_stage
 
     folder = writable_folder(model_name)
-    model = options.placed(load_model(model_name))
+    model = options.placed(load(model_name, device="cpu"))
     task = options.task(data, folder, model.config, by_z=False)
     run(latent_stage(model, task, width, layers, dropout, options.seed), options, task)
 
@@ -242,12 +237,13 @@ def diffae(data: Data, output: Folder, options: ShapeFlags, z_dim: Dimensions = 
 
     Example: pdae train diffae photos/ -o runs/diffae --image-size 64
     """
+    from ..checkpoints import load
     from ..training.diffae import diffae_stage, new_diffae
 
     if options.init_from is None:
         model = new_diffae(z_dim=z_dim or Z_DIM, **options.network())
     else:
-        model = load_model(options.init_from)
+        model = load(options.init_from, device="cpu")
         if not model.takes_z or model.encoder is None:
             raise UsageError(f"{options.init_from} is no Diff-AE; leave --init-from out")
         check_own("z_dim", z_dim, options.going_on(model).config.z_dim)

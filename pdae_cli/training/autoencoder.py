@@ -118,7 +118,7 @@ def gap_closed(
 def statistics(model: Model, pictures: Pictures) -> Normalisation:
     """Average z over (at most STATISTICS of) the training pictures: mean and deviation."""
     stride = -(-len(pictures) // STATISTICS)
-    z = encode_all(model, pictures.subset(pictures.names[::stride])).double()
+    z = encode_all(model, pictures.subset(range(0, len(pictures), stride))).double()
     std = z.std(dim=0, correction=0).clamp(min=1e-6)
     return Normalisation(tuple(z.mean(dim=0).tolist()), tuple(std.tolist()))
 

@@ -107,13 +107,8 @@ class Pictures:
             return str(error)
         return ""
 
-    def subset(self, names: Sequence[str]) -> Pictures:
-        """Return the pictures of these names, in this order."""
-        index = {name: number for number, name in enumerate(self.names)}
-        return self._numbered([index[name] for name in names])
-
-    def _numbered(self, indices: Sequence[int]) -> Pictures:
-        """Number these anew."""
+    def subset(self, indices: Sequence[int]) -> Pictures:
+        """Return these pictures, in this order, numbered anew."""
         some = copy.copy(self)
         some.names = [self.names[index] for index in indices]
         some._rows = self._rows[torch.tensor(indices, dtype=torch.long)]
@@ -149,7 +144,7 @@ class Pictures:
     def checked(self, progress: Callable[[int], None] = ignore) -> Pictures:
         """Read all, and return those that can be read, numbered anew: whoever numbers them before a
         run pairs no label with another picture. Raises InputError where none can be read."""
-        return self._numbered(self.readable(range(len(self)), progress=progress))
+        return self.subset(self.readable(range(len(self)), progress=progress))
 
 
 @dataclass(frozen=True)
@@ -162,11 +157,6 @@ class Task:
     dtype: torch.dtype = torch.float32
     name: str = ""  # of the data, as the model's record says it
     held_out_sha: str = ""  # `names_sha` of all that is held out, also of what can't be read
-
-    @property
-    def names_sha(self) -> str:
-        """Compute `names_sha` of its pictures."""
-        return names_sha(self.train, self.held_out)
 
     @property
     def least_share(self) -> float:
@@ -250,8 +240,10 @@ def split(pictures: Pictures, labels: Labels | None) -> tuple[Pictures, Pictures
         count = sum(share < 0.02 for share, _ in shares)
         least = min(ENOUGH, max(1, len(shares) // 12))
         held_out = {name for _, name in shares[: max(count, least)]}
-    train = [name for name in pictures.names if name not in held_out]
-    validation = [name for name in pictures.names if name in held_out]
+    parts: tuple[list[int], list[int]] = [], []
+    for number, name in enumerate(pictures.names):
+        parts[name in held_out].append(number)
+    train, validation = parts
     if not train or not validation:
         why = "needs at least two pictures to hold one out"
         if len(validation) > 1:

@@ -133,11 +133,9 @@ def peak_bytes(device: torch.device) -> int | None:
 def seconds_a_step(run: Training) -> float:
     """Measure steps of this process, of which there must be enough left, drawing their batches
     included; the weights in memory move, so `run` is no use for training after it."""
-    stream, begun = run.batches(), 0.0
-    for number in range(1 + MEASURED):
+    stream = run.batches()
+    run.train_step(next(stream)).item()
+    begun = time.perf_counter()
+    for _ in range(MEASURED):
         run.train_step(next(stream)).item()  # .item() waits for a GPU
-        if number == 0:
-            begun = time.perf_counter()
-    if run.accelerator.device.type == "cuda":
-        torch.cuda.synchronize(run.accelerator.device)
     return (time.perf_counter() - begun) / MEASURED

@@ -91,6 +91,11 @@ def check_classifier(folder: Path, unet: UNetConfig) -> None:
         )
 
 
+def is_made(folder: Path, stage: str) -> bool:
+    """Whether what a run of this stage writes is there."""
+    return (folder / {"latent": LATENT_DPM, "classifier": CLASSIFIER}.get(stage, WEIGHTS)).exists()
+
+
 ELSEWHERE = "choose another -o (a model with all that is to be trained goes on by --init-from)"
 
 

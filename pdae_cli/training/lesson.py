@@ -68,7 +68,10 @@ def of_labels(pictures: Pictures, labels: Labels) -> Lesson:
     numbers = [name for name, one in zip(labels.numbers, varied.tolist(), strict=True) if one]
     if not names and not numbers:
         raise UsageError(f"{pictures.root}: no label tells the pictures apart")
-    check_names([*names, *numbers])
+    try:
+        check_names([*names, *numbers])
+    except UsageError as error:
+        raise UsageError(f"{labels.source}: {error}") from error
     groups = None
     if labels.groups:
         of = [labels.groups.get(name, "") for name in parts[0].names]

@@ -33,6 +33,7 @@ from ..engine.computing import Say, check_compiler, ignore, within_memory
 from ..errors import STOPPING, InputError, OutOfMemory, PdaeError, UsageError
 from ..files import append, check_writable
 from ..pictures.images import write_sheet
+from .folder import is_made
 from .muon import optimizer_of
 from .stage import Rows, Stage, TrainOptions, checkpoint_activations, draw_batch, prefetched
 from .state import EMA, load_state, locked, read_facts, save_state, trim_log
@@ -230,6 +231,8 @@ class Training:
             self.accelerator.trackers = []
 
     def _train(self, report: Report, interrupted: Callable[[], bool]) -> None:
+        if self.step >= self.steps and not is_made(self.folder.parent, self.stage.name):
+            self._save(report)
         begun, begun_step, losses = time.perf_counter(), self.step, []
         for group in self.batches():
             self._go_on(interrupted())

@@ -51,7 +51,7 @@ class TrainOptions:
     optimizer: str = "adam"  # or "muon"
     cooldown: float = 0.0  # share of the pictures, at the end, over which lr falls to zero
     fit: str = "crop"  # of pictures that aren't square
-    names_sha: str = ""  # see `Task.names_sha`
+    names_sha: str = ""  # of those trained on and those held out: see `data.names_sha`
     held_out_sha: str = ""  # by these two, later commands know what was learnt from: see `Task`
     least_share: float = 0.0
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from cli_runs import outputs
 from conftest import Command, tiny_model
-from small_runs import OPTIONS, SHAPE, TINY, folder_of, quiet, stage_of, task_of
+from safetensors.torch import load_file
+from small_runs import OPTIONS, SHAPE, TINY, assert_equal, folder_of, quiet, stage_of, task_of
 
 from pdae_cli.checkpoints import read_model, write_model
 from pdae_cli.engine.model import Model
@@ -192,6 +193,29 @@ def test_a_run_that_is_done_leaves_what_was_made_of_it(
     assert refused.code == 2 and f"{run} has attributes.safetensors, made for" in refused.err
     (run / "attributes.safetensors").unlink()
     assert pdae(*command, "--images", 16).code == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"), [("dpm", "model.safetensors"), ("latent", "latent_dpm.safetensors")]
+)
+def test_what_a_run_that_is_done_made_is_made_again_where_it_is_gone(
+    stage: str, file: str, photos: Path, tmp_path: Path
+) -> None:
+    """The state has all of it; the same command ended well and wrote nothing."""
+
+    def train() -> None:
+        run = stage_of(stage, tiny_model(), task_of(photos, tmp_path))
+        Training(run, replace(OPTIONS, images=8), tmp_path).train(quiet)
+
+    train()
+    made = tmp_path / file
+    before = load_file(made)
+    made.unlink()
+    train()
+    assert_equal(load_file(made), before)
+    touched = made.stat().st_mtime_ns
+    train()
+    assert made.stat().st_mtime_ns == touched
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "classifier"])
