@@ -179,19 +179,13 @@ def _report(
         out.result({**record, "correlations": others}, text)
         with_ = facts.get("held_out_with", facts["held_out"] // 2)  # of numbers, each tells
         if min(with_, facts["held_out"] - with_) < FEW:
-            few.append(f"{name} ({_on(facts)})")
+            on = f"{with_} with it of " if "held_out_with" in facts else ""
+            few.append(f"{name} ({on}{facts['held_out']})")
     if few:
         out.warn(
             f"too few pictures are held out to tell how well these do: {', '.join(few)}; more "
             "pictures, or a `split` column in the labels, hold out more"
         )
-
-
-def _on(facts: dict[str, Any]) -> str:
-    """How many pictures an attribute was measured on."""
-    if "held_out_with" not in facts:
-        return str(facts["held_out"])
-    return f"{facts['held_out_with']} with it of {facts['held_out']}"
 
 
 @app.command("list")

@@ -195,8 +195,8 @@ class ShapeFlags(TrainFlags):
     def said(self) -> dict[str, Any]:
         """Tell what was said of the network."""
         theirs = {one.name for one in fields(TrainFlags)} | {"init_from", "first_stage"}
-        known = {name: one for name, one in asdict(self).items() if one is not None}
-        chosen = {name: one for name, one in known.items() if name not in theirs}
+        given = asdict(self).items()
+        chosen = {name: one for name, one in given if one is not None and name not in theirs}
         for name in chosen.keys() & {"multipliers", "attention"}:
             chosen[name] = tuple(numbers(chosen[name]))
         return chosen

@@ -282,14 +282,12 @@ def _held_out(sheet: Sheet, column: str, remarks: list[str]) -> set[str]:
 
 def _refuse_twins(sheet: Sheet) -> None:
     """Raise InputError for two rows of one picture."""
-    paths = [plain(name) for name in sheet.names]
-    if len(seen := set(paths)) < len(paths):
-        for number, path in enumerate(paths):
-            if path not in seen:
-                first, second = sheet.lines[paths.index(path)], sheet.lines[number]
-                what = f"lines {first} and {second} are both of {short(path)}"
-                raise InputError(f"{sheet.source}: {what}; leave one out")
-            seen.discard(path)
+    seen: dict[str, int] = {}
+    for path, line in zip(map(plain, sheet.names), sheet.lines, strict=True):
+        if path in seen:
+            what = f"lines {seen[path]} and {line} are both of {short(path)}"
+            raise InputError(f"{sheet.source}: {what}; leave one out")
+        seen[path] = line
 
 
 def _of_json(content: bytes, source: str) -> Labels | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -63,7 +64,8 @@ def of_labels(pictures: Pictures, labels: Labels) -> Lesson:
     marks = [labels.matrix(part.names) for part in parts]
     values = [labels.values(part.names) for part in parts]
     told = both_kinds(marks[0])
-    varied = torch.tensor([_varies(column) for column in values[0].T], dtype=torch.bool)
+    least, most = (values[0].nan_to_num(nan=end) for end in (math.inf, -math.inf))
+    varied = least.amin(0) < most.amax(0)
     names = [name for name, one in zip(labels.attributes, told.tolist(), strict=True) if one]
     numbers = [name for name, one in zip(labels.numbers, varied.tolist(), strict=True) if one]
     if not names and not numbers:
@@ -87,8 +89,3 @@ def of_labels(pictures: Pictures, labels: Labels) -> Lesson:
         groups,
         [one for one in (*labels.attributes, *labels.numbers) if one not in (*names, *numbers)],
     )
-
-
-def _varies(column: Tensor) -> bool:
-    known = column[column.isfinite()]
-    return len(known) > 1 and bool(known.min() < known.max())
