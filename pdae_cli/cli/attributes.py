@@ -152,7 +152,14 @@ def _replaced(
 
 
 def _pictures(model: Model, data: Path, out: Output) -> Pictures:
-    return open_data(data, model.config.image_size, model.config.channels, out)
+    return open_data(data, model.config.image_size, model.config.channels, out, _fit(model))
+
+
+def _fit(model: Model) -> str:
+    """How pictures that aren't square were brought into the frame where the z was learnt."""
+    from ..training.latent import learnt_with
+
+    return str(learnt_with(model, "fit") or "crop")
 
 
 def _report(
@@ -279,7 +286,7 @@ def discover(
         raise InputError(f"{output} exists; pass --overwrite")
     out, (folder, model) = options.out, _own(options)
     original = None if output is None else _first(model, picture or data, options, output)
-    found = principal(z_of(model, data, out, output=output), count)
+    found = principal(z_of(model, data, out, _fit(model), output), count)
     found.of = model.config.z_sha
 
     def change(known: Attributes | None) -> Attributes:

@@ -48,7 +48,7 @@ class Vectors:
 
     def __init__(self, model: Model, task: Task) -> None:
         self.model, self.task = model, task
-        self.ways = (False, True) if flipped(model) else (False,)  # whether mirrored
+        self.ways = (False,) if learnt_with(model, "flip") is False else (False, True)  # mirrored
 
     @cached_property
     def z(self) -> tuple[Tensor, Tensor]:
@@ -65,11 +65,11 @@ class Vectors:
         return self.z[0][torch.as_tensor(indices)]
 
 
-def flipped(model: Model) -> bool:
-    """Tell whether the z was learnt from mirrored pictures, too; yes where it isn't said."""
+def learnt_with(model: Model, option: str) -> object:
+    """Return an option of the run that learnt the z; None where it isn't said."""
     runs = [one for one in model.config.training if one.get("stage") in ("autoencoder", "diffae")]
     options = runs[-1].get("options") if runs else None
-    return not isinstance(options, dict) or options.get("flip") is not False
+    return options.get(option) if isinstance(options, dict) else None
 
 
 class LatentLoss(nn.Module):
