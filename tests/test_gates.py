@@ -32,7 +32,7 @@ FORBIDDEN_IMPORTS: dict[str, set[Path]] = {
     "pickletools": {PICKLES},  # reads a pickle's opcodes without running them
     "numpy": {  # its load reads pickles; OpenCV takes its arrays, and exports are its files
         PACKAGE / "pictures" / "photos" / "faces.py",
-        PACKAGE / "engine" / "codes.py",
+        PACKAGE / "engine" / "columns.py",
     },
     "requests": set(),
     "urllib": set(),

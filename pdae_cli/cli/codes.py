@@ -251,8 +251,7 @@ def export(
 
     Example: pdae codes export all.safetensors -o codes.csv
     """
-    from ..engine.codes import to_csv, to_npy, to_npz
-    from ..engine.columns import to_parquet
+    from ..engine.columns import to_csv, to_npy, to_npz, to_parquet
 
     writers = {".csv": to_csv, ".npy": to_npy, ".npz": to_npz, TABLE: to_parquet}
     file = options.file(output, f".{format}", set(writers))

@@ -31,7 +31,7 @@ def decode(
     with Run(model, options, "decode", destination, nfe) as run:
         for batch in run.batches(items):
             with batch:
-                codes = codes_of(run, batch)
+                codes = codes_of(run, batch, noise=not random_noise)
                 how: dict[str, Any] = {"random_noise": random_noise, **options.changes()}
                 pictures = model.decode(codes, generators=generators(run, batch), **how)
                 facts = {"sampling": decoded_by(run, codes), "random_noise": random_noise}

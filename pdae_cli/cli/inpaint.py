@@ -97,7 +97,7 @@ def _complete(
                 if batch[0].codes is None:
                     pictures = pictures_of(faces)
                 else:
-                    codes = codes_of(run, batch)
+                    codes = codes_of(run, batch, as_made=True)
                     z = codes.z
                     if codes.x_T is None:
                         raise InputError(f"{Z_ALONE}; give the picture, or encode it with x_T")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -93,7 +91,8 @@ def require_alike(codes: Sequence[Codes], names: Sequence[str] = ()) -> None:
         if one.weights_sha:
             facts["model"] = one.weights_sha
         if one.x_T is not None:
-            facts |= {"x_T of size": tuple(one.x_T.shape[1:]), "settings": one.sampling}
+            way = Sampling().changed(one.sampling).record()
+            facts |= {"x_T of size": tuple(one.x_T.shape[1:]), **way}
         for what, value in facts.items():
             weights = f"{one.model}, weights {one.weights_sha[:12]}"
             here = f"{name} ({what} {weights if what == 'model' else value})"
@@ -126,8 +125,13 @@ def stack(codes: Sequence[Codes], names: Sequence[str] = ()) -> Codes:
         converged=tuple(row for one in codes for row in one.converged)
         if all(len(one.converged) == len(one) for one in codes)
         else (),
-        dtype=codes[0].dtype if len({one.dtype for one in codes}) == 1 else "",
+        dtype=_dtype_of(codes),
     )
+
+
+def _dtype_of(codes: Sequence[Codes]) -> str:
+    """In which all of them were encoded; "" where they weren't in one."""
+    return codes[0].dtype if len({one.dtype for one in codes}) == 1 else ""
 
 
 @dataclass(frozen=True)
@@ -243,33 +247,6 @@ def _wrong(facts: CodesFacts, rows: int) -> str:
     return next((f"{shown(one)} is no SHA-256" for one in shas if not SHA.fullmatch(one)), "")
 
 
-def to_csv(codes: Codes) -> bytes:
-    """Write a line a picture: source, z0, z1 …; nine digits, which give every float32 back."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["source", *(f"z{column}" for column in range(codes.z.shape[1]))])
-    for source, z in zip(codes.sources, codes.z.tolist(), strict=True):
-        table.writerow([source, *(f"{value:.9g}" for value in z)])
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def to_npy(codes: Codes) -> bytes:
-    """Write z as a NumPy array file, (N, D) float32."""
-    import numpy
-
-    numpy.save(buffer := io.BytesIO(), codes.z.float().numpy(), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def to_npz(codes: Codes) -> bytes:
-    """Write z, what there is of x_T and residual_T, and the sources as a NumPy archive."""
-    import numpy
-
-    arrays: dict[str, Any] = {name: x.float().numpy() for name, x in codes.tensors().items()}
-    numpy.savez(buffer := io.BytesIO(), **arrays, sources=numpy.array(codes.sources, dtype=str))
-    return buffer.getvalue()
-
-
 def between(ends: Codes, shares: Sequence[float]) -> Codes:
     """Codes from one to the other of two: Slerp(x_T), Lerp(z, residual_T) (PDAE sec. 4.4)."""
     assert ends.x_T is not None
@@ -317,7 +294,7 @@ def combine(
     sources = tuple(_formula(terms, row) for row in range(rows))
     sampling = next((one for one in codes if one.x_T is not None), whole).sampling
     facts: dict[str, Any] = {"sources": sources, "sampling": sampling, "converged": ()}
-    return replace(whole, z=z, x_T=x_T, residual_T=residual_T, **facts)
+    return replace(whole, z=z, x_T=x_T, residual_T=residual_T, dtype=_dtype_of(codes), **facts)
 
 
 def _sum(terms: Sequence[tuple[float, Tensor]], rows: int) -> Tensor:

@@ -1,8 +1,9 @@
-"""Codes as columns of an Arrow table, a row a picture. Each row says all that its codes need: other
-programs may filter, join and shuffle rows."""
+"""Codes for other programs: as CSV, NumPy's arrays, and columns of an Arrow table, a row a picture.
+Each of its rows says all that its codes need: other programs may filter, join and shuffle rows."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,33 @@ if TYPE_CHECKING:
 
 ALIKE = ("model", "weights_sha", "sampling")  # in all rows of one Codes; `dtype` may differ
 WRITING = {"use_dictionary": [*ALIKE, "dtype"]}  # numbers in one would only take more room
+
+
+def to_csv(codes: Codes) -> bytes:
+    """Write a line a picture: source, z0, z1 …; nine digits, which give every float32 back."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["source", *(f"z{column}" for column in range(codes.z.shape[1]))])
+    for source, z in zip(codes.sources, codes.z.tolist(), strict=True):
+        table.writerow([source, *(f"{value:.9g}" for value in z)])
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def to_npy(codes: Codes) -> bytes:
+    """Write z as a NumPy array file, (N, D) float32."""
+    import numpy
+
+    numpy.save(buffer := io.BytesIO(), codes.z.float().numpy(), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def to_npz(codes: Codes) -> bytes:
+    """Write z, what there is of x_T and residual_T, and the sources as a NumPy archive."""
+    import numpy
+
+    arrays: dict[str, Any] = {name: x.float().numpy() for name, x in codes.tensors().items()}
+    numpy.savez(buffer := io.BytesIO(), **arrays, sources=numpy.array(codes.sources, dtype=str))
+    return buffer.getvalue()
 
 
 def arrow() -> Any:

@@ -109,6 +109,29 @@ def test_codes_are_decoded_otherwise_whatever_they_record(
     assert pdae(*way, *few, *decoded).code == 0
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("inpaint", "--like", "z.safetensors", "a.png", "--mask", "a.png"),
+        ("inpaint", "z.safetensors", "--mask", "a.png"),
+        ("colourise", "z.safetensors"),
+        ("decode", "z.safetensors", "--random-noise"),
+        ("manipulate", "z.safetensors", "--random-noise", "--attr", "smiling=1"),
+        ("encode", "z.safetensors", "--no-noise"),
+    ],
+)
+def test_nothing_is_said_of_settings_that_codes_arent_decoded_by(
+    pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...]
+) -> None:
+    """z alone is taken of them, or they are decoded as they were made: what is made of either has
+    settings of its own."""
+    monkeypatch.chdir(pictures[0].parent)
+    pdae("encode", "a.png", "-o", "z.safetensors", "--inference-steps", 4)
+    out = "out.safetensors" if line[0] == "encode" else "out.png"
+    result = pdae(*line, "-o", out, "--inference-steps", 3)
+    assert result.code == 0 and "warning: these codes" not in result.err
+
+
 def test_encode_keeps_codes_as_they_are_and_warns_when_told_otherwise(
     pdae: Command, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -27,11 +27,8 @@ from pdae_cli.engine.codes import (
     one_file,
     stack,
     to_bytes,
-    to_csv,
-    to_npy,
-    to_npz,
 )
-from pdae_cli.engine.columns import to_table
+from pdae_cli.engine.columns import to_csv, to_npy, to_npz, to_table
 from pdae_cli.errors import InputError, PdaeError, UsageError
 
 
@@ -271,7 +268,7 @@ class TestRefusals:
         (ELSE, "other, weights eeeeeeeeeeee.*tiny, weights ddd"),
         ({"z": torch.randn(1, 7)}, "z of size 7.*z of size 6"),
         ({"x_T": torch.randn(1, 3, 4, 4)}, "x_T of size"),
-        ({"sampling": {"inference_steps": 6}}, "settings.*6.*settings.*5"),
+        ({"sampling": {"inference_steps": 6}}, r"\(inference_steps 6\).*\(inference_steps 5\)"),
     )
 
     @pytest.mark.parametrize(("change", "message"), OTHERS)
@@ -287,6 +284,12 @@ class TestRefusals:
         for order in itertools.permutations(three):
             with pytest.raises(InputError, match="don't go together"):
                 combine([(1, one) for one in order])
+
+    def test_a_sum_is_of_one_precision_or_doesnt_say_it(self) -> None:
+        """Decoding it would tell of the wrong one."""
+        low, high = (codes_of(1, dtype=dtype) for dtype in ("bfloat16", "float32"))
+        for terms, dtype in ((low, low), "bfloat16"), ((low, high), ""), ((high, low), ""):
+            assert combine([(0.5, one) for one in terms]).dtype == stack(terms).dtype == dtype
 
     def test_what_doesnt_matter(self) -> None:
         """The model's name, and without x_T how that was made; but all have one, or none."""

@@ -19,22 +19,26 @@ if TYPE_CHECKING:
     from ...engine.codes import Codes
 
 
-def codes_of(run: Run, batch: Sequence[Loaded], noise: bool = True) -> Codes:
-    """Return the codes of a batch: as read, or encoded now."""
+def codes_of(
+    run: Run, batch: Sequence[Loaded], noise: bool = True, *, as_made: bool = False
+) -> Codes:
+    """Return the codes of a batch: as read, or encoded now. What is read and made in another way
+    than this run is told of, unless z alone is wanted or they are decoded `as_made`."""
     from ...engine.codes import stack
 
     if batch[0].codes is None:
         x_0, sampling = pictures_of(batch), run.options.sampling()
         return encoded(run, batch, run.model.encode(x_0, sampling, noise=noise))
     codes = stack([one.codes for one in batch if one.codes is not None])
-    if noise and run.command != "encode":
-        _compare_dtype(run, {one.codes.dtype for one in batch if one.codes is not None})
     if not noise:
-        codes = dataclasses.replace(codes, x_T=None, residual_T=None, converged=())
+        return dataclasses.replace(codes, x_T=None, residual_T=None, converged=())
     kept = run.command == "encode"  # as they are; others make a picture, which needs no corrections
+    if not kept:
+        _compare_dtype(run, {one.codes.dtype for one in batch if one.codes is not None})
+    changes = {} if as_made else run.options.changes()
     text = "; ".join(
         f"{name} {codes.sampling.get(name)}, not {value}"
-        for name, value in run.options.changes().items()
+        for name, value in changes.items()
         if codes.sampling.get(name) != value and (kept or name != "corrections")
     )
     if text and run.first_time(text):
