@@ -12,8 +12,8 @@ from .options import (
     FaceOptions,
     FileOptions,
     Format,
-    Inputs,
     OutputPath,
+    PictureInputs,
     RunOptions,
     ViewOptions,
     WriteOptions,
@@ -34,7 +34,7 @@ class AlignOptions(FaceOptions, FileOptions, WriteOptions, ViewOptions, RunOptio
 @takes(AlignOptions, without=("fit", "align"))
 def align(
     options: AlignOptions,
-    inputs: Inputs = None,
+    inputs: PictureInputs = None,
     output: OutputPath = None,
     size: Annotated[int, typer.Option(min=1, max=8000, help="Pixels of a side.")] = 256,
     format: Format = "png",

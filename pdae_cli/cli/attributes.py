@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, ModelError, UsageError, counted
-from .data import compare_split, encoded, labels_of, needed, open_data, z_of
+from .data import DATA, compare_split, encoded, labels_of, needed, open_data, z_of
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
 from .run.destination import writable
@@ -43,7 +43,7 @@ app = typer.Typer(no_args_is_help=True, help="Attributes: learn or find your own
 @takes(ModelOptions)
 def fit(
     options: ModelOptions,
-    data: Annotated[Path | None, typer.Argument(help="Folder or zip of labelled pictures.")] = None,
+    data: Annotated[Path | None, typer.Argument(help=f"{DATA}, with labels.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Table of labels; default: labels.csv inside DATA.")
     ] = None,
@@ -257,7 +257,7 @@ class DiscoverOptions(SeedOptions, EncodingOptions, ModelOptions):
 @takes(DiscoverOptions)
 def discover(
     options: DiscoverOptions,
-    data: Annotated[Path, typer.Argument(help="Folder or zip of pictures, or a codes file.")],
+    data: Annotated[Path, typer.Argument(help=f"{DATA}, or a codes file.")],
     count: Annotated[int, typer.Option("-k", "--count", min=1, help="Directions to find.")] = 10,
     output: Annotated[
         Path | None,

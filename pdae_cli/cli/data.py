@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ..training.data import Pictures, PictureSource
     from ..training.labels import Labels
 
+DATA = "Folder, zip, '*.parquet', '{00..99}.tar', Hub id"
+Data = Annotated[Path, typer.Argument(help=f"{DATA}.")]
 SHOWN = 5  # of each kind of thing, for people; --json has all
 
 app = typer.Typer(no_args_is_help=True, help="Your own data: look through it before a long run.")
@@ -125,7 +127,7 @@ def needed(labels: Labels | None, data: Path, instead: str = "") -> Labels:
 @takes(SaidOptions)
 def check(
     options: SaidOptions,
-    data: Annotated[Path, typer.Argument(help="Folder, zip, table, or data set of the Hub.")],
+    data: Data,
     labels: Annotated[
         Path | None, typer.Option(help="Table of labels; default: labels.csv inside DATA.")
     ] = None,

@@ -13,8 +13,9 @@ import typer
 from .. import __version__
 from ..errors import InputError, ModelError, OutOfMemory, UsageError
 from . import pages
+from .data import Data
 from .evaluation_data import JUDGE_SEED, OUTPUTS, QUICK, USUAL, EvaluateOptions, Material, every
-from .options import LikelihoodOptions, numbers, split_names, takes
+from .options import LikelihoodOptions, PictureInputs, numbers, split_names, takes
 from .output import Output, plain
 from .run.batches import Made, Run
 from .run.destination import Destination
@@ -32,7 +33,6 @@ app = typer.Typer(
 NOT_OF_JUDGES = ("seed", "dtype", "batch_size", "compile", "output", "pictures", "whole")
 SOLVERS = ("dpmpp", "ddim", "leapfrog", "ddpm", "sde", "pc")  # known before torch is imported
 
-Data = Annotated[Path, typer.Argument(help="Folder, zip or tar shards of pictures.")]
 JudgePath = Annotated[
     Path | None,
     typer.Option(
@@ -349,9 +349,7 @@ def _tell_quality(auroc: dict[str, float], learnt: Tensor, truth: Tensor, out: O
 @takes(LikelihoodOptions, without=("show", "sheet", "stream", "preset", "solver", "parity"))
 def likelihood(
     options: LikelihoodOptions,
-    inputs: Annotated[
-        list[str] | None, typer.Argument(help="Pictures: files, folders, or - for standard input.")
-    ] = None,
+    inputs: PictureInputs = None,
     conditional: Annotated[
         bool, typer.Option("--conditional", help="Of p(x | z), with each picture's own z.")
     ] = False,

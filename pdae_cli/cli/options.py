@@ -29,10 +29,9 @@ DEFAULT_MODEL = "faces64"
 SOLVING, PICTURES, FILES, MODEL = "Solving", "Pictures", "Files and runs", "Model"
 PANELS = (None, SOLVING, PICTURES, FILES, MODEL)  # of --help, in this order
 
-Inputs = Annotated[
-    list[str] | None,
-    typer.Argument(help="Pictures or codes: files, folders, or - for standard input."),
-]
+NAMED = "files, folders, or - for standard input."
+Inputs = Annotated[list[str] | None, typer.Argument(help=f"Pictures or codes: {NAMED}")]
+PictureInputs = Annotated[list[str] | None, typer.Argument(help=f"Pictures: {NAMED}")]
 OutputPath = Annotated[
     str | None,
     typer.Option(

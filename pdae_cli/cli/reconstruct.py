@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .options import Format, Inputs, PictureOptions, RandomNoise, takes
+from .options import Format, PictureInputs, PictureOptions, RandomNoise, takes
 from .run.batches import Made, Run
 from .run.destination import Destination
 from .run.making import codes_of, generators, picture_file, pictures_of
@@ -18,7 +18,7 @@ from .run.photos import framed, wanted_squares
 @takes(PictureOptions)
 def reconstruct(
     options: PictureOptions,
-    inputs: Inputs = None,
+    inputs: PictureInputs = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="File, folder, or -; none: measure only.")
     ] = None,

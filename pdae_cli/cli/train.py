@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import UsageError
+from .data import Data
 from .options import takes
 from .output import Output
 from .run.destination import writable
@@ -30,7 +31,6 @@ Z_DIM = 512
 shape = partial(typer.Option, rich_help_panel=NETWORK)
 learning = partial(typer.Option, rich_help_panel=LEARNING)
 
-Data = Annotated[Path, typer.Argument(help="Folder, zip, '*.parquet', '{00..99}.tar', Hub id.")]
 Folder = Annotated[
     Path, common("--output", "-o", help="Model folder; the same resumes.", callback=writable)
 ]

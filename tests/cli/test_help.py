@@ -9,6 +9,9 @@ import commands_page
 import pytest
 from cli_runs import without
 from conftest import BUNDLED, Command
+from random_codes import codes_of
+
+from pdae_cli.engine.codes import to_bytes
 
 HEAVY = "torch numpy"
 HELP = ("--help", "--version", "encode --help", "help train dpm")
@@ -81,3 +84,14 @@ def test_json_has_no_infinities() -> None:
 
     record = {"a": [float("inf"), 1.5], "b": float("nan")}
     assert json.dumps(plain(record)) == '{"a": [null, 1.5], "b": null}'
+
+
+@pytest.mark.parametrize("line", ["align", "reconstruct", "evaluate likelihood"])
+def test_help_names_codes_only_where_they_are_taken(
+    pdae: Command, tmp_path: Path, line: str
+) -> None:
+    (z := tmp_path / "z.safetensors").write_bytes(to_bytes(codes_of(1)))
+    refused = pdae(*line.split(), z)
+    assert refused.code == 3 and "codes" in refused.err
+    assert "Pictures or codes" not in pdae("help", *line.split(), "--all").text
+    assert "Pictures or codes" in pdae("help", "decode", "--all").text
