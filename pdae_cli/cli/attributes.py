@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError, ModelError, UsageError, counted
-from .data import DATA, compare_split, encoded, labels_of, needed, open_data, z_of
+from ..errors import InputError, ModelError, UsageError
+from .data import DATA, compare_split, encoded, labels_of, needed, open_data, refuse_both, z_of
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
 from .run.destination import writable
@@ -84,7 +84,7 @@ def fit(
     if with_ is not None and without is not None:
         kinds = _pictures(model, with_, out), _pictures(model, without, out)
         lesson = of_two(*kinds, name or with_.name)
-        _refuse_both(lesson, with_, without)
+        refuse_both(_shas(lesson), with_, without)
     else:
         lesson = _lesson(model, Path(str(data)), labels, out)
     if lesson.left:
@@ -113,17 +113,14 @@ def _lesson(model: Model, data: Path, labels: Path | None, out: Output) -> Lesso
     return of_labels(pictures, known)
 
 
-def _refuse_both(lesson: Lesson, with_: Path, without: Path) -> None:
-    """Raise UsageError for pictures, by their pixels, that are said to have it and not to."""
+def _shas(lesson: Lesson) -> list[set[str]]:
+    """SHA-256 of the pixels of those with the attribute, and of those without it."""
     from ..pictures.images import picture_sha
 
-    kinds = [
+    return [
         {picture_sha(part[number]) for part in parts for number in range(len(part))}
         for parts in zip(*lesson.parts, strict=True)
     ]
-    if both := len(kinds[0] & kinds[1]):
-        are = f"{counted(both, 'picture')} {'is' if both == 1 else 'are'} in both"
-        raise UsageError(f"{are} {with_} and {without}; leave out of one what isn't its kind")
 
 
 def _own(options: ModelOptions) -> tuple[Path, PretrainedModel]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UsageError, counted
-from .data import z_of
+from .data import refuse_both, z_of
 from .options import (
     PICTURES,
     SOLVING,
@@ -201,8 +201,11 @@ def like(run: Run, options: SampleOptions, with_: Path) -> tuple[list[Paint], st
 
     model = run.model
     _record_latent_dpm(run)
-    z = _of_several(run, with_)
-    others = None if options.unlike is None else _of_several(run, Path(options.unlike))
+    z, others = _of_several(run, with_), None
+    if options.unlike is not None:
+        others = _of_several(run, Path(options.unlike))
+        kinds = [{row.numpy().tobytes() for row in rows} for rows in (z, others)]
+        refuse_both(kinds, with_, Path(options.unlike))
     likeness = guidance.learn(z, others, guidance.unlabelled(model))
     kind = f"those in {Path(options.unlike)}" if options.unlike else "what the model makes"
     run.out.say(

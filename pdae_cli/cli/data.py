@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, counted
 from ..pictures.listing import CODES
 from .options import SaidOptions, takes
 from .output import Output
@@ -71,6 +71,13 @@ def z_of(
     config = model.config
     pictures = open_data(data, config.image_size, config.channels, out, fit, output)
     return encoded(model, pictures.checked(), out)
+
+
+def refuse_both(kinds: Sequence[set[Any]], with_: Path, without: Path) -> None:
+    """Raise UsageError for pictures that are said to be of a kind and not to."""
+    if both := len(kinds[0] & kinds[1]):
+        are = f"{counted(both, 'picture')} {'is' if both == 1 else 'are'} in both"
+        raise UsageError(f"{are} {with_} and {without}; leave out of one what isn't its kind")
 
 
 def encoded(model: Model, pictures: Pictures, out: Output) -> Tensor:

@@ -128,6 +128,7 @@ REFUSED = [
         (2, "--like x --unconditional", "exclude"),
         (2, "--like in/0.png", "in/0.png is no folder, zip, Parquet file or tar"),
         (3, "--like in/sub/none", "no such folder"),
+        (2, "--like in --unlike in", "2 pictures are in both in and in; leave out"),
         (2, "--stream png --grid -o -", "leave one of them out"),
         (2, "--fit pad", "--fit is of the pictures of --like"),
         (3, "-n 500 --columns 500 -o x.webp", "16998x32 pixels are too many for .webp"),
