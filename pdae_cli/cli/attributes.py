@@ -15,7 +15,7 @@ from ..errors import InputError, ModelError, UsageError
 from .data import DATA, compare_split, encoded, labels_of, needed, open_data, refuse_both, z_of
 from .options import EncodingOptions, ModelOptions, SeedOptions, takes
 from .output import Output
-from .run.destination import writable
+from .run.destination import refuse_existing, writable
 from .run.inputs import collect
 from .run.loading import anew, pictures_and_codes
 from .run.making import pictures_of
@@ -277,10 +277,10 @@ def discover(
 
     if output is None and picture is not None:
         raise UsageError("--picture is what a sheet shows directions on; give one as -o")
-    if output is not None and output.suffix.lower() != ".png":
-        raise UsageError(f"-o {output}: the sheet is a .png")
-    if output is not None and output.exists() and not overwrite:
-        raise InputError(f"{output} exists; pass --overwrite")
+    if output is not None:
+        if output.suffix.lower() != ".png":
+            raise UsageError(f"-o {output}: the sheet is a .png")
+        refuse_existing(output, overwrite)
     out, (folder, model) = options.out, _own(options)
     original = None if output is None else _first(model, picture or data, options, output)
     found = principal(z_of(model, data, out, _fit(model), output), count)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import InputError, UsageError, counted
+from ..errors import UsageError, counted
 from ..pictures.listing import CODES
 from .options import FILES, NamesOptions, OutputPath, option, takes
-from .run.destination import Destination
+from .run.destination import Destination, refuse_existing
 from .run.loading import own_names
 from .run.tables import TABLE
 
@@ -61,11 +61,6 @@ class CodesOptions(NamesOptions):
         names = [name for name, _ in read]
         return names, stack([one for _, one in read], names)
 
-    def check(self, path: Path) -> None:
-        """Refuse to replace a file."""
-        if path.exists() and not self.overwrite:
-            raise InputError(f"{path} exists; pass --overwrite")
-
     def file(
         self, output: str | None, suffix: str = CODES, allowed: Set[str] = {CODES}
     ) -> Destination:
@@ -78,7 +73,7 @@ class CodesOptions(NamesOptions):
         if file.named:
             file = file.at(next(path for path in file.candidates() if not path.exists()))
         if not file.stdout:
-            self.check(Path(file.target))
+            refuse_existing(Path(file.target), self.overwrite)
         return file
 
     def write(self, file: Destination, data: bytes, record: dict[str, Any], codes: Codes) -> None:
@@ -129,7 +124,7 @@ def split(
     names = own_names([row.sources[0] for row in rows]) or numbers
     places = [Path(name) for name in names]
     for place in places:
-        options.check(folder.path(place))
+        refuse_existing(folder.path(place), options.overwrite)
     for place, row in zip(places, rows, strict=True):
         folder.write(place, to_bytes(row))
         source, path = row.sources[0], str(folder.path(place))

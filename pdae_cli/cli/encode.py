@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import UsageError
+from ..pictures.listing import CODES
 from .options import FILES, EncodeOptions, Inputs, OutputPath, takes
 from .run.batches import Made, Run
-from .run.destination import CODES_SUFFIX, Destination, stem_of
+from .run.destination import Destination, stem_of
 from .run.making import codes_of
 from .run.parts import write_parts
 from .run.photos import framed, wanted_squares
@@ -41,8 +42,8 @@ def encode(
     from ..engine.columns import arrow
 
     items = options.items("encode", inputs)
-    suffix = f".{format}" if format else CODES_SUFFIX
-    destination = Destination.parse(output, suffix, {CODES_SUFFIX, TABLE}, stem=stem_of(items))
+    suffix = f".{format}" if format else CODES
+    destination = Destination.parse(output, suffix, {CODES, TABLE}, stem=stem_of(items))
     if destination.suffix == TABLE:
         arrow()
         if destination.stdout:

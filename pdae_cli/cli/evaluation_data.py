@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 from ..files import check_writable
 from .data import compare_split, labels_of, needed, open_data
 from .options import PICTURES, ModelOptions, SeedOptions, option
 from .output import Output
+from .run.destination import refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +76,7 @@ class EvaluateOptions(SeedOptions, ModelOptions):
         """Raise InputError for a file that exists and isn't to be replaced, or whose folder can't
         be written, StorageError for a full disk: before the work, not after it."""
         for path in paths:
-            if path.exists() and not self.overwrite:
-                raise InputError(f"{path} exists; pass --overwrite")
+            refuse_existing(path, self.overwrite)
         check_writable(paths[0].parent)
 
     def material(

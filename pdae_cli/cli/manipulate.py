@@ -11,18 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UsageError
+from ..pictures.listing import CODES
 from .attributes import had, print_attributes
 from .complete import attributes
 from .options import FILES, EditOptions, Inputs, OutputPath, option, takes
 from .run.batches import Batch, Made, Run
-from .run.destination import (
-    CODES_SUFFIX,
-    PICTURE_SUFFIXES,
-    Destination,
-    agreed,
-    is_folder,
-    stem_of,
-)
+from .run.destination import PICTURE_SUFFIXES, Destination, agreed, is_folder, stem_of
 from .run.inputs import Item, pipes_codes
 from .run.loading import Loaded
 from .run.making import codes_of, decoded_by, generators, recipe
@@ -101,10 +95,10 @@ def manipulate(
     steps = edits(options.attr or [], options.scale or [], options.to or [])
     items = options.items("manipulate", inputs)
     destination = Destination.parse(
-        output, _suffix(options.format, items, output), PICTURE_SUFFIXES | {CODES_SUFFIX},
+        output, _suffix(options.format, items, output), PICTURE_SUFFIXES | {CODES},
         stream=options.stream, stem=stem_of(items, _behind(steps, bool(options.to))),
     )  # fmt: skip
-    to_codes = destination.suffix == CODES_SUFFIX
+    to_codes = destination.suffix == CODES
     if to_codes and len(steps) > 1:
         pictures = "--format png makes pictures of codes"
         raise UsageError(f"a list of scales makes a row of pictures; codes take one; {pictures}")
@@ -183,7 +177,7 @@ def _suffix(format: str | None, items: Iterable[Item], output: str | None) -> st
     if format is None and isinstance(items, Sequence) and not says:  # not a stream of pictures
         codes = all(pipes_codes() if item.name == "-" else item.is_codes for item in items)
         format = "codes" if codes else None
-    suffix = CODES_SUFFIX if format in ("codes", "safetensors") else f".{format or 'png'}"
+    suffix = CODES if format in ("codes", "safetensors") else f".{format or 'png'}"
     if says and format:
         agreed(suffix, Path(str(output)))
     return suffix
@@ -243,7 +237,7 @@ class Edit:
             original = replace(original, x_T=model.noise(draws), residual_T=None)
         move = partial(reach if self.to else Model.manipulate, model, original, keep=self.kept)
         moved = [move(step) for step in self.steps]
-        to_codes, pictures = run.destination.suffix == CODES_SUFFIX, []
+        to_codes, pictures = run.destination.suffix == CODES, []
         if not to_codes:
             pictures = [self._pictures(faces, original, one, draws) for one in moved]
         records = self._records(faces, original, moved)

@@ -16,7 +16,7 @@ import typer
 from ..errors import InputError, ModelError, UsageError
 from ..files import bundled_models, sha256_limited, write_bytes
 from .output import Output
-from .run.destination import Destination, writable
+from .run.destination import Destination, refuse_existing, writable
 from .run.inputs import CODES, Item, check_names, collect
 from .run.manifest import FOLDER, given, sha_of
 from .run.recipes import AROUND, OWN, PARTS, PATHS, Recipe, told
@@ -112,12 +112,11 @@ def _kept(output: str, file: Path, recipe: Recipe, overwrite: bool) -> Destinati
     if to.folder:
         to = Destination(str(Path(to.target) / file.name), suffix)
     path = Path(to.target)
-    if overwrite or to.stdout or not os.path.lexists(path):
-        return to
-    with suppress(InputError):
-        if Recipe.of_file(path) == recipe:
-            return to
-    raise InputError(f"{path} exists; pass --overwrite")
+    if not to.stdout and os.path.lexists(path):
+        with suppress(InputError):
+            overwrite = overwrite or Recipe.of_file(path) == recipe
+        refuse_existing(path, overwrite)
+    return to
 
 
 def _followed(recipe: Recipe) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError, UsageError
 from .attributes import Scale
 from .codes import Codes
-from .config import ModelConfig, Normalisation
+from .config import ModelConfig
 
 
 def kind_of(value: object) -> str:
@@ -47,12 +47,6 @@ def check_fit(codes: Codes, config: ModelConfig, name: str, weights_sha: str) ->
     needed = config.state_shape
     if codes.x_T is not None and (shape := tuple(codes.x_T.shape[1:])) != needed:
         raise InputError(f"these codes have an x_T of {shape}, that of {name} is {needed}")
-
-
-def statistics(z: object, known: Normalisation) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of z (…, D) by dimension. Raises UsageError for another D."""
-    check_z(z, len(known.mean))
-    return torch.tensor(known.mean), torch.tensor(known.std)
 
 
 def check_z(z: object, z_dim: int | None) -> None:

@@ -319,15 +319,19 @@ class Model(Batching):
 
     def normalise(self, z: Tensor) -> Tensor:
         """Bring z to zero mean and unit variance over the training set, per dimension."""
-        known = self._needs(self.config.normalisation, "statistics of z")
-        mean, std = arguments.statistics(z, known)
+        mean, std = self._statistics(z)
         return (z - mean) / std
 
     def denormalise(self, z: Tensor) -> Tensor:
         """The inverse of `normalise`."""
-        known = self._needs(self.config.normalisation, "statistics of z")
-        mean, std = arguments.statistics(z, known)
+        mean, std = self._statistics(z)
         return z * std + mean
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of z (…, D) by dimension. Raises UsageError for another D."""
+        known = self._needs(self.config.normalisation, "statistics of z")
+        arguments.check_z(z, len(known.mean))
+        return torch.tensor(known.mean), torch.tensor(known.std)
 
     def scores(self, codes: Codes) -> Tensor:
         """Score codes by every attribute of this model: (N, A), logits, or numbers of numbers."""

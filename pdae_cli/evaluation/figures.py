@@ -43,8 +43,8 @@ class Plot:
     log_x: bool = False
     log_y: bool = False
 
-    def draw(self, kind: str = "svg") -> bytes:
-        """Draw it as a file, "svg" or "png", that is a function of the data alone.
+    def draw(self) -> bytes:
+        """Draw it as an SVG that is a function of the data alone.
 
         Points that aren't finite, or that a logarithmic axis has no place for, are left out.
         Labels are anybody's and are shown as they are. Raises UsageError without matplotlib.
@@ -78,8 +78,8 @@ class Plot:
             ]
             labels = [printable(line.label) for line in self.lines]
             figure.legend(drawn, labels, loc="outside right upper", frameon=False)
-            unsaid = ("Creator", "Date", "Format", "Type") if kind == "svg" else ("Software",)
-            figure.savefig(buffer, format=kind, metadata=dict.fromkeys(unsaid))
+            unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(buffer, format="svg", metadata=unsaid)
         return buffer.getvalue()
 
     def _points(self, line: Line) -> tuple[list[float], list[float], list[float] | None]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from PIL import Image
 
 from pdae_cli.diffusion.noise import generator
 from pdae_cli.errors import UsageError, printable
@@ -37,10 +35,7 @@ class TestPlot:
             lines = [Line("a", [1, 10, 100], [1e-6, 0.1, last], [1e-6] * 3), Line("b", [1], [1])]
             return Plot("title", "x", "y", lines, log_x=True, log_y=True)
 
-        for kind in ("svg", "png"):
-            assert plot(2.0).draw(kind) == plot(2.0).draw(kind) != plot(3.0).draw(kind)
-        image = Image.open(io.BytesIO(plot(2.0).draw("png")))
-        assert image.size == (900, 440) and not image.info.keys() - {"dpi"}
+        assert plot(2.0).draw() == plot(2.0).draw() != plot(3.0).draw()
 
     def test_nothing_global_is_touched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from matplotlib import rcParams

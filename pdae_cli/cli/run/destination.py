@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
+from ...errors import InputError, UsageError
 from ...files import check_writable, write_bytes
 from ..streams import results
 from .inputs import Item
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
-CODES_SUFFIX = ".safetensors"
 HOLDING = {"keep_alpha": (".png", ".webp"), "keep_exif": (".png", ".jpg", ".jpeg", ".webp")}
 
 
@@ -107,6 +107,12 @@ class Destination:
             results().flush()
         elif not self.nothing:
             write_bytes(self.path(place), data)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise InputError for a file that is there and isn't to be replaced."""
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path} exists; pass --overwrite")
 
 
 def agreed(suffix: str, path: Path) -> None:
