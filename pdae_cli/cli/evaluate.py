@@ -189,12 +189,12 @@ def all_(
     pictures = _pictures(m)  # raises before all work
     findings, code, begun = [], 0, perf_counter()
     for name, measure in every(m, judge, quick).items():
-        m.out.say(f"{name} …")
+        m.options.out.say(f"{name} …")
         try:
             with within_memory():
                 finding = measure()
         except (InputError, ModelError, OutOfMemory, UsageError) as error:
-            m.out.warn(f"{name} is left out: {error}")
+            m.options.out.warn(f"{name} is left out: {error}")
             finding = Finding(name, f"Left out: {error}.")
             if isinstance(error, InputError | OutOfMemory):
                 code = max(code, error.exit_code)
@@ -211,7 +211,7 @@ def all_(
     title = f"{m.model.name}: experiments"
     page = pages.render("evaluation.html", title, findings=findings, facts=facts)
     write_bytes(output, page.encode())
-    m.out.say(f"{output} shows all of them")
+    m.options.out.say(f"{output} shows all of them")
     if code:
         raise typer.Exit(code)
 
@@ -246,7 +246,7 @@ def deliver(finding: Finding, m: Material) -> None:
             write_bytes(folder / name, content)
         for name in set(OUTPUTS) - set(made) if m.options.overwrite else ():  # another experiment's
             (folder / name).unlink(missing_ok=True)
-        m.out.say(f"{folder} has the table, the plot and, if there is one, the sheet")
+        m.options.out.say(f"{folder} has the table, the plot and, if there is one, the sheet")
 
 
 def files_of(finding: Finding, recipe: dict[str, Any] | None = None) -> dict[str, bytes]:
@@ -267,16 +267,16 @@ def tell(finding: Finding, m: Material, table: bool = True) -> None:
     """Print the words and, as records or as a `table`, the rows."""
     if m.options.json:
         for row in finding.rows:
-            m.out.result(facts_of(finding, m) | row, "")
-        m.out.say(finding.words)
+            m.options.out.result(facts_of(finding, m) | row, "")
+        m.options.out.say(finding.words)
         return
     if table:
         names = finding.columns()
         cells = [names, *([pages.shown(row.get(name)) for name in names] for row in finding.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
-            m.out.result({}, "  ".join(map(str.rjust, line, widths)))
-    m.out.result({}, finding.words)
+            m.options.out.result({}, "  ".join(map(str.rjust, line, widths)))
+    m.options.out.result({}, finding.words)
 
 
 def facts_of(finding: Finding, m: Material) -> dict[str, Any]:

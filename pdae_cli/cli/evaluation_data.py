@@ -16,7 +16,6 @@ from ..errors import UsageError
 from ..files import check_writable
 from .data import compare_split, labels_of, needed, open_data
 from .options import PICTURES, ModelOptions, SeedOptions, option
-from .output import Output
 from .run.destination import refuse_existing
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class Material:
         with ExitStack() as bars:
 
             def track(parts: Sequence[Any]) -> Iterator[Any]:
-                bar = bars.enter_context(self.out.progress(measure.__name__, len(parts)))
+                bar = bars.enter_context(self.options.out.progress(measure.__name__, len(parts)))
                 self.model.evaluated = bar.evaluated
                 for part in parts:
                     yield part
@@ -180,7 +179,7 @@ class Material:
         from ..training.data import split
 
         parts = split(self.pictures, self.labels)
-        compare_split(self.model.config, parts[1], self.out, self.model.name)
+        compare_split(self.model.config, parts[1], self.options.out, self.model.name)
         return parts
 
     @property
@@ -195,10 +194,6 @@ class Material:
     def drawn_from(self) -> Pictures:
         """The pictures that experiments measure on, but for probes and samples."""
         return self.pictures if self.options.whole else self.held_out
-
-    @property
-    def out(self) -> Output:
-        return self.options.out
 
     def _size(self, experiment: str) -> int:
         return self.options.pictures or self.sizes[experiment]
@@ -242,7 +237,7 @@ class Material:
         rows = self.rows(pictures, len(pictures) if most is None else most, JUDGE_SEED)
         rows = rows if most is not None else sorted(rows)
         pictures = pictures.subset(rows)
-        how: dict[str, Any] = {"report": self.out.say, "device": self.model.device}
+        how: dict[str, Any] = {"report": self.options.out.say, "device": self.model.device}
         return train_judge(pictures, held_out, labels, epochs, JUDGE_SEED, **how)[0]
 
 

@@ -55,7 +55,7 @@ def test_of_codes_alone_the_first_say_what_goes_with_them(
     result = pdae(*command, *(f"{name}.safetensors" for name in "abcd"), "-o", "all.safetensors")
     assert result.code == 3 and "2 done, 2 failed" in result.err
     assert "error: b.safetensors: some of the codes have x_T" in result.err
-    assert "error: d.safetensors: codes photos/0.png (settings" in result.err
+    assert "error: d.safetensors: codes photos/0.png (corrections 1)" in result.err
     assert len(rows("all.safetensors")) == 2
 
 

@@ -91,12 +91,14 @@ class Run:
         self.model, self.command = model, command
         self.options: Any = options  # composed, for each command its own, in cli.options
         self.destination, self.nfe = destination, nfe
+        # Whether standard output has the file's name and nothing else.
+        self.told_by_name = destination.named and not options.json
         self.share, self.shares = options.shares()
         self.out = Output(options.json, options.quiet or destination.stdout)
         parts = {"config_sha256": model.config.sha, "defaults_sha256": defaults_sha()}
         self.job = Job(command, model.weights_sha, options_that_matter(options.given) | parts)
         self.viewer = Viewer(options, command, self.out, destination)
-        one_file = not (destination.folder or destination.nothing)
+        one_file = destination.target and not destination.folder
         if self.shares > 1 and (one_file or self.viewer.files):
             raise UsageError("a share of the inputs needs a folder as -o, no --sheet or --report")
         self.counts: Counter[str] = Counter()  # of inputs, by status
@@ -302,11 +304,6 @@ class Run:
             return True
         return False
 
-    @property
-    def told_by_name(self) -> bool:
-        """Whether standard output has the file's name and nothing else."""
-        return self.destination.named and not self.options.json
-
     # --- Results ---------------------------------------------------------------------------------
 
     def keep(self, batch: Batch, made: Sequence[Made]) -> None:
@@ -344,7 +341,7 @@ class Run:
     def report(self, one: Loaded, what: Made) -> None:
         """Say one input's record, once its result is kept."""
         self.counts["done"] += 1
-        output = None if self.destination.nothing else self.destination.target
+        output = self.destination.target or None
         if self.destination.folder:
             output = str(self.destination.path(one.place))
         record = {"status": "done", "input": one.label, "output": output, **what.record}

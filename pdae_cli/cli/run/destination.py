@@ -75,13 +75,9 @@ class Destination:
         return self.target == "-"
 
     @property
-    def nothing(self) -> bool:
-        return not self.target
-
-    @property
     def file(self) -> bool:
         """Whether it is one file."""
-        return not (self.folder or self.stdout or self.nothing)
+        return bool(self.target) and not (self.folder or self.stdout)
 
     def path(self, place: Path) -> Path:
         """The file for an input's place."""
@@ -105,7 +101,7 @@ class Destination:
         if self.stdout:
             results().write(data)
             results().flush()
-        elif not self.nothing:
+        elif self.target:
             write_bytes(self.path(place), data)
 
 

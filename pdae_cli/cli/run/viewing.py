@@ -76,21 +76,14 @@ class Viewer:
         self._way = way_to_show(out.console) if self.options.show else None
         if self.options.show and self._way is None:
             out.say("--show needs a terminal with colours as standard error: nothing is shown")
+        both = {"--report": self.options.report, "--sheet": self.options.sheet}
+        # What is made of all results together, by option; whether what is seen matters at all.
+        self.files = {option: name for option, name in both.items() if name}
+        self.looks = bool(self.files or self._way)
         self._said = time_said() if self.options.report else None
         self._report = Report(f"pdae {command}")
         self._sheet: list[Seen] = []
         self._bytes = self._left_out = 0
-
-    @property
-    def files(self) -> dict[str, str]:
-        """What is made of all results together: names by option."""
-        both = {"--report": self.options.report, "--sheet": self.options.sheet}
-        return {option: name for option, name in both.items() if name}
-
-    @property
-    def looks(self) -> bool:
-        """Whether it does anything with what it sees."""
-        return bool(self.files or self._way)
 
     def _check(self, name: str | None, option: str, suffixes: tuple[str, ...]) -> None:
         """A name's suffix, and that nothing is lost that isn't ours."""
