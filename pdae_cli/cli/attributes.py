@@ -154,9 +154,9 @@ def _pictures(model: Model, data: Path, out: Output) -> Pictures:
 
 def _fit(model: Model) -> str:
     """How pictures that aren't square were brought into the frame where the z was learnt."""
-    from ..training.latent import learnt_with
+    from ..training.data import learnt_with
 
-    return str(learnt_with(model, "fit") or "crop")
+    return str(learnt_with(model.config.training, "fit") or "crop")
 
 
 def _report(

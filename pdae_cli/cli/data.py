@@ -114,12 +114,17 @@ def labels_of(
 def compare_split(
     config: ModelConfig, held_out: Pictures, out: Output, who: str = "the model"
 ) -> None:
-    """Warn where a model may have learnt from what is held out of the same data now."""
-    from ..training.data import learnt_otherwise
+    """Warn where a model may have learnt from what is held out of the same data now, or learnt
+    pictures in another frame."""
+    from ..training.data import learnt_otherwise, learnt_with
 
-    told = learnt_otherwise(config.training, named(held_out.root), held_out)
-    if told and launched()[0] == 0:
-        out.warn(f"{who} {told}")
+    runs, now = config.training, held_out.fit
+    told = [learnt_otherwise(runs, named(held_out.root), held_out)]
+    fit = learnt_with(runs, "fit") or learnt_with(runs, "fit", ("dpm",))
+    if fit not in (None, now):
+        told.append(f"learnt pictures that aren't square by --fit {fit}, not {now}; choose it")
+    for one in filter(None, told if launched()[0] == 0 else ()):
+        out.warn(f"{who} {one}")
 
 
 def needed(labels: Labels | None, data: Path, instead: str = "") -> Labels:

@@ -172,6 +172,18 @@ def names_sha(*parts: Pictures) -> str:
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
+def learnt_with(
+    runs: Sequence[Mapping[str, Any]],
+    option: str,
+    stages: Collection[str] = ("autoencoder", "diffae"),
+) -> object:
+    """Return an option of the last of a model's runs of these stages, by default those that learn
+    z; None where it isn't said."""
+    of_them = (one.get("options") for one in reversed(runs) if one.get("stage") in stages)
+    options = next(of_them, None)
+    return options.get(option) if isinstance(options, dict) else None
+
+
 def learnt_otherwise(runs: Sequence[Mapping[str, Any]], data: str, held_out: Pictures) -> str:
     """Say that the last of a model's runs on data of this name may have learnt from what is held
     out; nothing where it didn't, or doesn't tell. Pictures that were added don't matter where names

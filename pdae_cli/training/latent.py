@@ -18,7 +18,7 @@ from ..engine.tensors import networks_sha
 from ..evaluation.likeness import Likeness
 from ..networks.latent import LatentConfig, LatentDPM
 from ..pictures.images import to_float
-from .data import Pictures, Task
+from .data import Pictures, Task, learnt_with
 from .dpm import HELD_OUT, held_out_rows, uniform
 from .folder import check_latent
 from .stage import Stage
@@ -48,7 +48,9 @@ class Vectors:
 
     def __init__(self, model: Model, task: Task) -> None:
         self.model, self.task = model, task
-        self.ways = (False,) if learnt_with(model, "flip") is False else (False, True)  # mirrored
+        self.ways = (
+            (False,) if learnt_with(model.config.training, "flip") is False else (False, True)
+        )  # mirrored
 
     @cached_property
     def z(self) -> tuple[Tensor, Tensor]:
@@ -63,13 +65,6 @@ class Vectors:
     def stack(self, indices: Sequence[int]) -> Tensor:
         """Return rows as float32 (N, D)."""
         return self.z[0][torch.as_tensor(indices)]
-
-
-def learnt_with(model: Model, option: str) -> object:
-    """Return an option of the run that learnt the z; None where it isn't said."""
-    runs = [one for one in model.config.training if one.get("stage") in ("autoencoder", "diffae")]
-    options = runs[-1].get("options") if runs else None
-    return options.get(option) if isinstance(options, dict) else None
 
 
 class LatentLoss(nn.Module):

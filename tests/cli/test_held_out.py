@@ -1,4 +1,4 @@
-"""What training held out is held out by later commands, or they say that it isn't."""
+"""What training held out, and its frame, later commands keep to, or say that they don't."""
 
 from __future__ import annotations
 
@@ -50,6 +50,20 @@ def learnt(table: str | None) -> dict[str, Any]:
     task = Task(train.checked(), held_out.checked(), Path(), held_out_sha=names_sha(held_out))
     options = {"held_out_sha": task.held_out_sha, "least_share": task.least_share}
     return {"stage": "dpm", "images": 8, "data": "photos", "options": options}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_frame_than_that_of_training_is_said(pdae: Command, command: str) -> None:
+    """Of z, if it has one; `attributes`, which has no --fit, takes the model's own."""
+    runs = [{"stage": one, "options": {"fit": "pad"}} for one in ("dpm", "autoencoder")]
+    runs.append({"stage": "latent", "options": {"fit": "crop"}})
+    model = trained("model", *runs)
+    line = (*COMMANDS[command], "--init-from" if command == "dpm" else "-m", model)
+    told = pdae(*line, "--labels", "plain.csv")
+    said = "learnt pictures that aren't square by --fit pad, not crop; choose it"
+    assert told.code == 0 and told.err.count(said) == (command != "attributes")
+    if command != "attributes":
+        assert said not in pdae(*line, "--labels", "plain.csv", "--fit", "pad").err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
