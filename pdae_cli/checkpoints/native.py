@@ -27,7 +27,7 @@ from ..engine.attributes import MAX_NAME, Attributes, check_facts, simplified
 from ..engine.config import FORMAT, ModelConfig, build, from_json
 from ..engine.guidance import Classifier, ClassifierConfig
 from ..engine.model import Model
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, UsageError
 from ..files import replacing, sha256, unwritable, write_bytes
 from ..networks.classifier import ClassEmbedding, NoisyClassifier
 from ..networks.encoder import Encoder
@@ -393,6 +393,8 @@ def _exact(*networks: nn.Module) -> torch.dtype:
 
 
 def _stored(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A network's tensors as they are written."""
-    state = network.state_dict()
-    return {name: one.detach().cpu().to(dtype).contiguous() for name, one in state.items()}
+    """A network's tensors as written. Raises UsageError where the dtype can't hold them."""
+    state = {name: one.detach().cpu() for name, one in network.state_dict().items()}
+    if any(one.abs().max() > torch.finfo(dtype).max for one in state.values() if one.numel()):
+        raise UsageError(f"weights beyond {torch.finfo(dtype).max:.6g} aren't {dtype}; use float32")
+    return {name: one.to(dtype).contiguous() for name, one in state.items()}

@@ -135,8 +135,8 @@ def load_state(
     if changed:
         raise UsageError(
             f"{path.parent.parent} was begun with other options ({', '.join(changed)}); "
-            "use those again, or begin anew: in another folder with --init-from, or here "
-            f"without {path.parent.name}/{path.name}"
+            "use those again, or begin anew: in another folder, or here without "
+            f"{path.parent.name}/{path.name}"
         )
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight/{name}"])
@@ -182,8 +182,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (TensorsError, OSError) as error:
         raise InputError(
-            f"{path}: not this run's state: {error}; put a copy of it back, or start another run "
-            "with --init-from"
+            f"{path}: not this run's state: {error}; put a copy of it back, or begin anew in "
+            "another folder"
         ) from error
 
 

@@ -105,6 +105,21 @@ class TestCommand:
         assert result.code == 2 and "is the source's own folder" in result.err, result.err
         assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
+    def test_weights_that_a_dtype_cant_hold(self, pdae: Command, tmp_path: Path) -> None:
+        """65,504 is float16's largest: a model of infinities couldn't be read again."""
+        guided(tmp_path / "source")
+        (path,) = (tmp_path / "source").glob("*.pt")
+        weights = torch.load(path, weights_only=True)
+        weights["input_blocks.0.0.bias"][0] = 7e4
+        torch.save(weights, path)
+        out = tmp_path / "model"
+        result = pdae("convert", tmp_path / "source", "-o", out, "--weights-dtype", "float16")
+        assert result.code == 2 and "weights beyond 65504" in result.err, result.err
+        assert not out.exists()
+        for dtype in ("float32", "bfloat16"):
+            line = ("convert", tmp_path / "source", "-o", out, "--weights-dtype", dtype)
+            assert pdae(*line, "--overwrite").code == 0 and pdae("info", out).code == 0
+
     @pytest.mark.parametrize("command", ["info", "sample"])
     def test_files_of_weights_are_told_as_such(
         self, command: str, pdae: Command, tmp_path: Path
