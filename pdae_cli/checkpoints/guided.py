@@ -173,7 +173,8 @@ def _flags(source: Source) -> Settings:
     if path.suffix in (".json", ".yml", ".yaml"):
         return Settings.read(path)
     try:
-        text = re.sub(r"(?m)\\\r?\n|^\w+=([\"'])(.*)\1\s*$", r" \2 ", read_text(path, MAX_FLAGS))
+        text = re.sub(r"\\\r?\n", " ", read_text(path, MAX_FLAGS))
+        text = re.sub(r"(?m)^\s*(?:export\s+)?\w+=([\"'])(.*)\1\s*$", r" \2 ", text)
         words = shlex.split(text)
     except ValueError as error:
         raise ModelError(f"{path} can't be read as flags: {error}") from error

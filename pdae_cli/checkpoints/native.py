@@ -394,7 +394,7 @@ def _exact(*networks: nn.Module) -> torch.dtype:
 
 def _stored(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """A network's tensors as written. Raises UsageError where the dtype can't hold them."""
-    state = {name: one.detach().cpu() for name, one in network.state_dict().items()}
-    if any(one.abs().max() > torch.finfo(dtype).max for one in state.values() if one.numel()):
-        raise UsageError(f"weights beyond {torch.finfo(dtype).max:.6g} aren't {dtype}; use float32")
-    return {name: one.to(dtype).contiguous() for name, one in state.items()}
+    state, most = network.state_dict(), torch.finfo(dtype).max
+    if any(one.abs().max() > most for one in state.values() if one.numel()):
+        raise UsageError(f"weights beyond {most:.6g} can't be stored so; take float32")
+    return {name: one.detach().cpu().to(dtype).contiguous() for name, one in state.items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -166,8 +165,9 @@ class Settings:
         settings = Settings(self.where, values)
         for name, usual in fields.fixed.items():
             settings.refuse(name, *usual)
-        known, every = [*fields.known(), "_*"], sorted(map(str, values))
-        unknown = [name for name in every if not any(fnmatchcase(name, one) for one in known)]
+        known, every = fields.known(), sorted(map(str, values))
+        begun = ("_", *(one[:-1] for one in known if one.endswith("*")))
+        unknown = [name for name in every if name not in known and not name.startswith(begun)]
         if unknown:
             more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
             names = ", ".join(shown(name)[1:-1] for name in unknown[:20])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,14 +24,18 @@ AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged?|shadow)(?:$|[._])")
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of nested dictionaries, by the keys that lead to them with dots between, without
-    what torch puts into these."""
-    found: dict[str, Tensor] = {}
+    what torch puts into these, unless two would have one name."""
+    found = dict(_nested(content))
+    plain = {WRAPPERS.sub("", name): value for name, value in found.items()}
+    return plain if len(plain) == len(found) else found
+
+
+def _nested(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for key, value in content.items():
         if isinstance(value, Tensor):
-            found[WRAPPERS.sub("", key)] = value
+            yield key, value
         elif isinstance(value, Mapping):
-            found |= {f"{WRAPPERS.sub('', f'{key}.')}{k}": v for k, v in _flat(value).items()}
-    return found
+            yield from ((f"{key}.{name}", one) for name, one in _nested(value))
 
 
 @dataclass

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import InputError, ModelError, UsageError
 from .data import DATA, compare_split, encoded, labels_of, needed, open_data, refuse_both, z_of
-from .options import EncodingOptions, ModelOptions, SeedOptions, takes
+from .options import EncodingOptions, ModelOptions, ReadOptions, SeedOptions, takes
 from .output import Output
 from .run.destination import refuse_existing, writable
 from .run.inputs import collect
@@ -152,11 +152,11 @@ def _pictures(model: Model, data: Path, out: Output) -> Pictures:
     return open_data(data, model.config.image_size, model.config.channels, out, _fit(model))
 
 
-def _fit(model: Model) -> str:
+def _fit(model: Model) -> Any:
     """How pictures that aren't square were brought into the frame where the z was learnt."""
     from ..training.data import learnt_with
 
-    return str(learnt_with(model.config.training, "fit") or "crop")
+    return learnt_with(model.config.training, "fit") or "crop"
 
 
 def _report(
@@ -300,7 +300,7 @@ def discover(
 
 def _first(model: Model, source: Path, options: DiscoverOptions, output: Path) -> Codes:
     """Codes of the first picture that can be read, or the first codes, of what a user names."""
-    load, failures = pictures_and_codes(model, options), list[InputError]()
+    load, failures = pictures_and_codes(model, ReadOptions(fit=_fit(model))), list[InputError]()
     for item in collect([str(source)], recursive=True, without={os.path.realpath(output)}):
         try:
             for one in load(item, anew):

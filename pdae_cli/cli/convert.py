@@ -48,7 +48,8 @@ def convert(
     from ..checkpoints.source import open_source
     from ..engine.computing import PRECISIONS
 
-    if os.path.isdir(source) and output.exists() and output.samefile(source):  # noqa: PTH112
+    place = Path(source) if os.path.isdir(source) else Path(source).parent  # noqa: PTH112
+    if os.path.exists(source) and output.exists() and output.samefile(place):  # noqa: PTH110
         raise UsageError(f"{output} is the source's own folder; choose another -o")
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]) and not overwrite:
         raise UsageError(f"{output} exists; choose another -o, or --overwrite")

@@ -79,7 +79,8 @@ def redo(
             if command.main([*what, *where, "--", *inputs], standalone_mode=False):
                 raise InputError(f"{file}: it can't be made again, see above")
             new = Path(target) if recipe.place is None else _made(Path(target), recipe, file)
-            same, data = _same(recipe, Recipe.of_file(new), new, file), new.read_bytes()
+            same = _same(recipe, Recipe.of_file(new), new, file)
+            data = (file if same else new).read_bytes()  # a copy's name would be in the new one's
     except (typer.BadParameter, UsageError) as error:  # a stranger may have written it
         message = getattr(error, "message", str(error)).rstrip(".")[:300]
         raise InputError(f"{file}: its recipe can't be followed: {message}") from error
@@ -149,8 +150,14 @@ def _found(name: str, sha: str, file: Path, places: Sequence[Path], into: Path) 
     near = [own, file.parent / own, file.parent / own.name]
     for whole in (*own.parents, Path(str(own).rpartition(":")[0])):  # zips, and tables by row
         near += [one for one in (whole, file.parent / whole) if os.path.isfile(one)]  # noqa: PTH113
-    items = [item for place in [*near, *places] for item in _items(place)]
-    alike = sorted(items, key=lambda item: Path(item.label).name != own.name)  # stable
+    files = [one for one in near if not os.path.isdir(one)]  # noqa: PTH112, a stranger names them
+    alike = (
+        item
+        for named in (True, False)  # first; a table may have more rows than memory holds
+        for place in (*files, *places)
+        for item in _items(place)
+        if (Path(item.label).name == own.name) is named
+    )
     found = next((item for item in alike if sha_of(item) == sha), None)
     if found is None:
         what = f"{file}: was made of {str(own)[:80]} (SHA-256 {sha[:12]})"
@@ -158,7 +165,8 @@ def _found(name: str, sha: str, file: Path, places: Sequence[Path], into: Path) 
     if os.path.isfile(found.label):  # noqa: PTH113
         return found.label
     suffix = CODES if found.is_codes else "" if found.table else Path(found.label).suffix
-    write_bytes(copy := into / f"{found.place}{suffix or '.png'}", found.read())
+    copy = into / sha[:12] / f"{found.place.name}{suffix or '.png'}"  # of two zips names are alike
+    write_bytes(copy, found.read())
     return str(copy)
 
 

@@ -175,7 +175,7 @@ def names_sha(*parts: Pictures) -> str:
 def learnt_with(
     runs: Sequence[Mapping[str, Any]],
     option: str,
-    stages: Collection[str] = ("autoencoder", "diffae"),
+    stages: Collection[str] = ("encoder", "autoencoder", "diffae"),
 ) -> object:
     """Return an option of the last of a model's runs of these stages, by default those that learn
     z; None where it isn't said."""

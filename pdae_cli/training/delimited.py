@@ -166,7 +166,7 @@ def _delimiter(head: str, rest: str) -> str:
     """What the header is split at, and the row below it: blanks only where those have nothing else.
     Names of columns may have commas of their own."""
     counts = {one: head.count(one) for one in (",", ";", "\t")}
-    row = rest.lstrip("\n").partition("\n")[0]
+    row = re.sub(r'"[^"]*("|$)', "", rest.lstrip("\n").partition("\n")[0])
     if any(counts.values()):
         return max(counts, key=lambda one: (0 < counts[one] == row.count(one), counts[one]))
     one_column = len(row.split()) < 2 or any(one in row for one in counts)

@@ -43,7 +43,7 @@ class TestGuided:
             with torch.no_grad():
                 assert torch.allclose(model.dpm(x, t), original.dpm(x, t), atol=1e-5)
 
-    @pytest.mark.parametrize("form", ["yaml", "json", "lines", "shell"])
+    @pytest.mark.parametrize("form", ["yaml", "json", "lines", "shell", "both"])
     def test_flags_as_other_programs_and_shells_have_them(self, form: str, tmp_path: Path) -> None:
         """YAML of DPS has one number where several need commas; READMEs have FLAGS="…"."""
         guided(tmp_path)
@@ -55,7 +55,8 @@ class TestGuided:
             path.write_text(json.dumps(flags))
         else:
             pairs = [f"--{name} {value}" for name, value in flags.items()]
-            shell = f"MODEL_FLAGS=\"{' '.join(pairs)}\"\nFLAGS='--diffusion_steps 1000'\n"
+            cut = " \\\n" if form == "both" else " "
+            shell = f"MODEL_FLAGS=\"{cut.join(pairs)}\"\nexport FLAGS='--diffusion_steps 1000'\n"
             path.write_text(" \\\n".join(pairs) if form == "lines" else shell)
         assert read_foreign(Source(tmp_path / "ema.pt", path)).model.config == expected
 

@@ -180,6 +180,11 @@ class TestWrappers:
         torch.save({"first": state, "second": state}, tmp_path / "ema.pt")
         with pytest.raises(ModelError, match=r"several networks, below 'first\.', 'second\.'"):
             converted(tmp_path)
+        torch.save(
+            state | {f"module.{name}": one for name, one in state.items()}, tmp_path / "ema.pt"
+        )
+        with pytest.raises(ModelError, match=r"several networks, below '', 'module\.'"):
+            converted(tmp_path)
 
     def test_what_is_left_is_told(self, tmp_path: Path) -> None:
         guided(tmp_path)

@@ -15,9 +15,9 @@ from conftest import BUNDLED, Command, picture, tiny_model
 from PIL import ExifTags, Image
 
 from pdae_cli.checkpoints import write_model
-from pdae_cli.cli.redo import _model
+from pdae_cli.cli.redo import _found, _model
 from pdae_cli.cli.run.recipes import Recipe
-from pdae_cli.errors import ModelError
+from pdae_cli.errors import InputError, ModelError
 from pdae_cli.files import sha256
 from pdae_cli.pictures.images import encode_picture, to_pixels, to_tensor
 from pdae_cli.pictures.metadata import read_recipe
@@ -148,6 +148,38 @@ class TestRedo:
         assert pdae("redo", "out/sub/a.png").code == 3
         assert pdae("redo", "out/sub/a.png", "--input", elsewhere / "few.zip").code == 0
         assert pdae("redo", "out/z-0001.png", "--input", elsewhere).code == 0
+
+    def test_inputs_of_one_name_in_two_zips(
+        self, pdae: Command, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is kept of it then is made of what it says, so that it can be made again, too."""
+        monkeypatch.chdir(pictures[0].parent)
+        for folder, path in zip(("one", "two"), pictures[:2], strict=True):
+            Path(folder).mkdir()
+            path.rename(f"{folder}/x.png")
+        line = ("interpolate", "one/x.png", "two/x.png", "--steps", 3, "-o", "row.png", *FAST)
+        assert pdae(*line).code == 0
+        for folder in ("one", "two"):
+            with zipfile.ZipFile(f"{folder}.zip", "w") as file:
+                file.write(f"{folder}/x.png")
+            shutil.rmtree(folder)
+        zips = ("--input", "one.zip", "--input", "two.zip")
+        result = pdae("redo", "row.png", *zips, "-o", "again.png")
+        assert result.code == 0, result.err
+        assert pdae("redo", "again.png", *zips).code == 0
+
+    @pytest.mark.parametrize("name", ["..", "../..", ".", "/", "", "sub"])
+    def test_folders_that_a_recipe_names_arent_searched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """A stranger may have written it; where to look is the user's choice."""
+        (tmp_path / "here" / "sub").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "here")
+        monkeypatch.setattr("pdae_cli.cli.redo.sha_of", None)
+        for path in (tmp_path, Path(), Path("sub")):
+            picture(0).save(path / "other.png")
+        with pytest.raises(InputError, match="isn't here; say where"):
+            _found(name, "0" * 64, Path("x.png"), [], tmp_path / "into")
 
     def test_options_that_the_command_doesnt_take(self, pdae: Command, tmp_path: Path) -> None:
         out = tmp_path / "out.png"

@@ -135,7 +135,7 @@ def test_without_evidence_there_is_no_tilt(monkeypatch: pytest.MonkeyPatch) -> N
 def test_where_there_is_no_face_the_error_says_what_to_do() -> None:
     """Also that a face may be too small, and that cropping helps."""
     pytest.importorskip("cv2", reason=CASCADES)
-    finder, why = FaceFinder(), "no face found of at least 6% of the photo's diagonal; crop it"
+    finder, why = FaceFinder(), "no face found, at least 6% of the photo's diagonal; crop"
     with pytest.raises(InputError, match=why):
         next(finder(picture(0, (320, 240)), 64))
     photo = Image.new("RGB", (4000, 3000), "grey")

@@ -88,10 +88,11 @@ def test_gaps_are_unknown_and_minus_one_is_what_it_is_beside(tmp_path: Path) -> 
     assert not labels.remarks
 
 
-def test_names_of_columns_may_have_commas(tmp_path: Path) -> None:
-    """Where the rows tell what cells are split at."""
+def test_names_of_columns_may_have_commas_where_rows_tell_the_delimiter(tmp_path: Path) -> None:
     text = "file\thair (red, brown)\n" + "".join(f"{n}\t{k % 2}\n" for k, n in enumerate(NAMES))
     assert read(tmp_path, text).attributes == ["hair (red, brown)"]
+    quoted = "".join(f'{n},"a, b; c",{k % 2}\n' for k, n in enumerate(NAMES))
+    assert read(tmp_path, f"file,note;s,hat\n{quoted}").attributes == ["hat"]
 
 
 def test_numbers_have_units_and_commas_where_these_dont_cut(tmp_path: Path) -> None:

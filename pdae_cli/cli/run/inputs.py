@@ -177,28 +177,28 @@ def shared_out(items: Sequence[Item], share: int, shares: int) -> Sequence[Item]
     return [items[number] for number in sorted(numbers[share::shares])]
 
 
-def files_named() -> Callable[[str | Path], Path]:
+def files_named() -> Callable[[str | Path], str]:
     """Return what finds the file that a name stands for, by whichever links to its folder: a link
     in the file's own place is one of its own."""
     real = cache(os.path.realpath)  # of folders: many files have the same
 
-    def file(name: str | Path) -> Path:
-        path = Path(name)
+    def file(name: str | Path) -> str:
+        folder, own = os.path.split(name)
         with suppress(ValueError):  # a NUL, which no file's name has: reading it says so
-            path = Path(real(path.parent), path.name)
-        return path
+            return os.path.join(real(folder), own)  # noqa: PTH118, for a million names
+        return str(name)
 
     return file
 
 
 def _without_twins(parts: Sequence[Any], say: Callable[[str], None]) -> list[Any]:
     """Leave out what is the same file again, by whichever links to its folder."""
-    file, found, again = files_named(), dict[Path, Any](), list[str]()
+    file, found, again = files_named(), dict[str, Any](), list[str]()
     for part in parts:
         label = part.label if isinstance(part, Item) else part[0].label
-        if file(label) in found:
+        if (path := file(label)) in found:
             again.append(label)
-        found.setdefault(file(label), part)
+        found.setdefault(path, part)
     if again:
         more = f" and {len(again) - 1} more" if len(again) > 1 else ""
         say(f"{again[0]}{more}: named more than once, done once")

@@ -35,6 +35,7 @@ def write_parts(run: Run, items: Iterable[Item], load: Load, record: Any, noise:
         if not run.file_wanted(some, load):
             continue
         run.failures.clear()
+        run.shas.clear()
         expected = of_pictures(run, some, noise)
         with CodesWriter(Path(run.destination.target)) as file:
             for batch in run.through(some, load):

@@ -141,8 +141,8 @@ class FaceFinder:
             if sure:
                 return
         if not unsure:
-            least = f"{SMALLEST / SEARCHED:.0%} of the photo's diagonal"
-            raise InputError(f"no face found of at least {least}; crop it, or give --landmarks")
+            least = f"at least {SMALLEST / SEARCHED:.0%} of the photo's diagonal"
+            raise InputError(f"no face found, {least}; crop to a smaller one, or give --landmarks")
         yield Found(unsure[0], BY_BOX, NOT_SURE)
 
     def _searched(self, photo: Image.Image, step: float, votes: int) -> Iterator[Face]:
