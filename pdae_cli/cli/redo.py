@@ -37,9 +37,7 @@ def redo(
         list[Path] | None,
         typer.Option("--input", "-i", help="What it was made of: file, folder, zip or table."),
     ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Keep the new picture here.")
-    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Where to keep it.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is there.")
     ] = False,

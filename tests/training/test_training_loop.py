@@ -83,7 +83,7 @@ def test_a_flipped_byte_in_the_state_is_noticed(place: int, photos: Path, tmp_pa
     path.write_bytes(data)
     with pytest.raises(InputError, match="not this run's state") as caught:
         run_of("latent", photos, tmp_path)
-    assert str(path) in str(caught.value) and "--init-from" in str(caught.value)
+    assert str(path) in str(caught.value) and "begin anew in another folder" in str(caught.value)
 
 
 class Killed(BaseException):
