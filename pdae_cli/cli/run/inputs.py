@@ -184,6 +184,7 @@ def files_named() -> Callable[[str | Path], str]:
 
     def file(name: str | Path) -> str:
         folder, own = os.path.split(name)
+        folder, own = (folder, own) if own else os.path.split(folder)  # of a folder's "out/"
         with suppress(ValueError):  # a NUL, which no file's name has: reading it says so
             return os.path.join(real(folder), own)  # noqa: PTH118, for a million names
         return str(name)
