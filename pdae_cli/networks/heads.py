@@ -122,10 +122,13 @@ class Heads(nn.Module):
     def compile(self) -> None:  # type: ignore[override]
         """Have `at` run compiled code, for each shape of x_t and unguided another; t is a tensor to
         it, and alpha_bar unseen, so no step compiles anew. On CUDA the next call overwrites what it
-        returns; `_scaled` makes new tensors of that."""
-        on_cuda = self.dpm.input.conv.weight.device.type == "cuda"
-        mode = "reduce-overhead" if on_cuda else "default"
-        self.compiled = torch.compile(self.run, mode=mode, dynamic=False)
+        returns; `_scaled` makes new tensors of that. On a CPU inference lays the weights out once,
+        as oneDNN takes them: they must not change any more."""
+        device = self.dpm.input.conv.weight.device.type
+        mode = "reduce-overhead" if device == "cuda" else "default"
+        compiled = torch.compile(self.run, mode=mode, dynamic=False)
+        frozen = torch._inductor.config.patch(freezing=device == "cpu")
+        self.compiled = frozen(compiled)  # not as an option of compile: dynamo doesn't see those
 
     def _scaled(self, x_t: Tensor, outputs: Outputs, alpha_bar: Any) -> Outputs:
         """eps_theta = a F + b x_t and G_psi = c F'. alpha_bar: a number, or (N, 1, 1, 1)."""

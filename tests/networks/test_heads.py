@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from conftest import randomise, tiny_model, unet_config
@@ -135,6 +137,26 @@ def test_the_compiler_sees_one_graph_whatever_t_is() -> None:
     assert counters["stats"]["unique_graphs"] == 2  # guided and unguided
     assert not counters["graph_break"]
     torch._dynamo.reset()
+
+
+def test_compiled_on_a_cpu_weights_are_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor is told so while it may compile, and only then: a training's weights change."""
+    told = []
+
+    def compile(run: Callable[..., Outputs], **_: object) -> Callable[..., Outputs]:
+        def compiled(*inputs: Tensor) -> Outputs:
+            told.append(torch._inductor.config.freezing)
+            return run(*inputs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    heads = heads_of()
+    heads.compile()
+    x, z = inputs(heads)
+    at(heads, x, 500, [z])
+    assert told == [True]
+    assert not torch._inductor.config.freezing
 
 
 @torch.no_grad()
