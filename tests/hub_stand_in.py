@@ -82,7 +82,8 @@ class Hub:
         if asked["organization"] != "someone":
             return 403, {"error": "You don't have the rights"}, {}
         if name in self.files:
-            return 409, {"error": "You already created this model repo"}, {}
+            there = {"error": "You already created this model repo", "url": f"{self.url}/{name}"}
+            return 409, there, {}
         self.files[name], self.private[name] = {"main": {}}, asked.get("visibility") == "private"
         return 200, {"url": f"{self.url}/{name}"}, {}
 

@@ -88,7 +88,6 @@ LATENT = Fields(
         "activation": ("silu",),
         "last_act": ("none",),
     },
-    idle={},
 )
 
 
@@ -137,7 +136,7 @@ def read(source: Source) -> Foreign:
         variance="large",
         source=f"{NAME}: {source.folder_name}/{path.name}",
     )
-    new_order = bool(shape.get("use_new_attention_order", bool, False))
+    new_order = shape.flag("use_new_attention_order", False)
     parts = [Part("dpm", tensors, table or names.adm_unet(unet), new_order)]
     found = Foreign(config, parts, notes=notes)
     plain = [k for k, v in state.items() if k.startswith("model.") and isinstance(v, Tensor)]

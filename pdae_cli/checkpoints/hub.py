@@ -203,21 +203,9 @@ def push(
 def _opened(api: Any, repository: str, private: bool | None, branch: str | None) -> set[str]:
     """Make a repository and its branch where they aren't there; return the files that are. Raises
     UsageError for a public one where `private` is wanted."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api.create_repo(repository, private=private)
-    except HfHubHTTPError as refusal:
-        if refusal.response.status_code == 403 and not api.repo_exists(repository):
-            raise
-        if refusal.response.status_code not in (403, 409):  # may not make one, or it is there
-            raise
-        if private and not api.model_info(repository).private:
-            told = f"{repository} is there, and public; make it private on the Hub first"
-            raise UsageError(told) from refusal
-    else:
-        if branch is None:
-            return set()
+    api.create_repo(repository, private=private, exist_ok=True)
+    if private and not api.model_info(repository).private:
+        raise UsageError(f"{repository} is there, and public; make it private on the Hub first")
     if branch is not None:
         api.create_branch(repository, branch=branch, exist_ok=True)
     return {one.rfilename for one in api.model_info(repository, revision=branch).siblings or []}

@@ -29,7 +29,6 @@ SECTIONS = Fields(
     "PDAE: config.yml",
     taken="denoise_fn_config diffusion_config train_dataset_config latent_denoise_fn_config "
     "trained_ddpm_config",
-    fixed={},
     idle={
         "of training and its data": "dataloader_config eval_dataset_config optimizer_config "
         "runner_config inferred_latents trained_ddpm_checkpoint "
@@ -37,12 +36,7 @@ SECTIONS = Fields(
         "of networks whose tensors say how they are built": "encoder_config decoder_config",
     },
 )
-SCHEDULE = Fields(
-    "PDAE: diffusion_config",
-    taken="betas_type timesteps",
-    fixed={},
-    idle={},
-)
+SCHEDULE = Fields("PDAE: diffusion_config", taken="betas_type timesteps")
 DPM = Fields(
     "PDAE: denoise_fn_config",
     taken="input_channel base_channel channel_multiplier num_residual_blocks_of_a_block "
@@ -171,7 +165,7 @@ def _read_dpm(
     schedule: ScheduleConfig = diffusion.build(schedule_config, betas, timesteps)
     told = f"{NAME}: {source.folder_name}/{source.path.name}"
     config = ModelConfig(schedule, unet, licence=LICENCE, source=told)
-    new_order = bool(shape.get("use_new_attention_order", bool, False))
+    new_order = shape.flag("use_new_attention_order", False)
     found = Foreign(config, [Part("dpm", tensors, names.adm_unet(unet), new_order)], notes=notes)
     content = source.content()
     taken = {"ema_decoder", "ema_encoder"} if "ema_decoder" in content else {"ema_denoise_fn"}

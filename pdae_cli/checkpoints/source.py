@@ -136,8 +136,9 @@ class Fields:
 
     config: str  # what people call it
     taken: str  # the fields that are followed
-    fixed: Mapping[str, tuple[Any, ...]]  # field → what alone is supported
-    idle: Mapping[str, str]  # why they change nothing here → fields; a* for all that begin so
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # what alone is supported
+    # Why they change nothing here → fields; a* for all that begin so.
+    idle: Mapping[str, str] = field(default_factory=dict)
     null: str = ""  # fields whose null means something; other nulls are fields that are missing
 
     def known(self) -> set[str]:

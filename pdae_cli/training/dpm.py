@@ -172,24 +172,22 @@ def new_dpm(
     whose `licence` and `source` its config has;
     `shape`: fields of UNetConfig, its size and channels those of the pictures; what it leaves out
     is `usual_shape`'s. Raises UsageError for a shape that can't be."""
-    rest: dict[str, Any] = {
-        "heads": 1,
-        "time_conditioning": "scale_shift",
-        "resampling": "residual",
-        "learn_sigma": False,
-        "norm_eps": 1e-5,
-    }
     stage = None if first_stage is None else first_stage.cfg
     if stage is not None:
         shape |= _of_latents(stage, shape["image_size"], shape["channels"])
     shape = usual_shape(shape["image_size"], accelerated) | shape
     shape.setdefault("head_channels", math.gcd(64, shape["base_channels"]))
     try:
-        cfg = UNetConfig(**rest, groups=1, **shape)
+        cfg = UNetConfig(
+            heads=1, time_conditioning="scale_shift", resampling="residual", learn_sigma=False,
+            norm_eps=1e-5, groups=1, **shape,
+        )  # fmt: skip
         cfg = replace(cfg, groups=groups_of(cfg.widths))
         torch.manual_seed(seed)
-        whose: dict[str, Any] = {"licence": licence, "source": source, "first_stage": stage}
-        config = ModelConfig(ScheduleConfig(betas=betas), cfg, prediction, **whose)
+        config = ModelConfig(
+            ScheduleConfig(betas=betas), cfg, prediction, licence=licence, source=source,
+            first_stage=stage,
+        )  # fmt: skip
         return Model(config, UNet(cfg), first_stage=first_stage)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -134,7 +134,8 @@ class Training:
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self.ema = EMA(self.parameters, options.ema_images)
         self.optimizer = optimizer_of(options.optimizer, self.parameters.values(), options.lr)
-        self.step = self.saved = self._resume()
+        kept, begun = (self.state_path, self.ema, self.optimizer), self.state_path.exists()
+        self.step = self.saved = load_state(*kept, self._settings()) if begun else 0
         if self.step < self.steps:
             stage.guard()
         if self._greatest(self.step) != -self._greatest(-self.step):
@@ -157,13 +158,6 @@ class Training:
     def _settings(self) -> dict[str, object]:
         """Everything that the numbers depend on, for records and to compare with them."""
         return asdict(self.options) | self.stage.recorded()
-
-    def _resume(self) -> int:
-        """Continue from the folder's state, if there is one; return the step to start at."""
-        if not self.state_path.exists():
-            return 0
-        kept = self.parameters, self.ema, self.optimizer
-        return load_state(self.state_path, *kept, self._settings())
 
     def train(self, report: Report) -> None:
         """Train up to `options.images`, saving on interruption; `report` gets each log line.
@@ -327,7 +321,7 @@ class Training:
         if metrics:
             self._log(report, **metrics)
         facts = {"step": str(self.step), "options": json.dumps(self._settings())}
-        save_state(self.state_path, self.parameters, self.ema, self.optimizer, facts)
+        save_state(self.state_path, self.ema, self.optimizer, facts)
         self.saved = self.step
 
     def _write_model(self, full: bool) -> dict[str, float]:

@@ -71,11 +71,11 @@ class EMA:
 
 
 def save_state(
-    path: Path, parameters: Named, ema: EMA, optimizer: torch.optim.Optimizer, facts: dict[str, str]
+    path: Path, ema: EMA, optimizer: torch.optim.Optimizer, facts: dict[str, str]
 ) -> None:
     """Write the run's state atomically and sealed; `facts` become the file's metadata."""
     tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
+    for name, parameter in ema.parameters.items():
         tensors[f"weight/{name}"] = parameter.detach()
         tensors[f"ema/{name}"] = ema.shadow[name]
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -96,25 +96,14 @@ def _facts(header: Header) -> tuple[int, dict[str, Any]]:
     return int(header.metadata["step"]), header.facts("options")
 
 
-def other_settings(written: dict[str, Any], now: dict[str, object]) -> list[str]:
-    """Say which settings a run that goes on has others of than its state was written with."""
-    known = [k for k in {**now, **written} if k not in FREE_TO_CHANGE]
-    changed = [k for k in known if written.get(k) != now.get(k)]
-    return [DIGESTS.get(k) or f"{k} {written.get(k)} → {now.get(k)}" for k in changed]
-
-
 @torch.no_grad()
 def load_state(
-    path: Path,
-    parameters: Named,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    settings: dict[str, object],
+    path: Path, ema: EMA, optimizer: torch.optim.Optimizer, settings: dict[str, object]
 ) -> int:
     """Restore what `save_state` wrote, and return its step. Raises InputError where names, shapes,
     numbers or a single byte are off; UsageError where it was written with other settings than
     these, or of networks of other sizes."""
-    muon = isinstance(optimizer, Muon)
+    muon, parameters = isinstance(optimizer, Muon), ema.parameters
     kept = {name: moments(muon, p) for name, p in parameters.items()}
     shapes = {
         f"{kind}/{name}": tuple(p.shape)
@@ -126,7 +115,12 @@ def load_state(
         content, header = opened(path, FACTS)
         step, written = _facts(header)
         tensors = load(content, header)  # damage may look like other options
-        changed = other_settings(written, settings)
+        known = [k for k in {**settings, **written} if k not in FREE_TO_CHANGE]
+        changed = [
+            DIGESTS.get(k) or f"{k} {written.get(k)} → {settings.get(k)}"
+            for k in known
+            if written.get(k) != settings.get(k)
+        ]
         found = {name: one.shape for name, one in header.tensors.items()}
         if SEAL in header.metadata and not changed and found != shapes | steps:
             changed = ["another --z-dim or --base-channels"]

@@ -319,7 +319,7 @@ class TestTrainingState:
         kinds = ("weight", "ema", "exp_avg", "exp_avg_sq")
         state = {f"{kind}/w": torch.ones(2) for kind in kinds} | {"step/w": torch.tensor(1.0)}
         optimizer, average = torch.optim.Adam(parameters.values()), EMA(parameters, 1)
-        facts, run = {"step": "1", "options": "{}"}, (path, parameters, average, optimizer, {})
+        facts, run = {"step": "1", "options": "{}"}, (path, average, optimizer, {})
         safetensors.torch.save_file(state | change, path, metadata=facts)
         line = refused(lambda: load_state(*run), InputError, path.name)
         assert words in line and parameters["w"].sum() == 0

@@ -263,12 +263,12 @@ def test_so_are_values_and_a_runs_state(tmp_path: Path, monkeypatch: pytest.Monk
         optimizer = torch.optim.Adam(weights.values())
         weights["w"].sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        trained.append((weights, state.EMA(weights, 1), optimizer))
+        trained.append((state.EMA(weights, 1), optimizer))
         state.save_state(file, *trained[-1], {"step": "1", "options": "{}"})
-    first = trained[0][0]["w"].tolist()
+    first = trained[0][0].parameters["w"].tolist()
     replaced_once_checked(path, other, monkeypatch)
     state.load_state(path, *trained[1], {})
-    assert not other.exists() and trained[1][0]["w"].tolist() == first
+    assert not other.exists() and trained[1][0].parameters["w"].tolist() == first
 
 
 def test_what_is_changed_in_memory_stays_there(tmp_path: Path) -> None:

@@ -321,8 +321,8 @@ def test_a_resumed_state_has_the_parameters_layout(tmp_path: Path) -> None:
     layer(torch.randn(2, 4, 5, 5)).sum().backward()
     optimizer.step()
     before = {name: optimizer.state[p]["exp_avg"].clone() for name, p in parameters.items()}
-    save_state(tmp_path / "state", parameters, ema, optimizer, {"step": "1", "options": "{}"})
-    load_state(tmp_path / "state", parameters, ema, optimizer, {})
+    save_state(tmp_path / "state", ema, optimizer, {"step": "1", "options": "{}"})
+    load_state(tmp_path / "state", ema, optimizer, {})
     for name, parameter in parameters.items():
         moment = optimizer.state[parameter]["exp_avg"]
         assert torch.equal(moment, before[name]) and moment.stride() == parameter.stride()
