@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from json import JSONDecodeError
@@ -38,12 +38,17 @@ FILES = {
     ".onnx", ".parquet", ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".svg", ".tar", ".txt",
     ".yaml", ".yml", ".zip",
 }  # fmt: skip
-# Why a model isn't given, by the status of the answer, and what to do.
+# Why a model isn't given, or taken, by the status of the answer, and what to do.
 NO_ACCESS = {
     401: "it knows no such model, or not who asks; check the name, and for a private or gated one "
     "run `hf auth login`, or set HF_TOKEN",
     403: "the token may not read it; ask for access on the model's page, or take another token",
     404: "it has no such model, or no such revision of it; check the name",
+}
+NO_PUSH = {
+    401: "the Hub doesn't know the token; run `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there; take one with write access, or another user/name",
+    404: "the Hub has no such user, repository or revision; check the name",
 }
 LARGE = 100 << 20  # bytes of a download that is announced
 
@@ -95,10 +100,7 @@ def fetch(
     try:
         folder = snapshot_download(repository, **how)
     except Exception as error:  # the Hub's HTTP client has another name, and errors, each version
-        response = vars(_cause(error)).get("response")
-        reason = NO_ACCESS.get(response.status_code) if response is not None else None
-        if reason is None:
-            reason = reason_of(error, "check the name and the network")
+        reason = reason_of(error, "check the name and the network", NO_ACCESS)
         raise ModelError(f"{name}: no folder here, and the Hub didn't give it: {reason}") from error
     return Path(folder), licence_in(Path(folder))
 
@@ -194,7 +196,9 @@ def push(
     except UsageError:
         raise
     except Exception as error:  # the Hub's HTTP client has another name, and errors, each version
-        raise StorageError(f"{repository}: {_refusal(error)}; nothing was pushed") from error
+        hint = "the Hub isn't reached, or was cut off; check network and HF_ENDPOINT"
+        reason = reason_of(error, hint, NO_PUSH)
+        raise StorageError(f"{repository}: {reason}; nothing was pushed") from error
     for one in told:
         announce(str(one.message))
     return done
@@ -211,25 +215,14 @@ def _opened(api: Any, repository: str, private: bool | None, branch: str | None)
     return {one.rfilename for one in api.model_info(repository, revision=branch).siblings or []}
 
 
-def _refusal(error: BaseException) -> str:
-    """Why the Hub took nothing, and what to do."""
-    known = {
-        401: "the Hub doesn't know the token; run `hf auth login`, or set HF_TOKEN",
-        403: "the token may not write there; take one with write access, or another user/name",
-        404: "the Hub has no such user, repository or revision; check the name",
-    }
-    error = _cause(error)
-    if (response := vars(error).get("response")) is not None:
-        said = vars(error).get("server_message") or f"it answered {response.status_code}"
-        return known.get(response.status_code) or f"the Hub says: {' '.join(said.split())}"
-    reason = reason_of(error, "check network and HF_ENDPOINT")
-    return f"the Hub isn't reached, or was cut off: {reason}"
-
-
-def reason_of(error: BaseException, hint: str) -> str:
-    """The first line of what the Hub's library says and what to do, or what is meant, where that
-    line tells nothing."""
+def reason_of(error: BaseException, hint: str, answers: Mapping[int, str] | None = None) -> str:
+    """Why the Hub gave or took nothing, and what to do: by the status of its answer, where
+    `answers` are given, or what it says; else what is meant, or the first line of its library's
+    message and the hint."""
     cause = _cause(error)
+    if answers and (response := vars(cause).get("response")) is not None:
+        said = vars(cause).get("server_message") or f"it answered {response.status_code}"
+        return answers.get(response.status_code) or f"the Hub says: {' '.join(said.split())}"
     if isinstance(cause, UnicodeEncodeError):
         return "the token has letters that none has; copy it anew, to HF_TOKEN or `hf auth login`"
     if isinstance(cause, JSONDecodeError):

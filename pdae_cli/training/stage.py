@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from functools import lru_cache, partial
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -101,20 +102,11 @@ def checkpoint_activations(objective: nn.Module) -> None:
     """Have trained residual blocks and attention keep only their inputs and compute the rest again
     when gradients need it (Chen et al. 2016): a forward pass more for a part of the memory. The
     gradients are the same, dropout's masks included."""
-
-    def recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(*inputs: Any) -> Tensor:
-            if not torch.is_grad_enabled():
-                return forward(*inputs)
-            kept: Tensor = checkpoint(forward, *inputs, use_reentrant=False)
-            return kept
-
-        return run
-
     for block in objective.modules():
         trained = any(parameter.requires_grad for parameter in block.parameters())
         if isinstance(block, ResBlock | Attention) and trained:
-            block.forward = recomputed(block.forward)  # type: ignore[method-assign]
+            again = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = again  # type: ignore[method-assign]
 
 
 def draw_batch(stage: Stage, options: TrainOptions, step: int, first: int, count: int) -> Rows:
@@ -141,13 +133,12 @@ def draw_batch(stage: Stage, options: TrainOptions, step: int, first: int, count
 
 def prefetched(make: Callable[[int], Rows], start: int, stop: int) -> Iterator[Rows]:
     """Yield make(start) … make(stop - 1) in order, a few of them prepared ahead in threads."""
+    numbers = iter(range(start, stop))
     with ThreadPoolExecutor(PREFETCH) as pool:
-        waiting: deque[Future[Rows]] = deque()
-        for number in range(start, stop + PREFETCH):
-            if number < stop:
-                waiting.append(pool.submit(make, number))
-            if waiting and (len(waiting) > PREFETCH or number >= stop):
-                yield waiting.popleft().result()
+        waiting = deque(pool.submit(make, number) for number in islice(numbers, PREFETCH))
+        while waiting:
+            waiting.extend(pool.submit(make, number) for number in islice(numbers, 1))
+            yield waiting.popleft().result()
 
 
 @lru_cache(maxsize=2)  # asked for in every step, and 10 ms a million pictures to make
