@@ -28,7 +28,6 @@ from .reading import SAFETENSORS, read_bytes, read_object
 from .transfer import separated
 
 INDEX, CODE, THEIRS = "model_index.json", "pipeline.py", STEM + SAFETENSORS
-PAPERS = (CARD, TERMS)
 OURS = (TERMS, native.ATTRIBUTES, native.LATENT_DPM, native.WEIGHTS, native.CONFIG)
 WROTE = "_pdae"  # in INDEX, what an export wrote; diffusers passes over names that begin so
 # What exports consist of: nothing else is taken away, whatever an index says.
@@ -98,7 +97,7 @@ def _begin(folder: Path, index: dict[str, Any], files: Sequence[str]) -> None:
     before = _written(folder)
     if native.is_native(folder) and not before:
         raise UsageError(f"{folder} is a model, not an export of one; choose another folder")
-    kept = {*PAPERS} - {*files}  # people's own, which are in nobody's way
+    kept = {CARD, TERMS} - {*files}  # people's own, which are in nobody's way
     others = (one for one in WRITTEN if one not in before | kept and (folder / one).exists())
     if other := next(others, None):
         raise UsageError(

@@ -29,8 +29,8 @@ from torch import Tensor
 
 # Absolute, unlike elsewhere: the child runs this file alone, without the rest of its package.
 from pdae_cli.engine.tensors import NAMES, check
-from pdae_cli.errors import ModelError
-from pdae_cli.files import mistaken_for
+from pdae_cli.errors import InputError, ModelError
+from pdae_cli.files import mistaken_for, read_limited
 
 if sys.platform != "win32":
     import resource
@@ -75,13 +75,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
     where the file is anything else, or needs more memory or time than its size explains.
     """
     try:
+        read_limited(path, sys.maxsize, head=0)
         size = path.stat().st_size
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{path} can't be read: {reason}; check the name") from error
-    if not path.is_file() or not os.access(path, os.R_OK):
-        raise ModelError(f"{path} is not a file that can be read; give the checkpoint itself")
-    try:
         with tempfile.TemporaryDirectory(prefix="pdae-") as name:
             folder = Path(name)
             _run_child(path, folder, size)
@@ -91,6 +86,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
             check(folder / TENSORS)
             # Into memory of ours: mapped files would be gone with the folder.
             return dict(_rebuilt(answer, load_file(folder / TENSORS, backend="pread")))
+    except InputError as error:
+        raise ModelError(f"{error}; give the checkpoint itself") from error
     except OSError as error:
         raise ModelError(f"{path} can't be unpacked: {error.strerror}; {NO_ROOM}") from error
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:

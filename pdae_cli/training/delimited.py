@@ -4,8 +4,9 @@ what spreadsheets and CelebA put before the header. Limits come before parsing."
 from __future__ import annotations
 
 import csv
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath, PurePosixPath
 
@@ -175,7 +176,7 @@ def _delimiter(head: str, rest: str) -> str:
 
 def _rows(text: str, delimiter: str, source: str, first: int) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that says something: the line that it ends in, and its cells."""
-    lines = (line[0] for line in re.finditer(r".*\n|.+", text))
+    lines: Iterable[str] = io.StringIO(text)
     blanks = delimiter == " "
     if blanks:
         lines = ("\t".join(line.split()) for line in lines)

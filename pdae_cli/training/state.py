@@ -115,11 +115,10 @@ def load_state(
         content, header = opened(path, FACTS)
         step, written = _facts(header)
         tensors = load(content, header)  # damage may look like other options
-        known = [k for k in {**settings, **written} if k not in FREE_TO_CHANGE]
         changed = [
-            DIGESTS.get(k) or f"{k} {written.get(k)} → {settings.get(k)}"
-            for k in known
-            if written.get(k) != settings.get(k)
+            DIGESTS.get(k) or f"{k} {was} → {now}"
+            for k in {**settings, **written}
+            if (was := written.get(k)) != (now := settings.get(k)) and k not in FREE_TO_CHANGE
         ]
         found = {name: one.shape for name, one in header.tensors.items()}
         if SEAL in header.metadata and not changed and found != shapes | steps:
