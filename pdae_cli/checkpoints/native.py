@@ -193,7 +193,7 @@ def write_whole(
     networks = [one for one in model.networks() if one is not model.latent_dpm]
     _write_networks(folder, model, dtype or _exact(*networks), others)
     if (latent := model.latent_dpm) is not None:
-        write_latent_dpm(folder, latent, training, dtype or _exact(latent))
+        _write_latent_dpm(folder, latent, training, dtype or _exact(latent))
     if model.attributes is not None:
         write_attributes(folder, model.attributes)
     renew_card(folder, conversion=conversion)
@@ -314,10 +314,16 @@ def write_latent_dpm(
 ) -> None:
     """Write latent_dpm.safetensors atomically, its config and training summary in the metadata, and
     the card of the model that it belongs to."""
-    facts = {"pdae": json.dumps(asdict(network.cfg)), "training": json.dumps(training)}
-    write_bytes(folder / LATENT_DPM, safe.sealed(_stored(network, dtype), facts))
+    _write_latent_dpm(folder, network, training, dtype)
     if is_native(folder):
         renew_card(folder)
+
+
+def _write_latent_dpm(
+    folder: Path, network: LatentDPM, training: dict[str, Any], dtype: torch.dtype
+) -> None:
+    facts = {"pdae": json.dumps(asdict(network.cfg)), "training": json.dumps(training)}
+    write_bytes(folder / LATENT_DPM, safe.sealed(_stored(network, dtype), facts))
 
 
 def read_latent_dpm(path: Path, of: ModelConfig | None = None) -> LatentDPM:
