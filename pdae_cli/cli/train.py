@@ -68,9 +68,10 @@ def run(stage: Stage, flags: TrainFlags, task: Task, note: str = "") -> None:
             out.result(needs, line)
         return
     millions = sum(p.numel() for p in training.parameters.values()) / 1e6
+    done = "" if training.step < training.steps else " (nothing is left to do)"
     out.say(
         f"{stage.name}: {millions:.2f} M parameters on {training.accelerator.device}, "
-        f"{options.batch_size} rows a step, step {training.step} of {training.steps}, "
+        f"{options.batch_size} rows a step, step {training.step} of {training.steps}{done}, "
         f"{len(stage.source)} pictures or codes; log and samples in {training.folder}"
     )
     with out.progress(stage.name, options.images) as bar:

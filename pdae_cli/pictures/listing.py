@@ -51,18 +51,13 @@ NO_HEIC = "HEIC, which `pip install 'pdae-cli[heic]'` reads"
 
 def kind_of(head: bytes) -> str:
     """Tell a picture's format from its first HEAD bytes; nothing for what is none that we know."""
-    for beginning, kind in (
-        (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"),
-        (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
+    for kind, beginning in (
+        ("PNG", rb"\x89PNG\r\n\x1a\n"), ("JPEG", rb"\xff\xd8\xff"), ("GIF", rb"GIF8"),
+        ("TIFF", rb"II[*+]\0|MM\0[*+]"), ("WEBP", rb"RIFF.{4}WEBP"), ("BMP", rb"BM.{4}\0{4}"),
+        ("PPM", rb"P[1-6Ff]\s"),
     ):  # fmt: skip
-        if head.startswith(beginning):
+        if re.match(beginning, head, re.DOTALL):
             return kind
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:2] == b"BM" and head[6:10] == bytes(4):
-        return "BMP"
-    if re.match(rb"P[1-6Ff]\s", head):
-        return "PPM"
     if head[4:8] == b"ftyp":
         brands = {head[at : at + 4] for at in range(8, HEAD - 3, 4)}
         if brands & {b"avif", b"avis"}:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from ..checkpoints import is_native, read_card, read_classifier, read_config, write_model
 from ..checkpoints.native import ATTRIBUTES, CLASSIFIER, CONFIG, LATENT_DPM, WEIGHTS
@@ -27,12 +28,7 @@ def saving(model: Model, task: Task, stage: str) -> Callable[[dict[str, object]]
     read_card(folder)  # or the error, before the work
     if is_native(folder) and (folder / "training").is_dir():
         ours, theirs = asdict(model.config), asdict(read_config(folder))
-        changed = [name for name in MEANING if ours[name] != theirs[name]]
-        if changed:
-            raise UsageError(
-                f"{folder} was begun with another {', '.join(changed)}; use the same again, or "
-                "start in another folder"
-            )
+        _check_same(folder, *({name: one[name] for name in MEANING} for one in (ours, theirs)))
     if _has_state(folder, stage) and _is_in(model, folder):
         last = before[-1].get("stage") if before else None
         before = before[:-1] if last == stage else before  # of this very run
@@ -52,7 +48,10 @@ def check_model(model: Model, folder: Path, stage: str, keeps_z: bool = False) -
         theirs = read_config(folder).training if is_native(folder) else ()
         ours = _was_begun(folder, stage) and theirs and theirs[-1].get("stage") == stage
         if not (in_place or ours):
-            raise UsageError(f"{folder} holds a model, which this run would replace; {ELSEWHERE}")
+            raise UsageError(
+                f"{folder} holds a model, which this run would replace; choose another -o (a model "
+                "with all that is to be trained goes on by --init-from)"
+            )
     stale = [one for one in (ATTRIBUTES, LATENT_DPM) if (folder / one).exists()]
     if stale and not (keeps_z and (in_place or _has_state(folder, stage))):
         raise UsageError(
@@ -81,14 +80,8 @@ def check_classifier(folder: Path, unet: UNetConfig) -> None:
         raise UsageError(
             f"{folder} holds a classifier, which this run would replace; choose another -o"
         )
-    if not _has_state(folder, "classifier"):
-        return  # it begins anew
-    ours, theirs = asdict(unet), asdict(read_classifier(folder).config.unet)
-    if changed := [f"{k} {theirs[k]} → {now}" for k, now in ours.items() if theirs[k] != now]:
-        raise UsageError(
-            f"{folder} was begun with another network ({', '.join(changed)}); begin anew: in "
-            "another folder, or here without training/classifier.safetensors"
-        )
+    if _has_state(folder, "classifier"):  # else it begins anew
+        _check_same(folder, asdict(unet), asdict(read_classifier(folder).config.unet))
 
 
 def is_made(folder: Path, stage: str) -> bool:
@@ -96,7 +89,23 @@ def is_made(folder: Path, stage: str) -> bool:
     return (folder / {"latent": LATENT_DPM, "classifier": CLASSIFIER}.get(stage, WEIGHTS)).exists()
 
 
-ELSEWHERE = "choose another -o (a model with all that is to be trained goes on by --init-from)"
+def _check_same(folder: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Raise UsageError, which names each setting that differs, where a run would go on with another
+    network or process."""
+    if changed := list(_changes(ours, theirs)):
+        raise UsageError(
+            f"{folder} was begun with another network ({', '.join(changed)}); use the same again, "
+            "or start in another folder"
+        )
+
+
+def _changes(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
+    for name in theirs | ours:
+        now, old = ours.get(name), theirs.get(name)
+        if isinstance(now, dict) and isinstance(old, dict):
+            yield from _changes(now, old)
+        elif now != old:  # of a first stage, or none, the name alone
+            yield name if isinstance(now or old, dict) else f"{name} {old} → {now}"
 
 
 def _is_in(model: Model, folder: Path) -> bool:

@@ -234,7 +234,8 @@ class Training:
             last = self.step == self.steps
             if self.step % self.options.log_every == 0 or last:
                 images = (self.step - begun_step) * self.options.batch_size
-                loss = self._mean(torch.stack(losses).mean().item())
+                own = torch.stack(losses).mean().item()
+                loss = self._reduced(own, dist.ReduceOp.SUM) / self.processes
                 if not math.isfinite(loss):  # by now the weights aren't either
                     raise self._diverged("the losses")
                 speed = images / (time.perf_counter() - begun)
@@ -365,9 +366,6 @@ class Training:
 
     def _greatest(self, value: float) -> float:
         return self._reduced(value, dist.ReduceOp.MAX)
-
-    def _mean(self, value: float) -> float:
-        return self._reduced(value, dist.ReduceOp.SUM) / self.processes
 
     def _go_on(self, stop: bool) -> None:
         """Raise KeyboardInterrupt where any process is to stop, PeerFailed where one has failed;

@@ -39,7 +39,9 @@ class TestTrain:
         assert pdae("train", "latent", data, "--model", out, *latent, *loop).code == 0
         assert pdae("sample", "-n", 1, "-o", tmp_path / "s.png", *FAST, model=out).code == 0
         again = pdae("train", "dpm", data, "-o", dpm, *shape, *loop[2:], "--images", 20)
-        assert again.code == 0 and "step 4 of 5" in again.err
+        assert again.code == 0 and "step 4 of 5, " in again.err
+        fewer = pdae("train", "dpm", data, "-o", dpm, *shape, *loop)
+        assert fewer.code == 0 and "step 5 of 4 (nothing is left to do)" in fewer.err
         other = pdae("train", "dpm", data, "-o", dpm, *shape, *loop, "--lr", 1)
         assert other.code == 2 and "other options" in other.err
         further = tmp_path / "further"

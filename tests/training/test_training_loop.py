@@ -167,11 +167,13 @@ class TestRefusals:
         run_of(kind, photos, tmp_path, images=8).train(quiet)
         task, other = task_of(photos, tmp_path), tiny_model()
         stage_of(kind, tiny_model(seed=1), task)
-        with pytest.raises(UsageError, match="begun with another prediction"):
+        with pytest.raises(UsageError, match=r"another network \(prediction eps → v\)"):
             stage_of(kind, tiny_model(prediction="v"), task)
         cosine = replace(other.config.schedule, betas="cosine")
-        other.config = replace(other.config, schedule=cosine)
-        with pytest.raises(UsageError, match="begun with another schedule"):
+        wide = replace(other.config.unet, image_size=2 * other.config.unet.image_size)
+        size = f"image_size {other.config.unet.image_size} → {wide.image_size}"
+        other.config = replace(other.config, schedule=cosine, unet=wide)
+        with pytest.raises(UsageError, match=rf"\(betas linear → cosine, {size}\)"):
             stage_of(kind, other, task)
 
     def test_other_options(self, photos: Path, tmp_path: Path) -> None:

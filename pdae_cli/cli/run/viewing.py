@@ -125,7 +125,9 @@ class Viewer:
             if len(self._sheet) == ON_A_SHEET or self._bytes > SHEET_BYTES:
                 self._left_out += 1
             else:
-                self._sheet.append(Seen(_name(record["input"]), text.strip(": "), pictures))
+                ends = [label] if isinstance(label := record["input"], str) else label
+                name = WAY.join(Path(one).name for one in ends)  # an input's, or a way's two
+                self._sheet.append(Seen(name, text.strip(": "), pictures))
                 self._bytes += sum(picture.numel() for picture in pictures.values())
 
     def _show(self, pictures: Mapping[str, Tensor]) -> None:
@@ -214,11 +216,6 @@ def _by_title(source: Tensor | None, result: Tensor | bytes | Path | None) -> di
     if len(pictures) == 2 and pictures[TITLES[0]].shape == pictures[TITLES[1]].shape:
         pictures[TITLES[2]] = difference(pictures[TITLES[0]], pictures[TITLES[1]])
     return pictures
-
-
-def _name(label: Any) -> str:
-    """What a caption says of an input, or of the two ends of a way: the files' names."""
-    return WAY.join(Path(one).name for one in ([label] if isinstance(label, str) else label))
 
 
 def _ours(path: Path) -> bool:
