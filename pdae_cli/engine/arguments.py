@@ -4,11 +4,11 @@ one line what is taken."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..errors import InputError, UsageError
 from .attributes import Scale
@@ -18,8 +18,9 @@ from .config import ModelConfig
 
 def kind_of(value: object) -> str:
     """What something is, as a message says it."""
-    shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-    return f"{type(value).__name__}{shape}"
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"Tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
 
 
 def check_codes(codes: object) -> None:
@@ -56,15 +57,32 @@ def check_z(z: object, z_dim: int | None) -> None:
 
 
 def check_states(x_t: object, t: object, z: object, channels: int) -> None:
-    """Raise UsageError unless x_t is a tensor (N, channels, H, W), t (N,) of whole numbers, and z,
-    where there is one, of so many rows; 1 of t or z is for all."""
-    if not isinstance(x_t, Tensor) or x_t.ndim != 4 or x_t.shape[1] != channels:
-        raise UsageError(f"x_t is a tensor (N, {channels}, H, W), not {kind_of(x_t)}")
+    """Raise UsageError unless x_t is a tensor (N, channels, H, W) of floats, N not 0, t (N,) of
+    whole numbers, and z, where there is one, (N, D); 1 of t or z is for all."""
+    shaped = isinstance(x_t, Tensor) and x_t.ndim == 4 and x_t.shape[1] == channels
+    if not (isinstance(x_t, Tensor) and shaped and len(x_t) and x_t.is_floating_point()):
+        raise UsageError(f"x_t is a tensor (N, {channels}, H, W) of floats, not {kind_of(x_t)}")
     whole = isinstance(t, Tensor) and not (t.is_floating_point() or t.dtype == torch.bool)
     if not (isinstance(t, Tensor) and whole and t.ndim == 1 and len(t) in (1, len(x_t))):
         raise UsageError(f"t is a tensor (N,) of whole numbers, N = {len(x_t)}, not {kind_of(t)}")
-    if isinstance(z, Tensor) and z.ndim and len(z) not in (1, len(x_t)):
-        raise UsageError(f"z has {len(z)} rows for {len(x_t)} of x_t; give one for each")
+    if isinstance(z, Tensor) and (z.ndim != 2 or len(z) not in (1, len(x_t))):
+        raise UsageError(f"z is a tensor (N, D), N = {len(x_t)}, not {kind_of(z)}")
+
+
+def check_mask(mask: object, count: int, size: int) -> None:
+    """Raise UsageError unless it is a mask of `count` pictures, or one for all of them."""
+    sizes = [(rows, 1, size, size) for rows in (1, count)]
+    if not isinstance(mask, Tensor) or tuple(mask.shape) not in sizes:
+        told = f"a mask is a tensor (N or 1, 1, {size}, {size}), N = {count}"
+        raise UsageError(f"{told}, not {kind_of(mask)}")
+
+
+def check_rows(count: int, generators: Sequence[Generator], z: Tensor | None = None) -> None:
+    """Raise UsageError unless there is a generator and, of any z, a row for each picture."""
+    if len(generators) != count:
+        raise UsageError(f"{count} pictures take a generator each, not {len(generators)}")
+    if z is not None and len(z) != count:
+        raise UsageError(f"{count} pictures take a row of z each, not {len(z)}")
 
 
 def check_timesteps(timesteps: Iterable[int], count: int) -> None:

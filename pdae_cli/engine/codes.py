@@ -39,7 +39,8 @@ CHUNK = 1 << 24  # distances in memory at once
 
 @dataclass(frozen=True)
 class Codes:
-    """Codes of N pictures, with what is needed to decode them as they were encoded."""
+    """Codes of N pictures, with what is needed to decode them as they were encoded. Tensors of any
+    dtype or device are taken, and held as float32 on the CPU."""
 
     z: Tensor  # (N, D) float32
     x_T: Tensor | None = None  # (N, C, H, W) float32; None when only z was encoded
@@ -51,6 +52,12 @@ class Codes:
     sampling: dict[str, Any] = field(default_factory=dict)  # solver settings of the encoding
     converged: tuple[bool, ...] = ()  # whether each row's corrections went well; () without any
     dtype: str = ""  # in which networks encoded them; "": not known, or of several
+
+    def __post_init__(self) -> None:
+        for name in TENSORS:
+            if isinstance(given := vars(self)[name], Tensor):
+                given = given.detach() if given.requires_grad else given
+                object.__setattr__(self, name, given.float().cpu())
 
     def __len__(self) -> int:
         return len(self.z)
@@ -159,11 +166,10 @@ def facts_of(codes: Codes) -> CodesFacts:
 
 def to_bytes(codes: Codes, recipe: dict[str, Any] | None = None) -> bytes:
     """Make the content of a codes file; its `recipe` says how it was made."""
-    tensors = {name: part.float().cpu().contiguous() for name, part in codes.tensors().items()}
     metadata = {"pdae": json.dumps(asdict(facts_of(codes)), sort_keys=True)}
     if recipe is not None:
         metadata["recipe"] = json.dumps(recipe, sort_keys=True, default=str)
-    return sealed(tensors, metadata)
+    return sealed(codes.tensors(), metadata)
 
 
 def one_file(codes: Codes, recipe: dict[str, Any] | None = None) -> bytes:

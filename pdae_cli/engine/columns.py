@@ -36,7 +36,7 @@ def to_npy(codes: Codes) -> bytes:
     """Write z as a NumPy array file, (N, D) float32."""
     import numpy
 
-    numpy.save(buffer := io.BytesIO(), codes.z.float().numpy(), allow_pickle=False)
+    numpy.save(buffer := io.BytesIO(), codes.z.numpy(), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -44,7 +44,7 @@ def to_npz(codes: Codes) -> bytes:
     """Write z, what there is of x_T and residual_T, and the sources as a NumPy archive."""
     import numpy
 
-    arrays: dict[str, Any] = {name: x.float().numpy() for name, x in codes.tensors().items()}
+    arrays: dict[str, Any] = {name: x.numpy() for name, x in codes.tensors().items()}
     numpy.savez(buffer := io.BytesIO(), **arrays, sources=numpy.array(codes.sources, dtype=str))
     return buffer.getvalue()
 
@@ -68,7 +68,7 @@ def to_table(codes: Codes) -> Table:
     columns = {"name": pa.array(names, pa.string())}
     columns["picture_sha"] = pa.array(codes.picture_shas, pa.string())
     for name, tensor in codes.tensors().items():
-        array = pa.array(tensor.float().cpu().flatten().numpy())
+        array = pa.array(tensor.flatten().numpy())
         for size in reversed(tensor.shape[1:]):
             array = pa.FixedSizeListArray.from_arrays(array, size)
         columns[name] = array

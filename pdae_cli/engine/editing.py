@@ -20,7 +20,8 @@ from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import Predict
 from ..diffusion.trajectory import Sampling, to_decode
 from ..errors import InputError, ModelError, UsageError
-from ..pictures.images import picture_sha, to_pixels
+from ..pictures.images import in_range, picture_sha, to_pixels
+from . import arguments
 from .attributes import Scale
 from .codes import Z_ALONE, Codes, stack
 from .model import Model
@@ -116,14 +117,17 @@ def inpaint(
     """
     x_0, sampling = model.pictures(pictures), (sampling or COMPLETING).changed(changes)
     if mask is not None:
+        arguments.check_mask(mask, len(x_0), model.config.image_size)
         mask = (mask >= 0.5).to(x_0).expand(len(x_0), -1, -1, -1)
+    in_range(x_0 if mask is None else x_0.masked_fill(mask > 0, 0))
     states = None if mask is None else states_mask(model, mask)
     generators = generators or [generator(0, picture_sha(one)) for one in to_pixels(x_0)]
+    arguments.check_rows(len(x_0), generators, z)
     guided = sampling.guidance != 0 or model.takes_z
     if guided and z is None:
         alone, draws = replace(sampling, guidance=0.0), [clone(one) for one in generators]
         seen = x_0 if model.takes_z else inpaint(model, x_0, mask, None, alone, generators=draws)
-        z = model.z_of(seen)
+        z = model.by_rows(len(seen), lambda rows: model.encode_z(seen[rows]))  # of any range
     trajectory, noise = model.trajectory(sampling), model.noise(generators)
     level = model.schedule.level(trajectory.timesteps()[-1])
 
@@ -172,11 +176,14 @@ def decode_within(
     1, and the unedited ones where it is 0, to the bit as `Model.decode`. The edited trajectory sees
     the unedited one's states outside of the mask, so that it fits them; between, they are mixed."""
     model.check(codes)
+    model.check(edited)
+    arguments.check_mask(mask, len(codes), model.config.image_size)
     if codes.x_T is None or edited.x_T is None:
         raise InputError(f"{Z_ALONE}; edit with --random-noise, or encode with x_T")
     sampling = to_decode(codes.sampling, changes, sampling)
     trajectory = model.trajectory(sampling)
     draws = generators or [generator(0, name) for name in codes.names()]
+    arguments.check_rows(len(codes), draws, edited.z)
     z, x_T = torch.stack([codes.z, edited.z]), torch.stack([codes.x_T, edited.x_T])
     residuals = [one.residual_of(sampling) for one in (codes, edited)]
     residual_T = torch.stack([torch.zeros_like(codes.x_T) if r is None else r for r in residuals])

@@ -77,16 +77,16 @@ class Model(Batching):
         they compute in, and whether torch compiles them; a trajectory's state stays float32."""
         check_known("dtype", dtype, PRECISIONS, UsageError)
         try:
-            self.device = PartialState().device if device == "auto" else torch.device(device)
+            there = PartialState().device if device == "auto" else torch.device(device)
+            if there.type == "cpu" and dtype == "float16":
+                raise UsageError("float16 is too slow on a CPU; take float32 or bfloat16")
             for network in self.networks():
-                network.to(self.device)
-            self.heads.alpha_bar = self.schedule.to(self.device).alpha_bar
-        except (RuntimeError, AssertionError) as error:
+                network.to(there)
+            self.heads.alpha_bar = self.schedule.to(there).alpha_bar
+        except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"device {device!r} can't be used: {reason}; try cpu") from error
-        if self.device.type == "cpu" and dtype == "float16":
-            raise UsageError("float16 is too slow on a CPU to be of use; take float32 or bfloat16")
-        self.dtype = dtype
+        self.device, self.dtype = there, dtype
         if compile:
             check_compiler(self.device)
             self.heads.compile()
@@ -98,14 +98,15 @@ class Model(Batching):
         return self.config.unet.z_channels > 0
 
     def predict(self, x_t: Tensor, t: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Evaluate eps_theta(x_t, t) and G_psi(x_t, z, t) in one pass: both like x_t (N, C, H, W)
-        float32, for t (N,) of 0 … T-1 and z (N, D); without z the gradient is None. Raises
+        """Evaluate eps_theta(x_t, t) and G_psi(x_t, z, t) in one pass: both float32, (N, C, H, W)
+        as x_t, for t (N,) of 0 … T-1 and z (N, D); without z the gradient is None. Raises
         UsageError for others."""
         arguments.check_states(x_t, t, z, self.config.state_shape[0])
         arguments.check_timesteps(t.tolist(), self.schedule.timesteps)
         zs = self._taken([] if z is None else [z])
         with computing(self.device, self.dtype):
-            eps, gradients = self.heads(x_t.to(self.device), t.to(self.device), *zs)
+            x = x_t.to(self.device, torch.float32)
+            eps, gradients = self.heads(x, t.to(self.device, torch.long), *zs)
         return eps, gradients[0] if gradients else None
 
     def guided(
@@ -145,7 +146,7 @@ class Model(Batching):
             self._needs(self.gradient_estimator, "a gradient estimator")
         for z in zs:
             arguments.check_z(z, self.config.z_dim)
-        return [z.to(self.device) for z in zs]
+        return [z.to(self.device, torch.float32) for z in zs]
 
     def _needs(self, part: Any, what: str) -> Any:
         if part is None:
@@ -156,20 +157,17 @@ class Model(Batching):
         return part
 
     def encode_z(self, x_0: Tensor) -> Tensor:
-        """z = E_phi(x_0): (N, C, H, W) in [-1, 1] → (N, D) float32. Raises InputError for pictures
-        of another shape."""
+        """z = E_phi(x_0): (N, C, H, W) in [-1, 1] → (N, D) float32 on the model's device. Raises
+        InputError for pictures of another shape."""
         check_pictures(x_0, self.config.image_size, self.config.channels)
         with computing(self.device, self.dtype):
             z: Tensor = self._needs(self.encoder, "an encoder")(x_0.to(self.device).float())
             return z.float()
 
     def z_of(self, images: Images) -> Tensor:
-        """Encode any number of pictures to z (N, D) on the CPU. Raises InputError where numbers
-        aren't finite."""
-        x_0 = self.pictures(images)
-        z = self.by_rows(len(x_0), lambda rows: self.encode_z(x_0[rows]))
-        check_finite(z=z)
-        return z
+        """Encode any number of pictures to z (N, D) on the CPU. Raises InputError for pictures out
+        of range, and where numbers aren't finite."""
+        return self.encode(images, noise=False).z
 
     @cached_property
     def first_stage_sha(self) -> str:
@@ -209,13 +207,11 @@ class Model(Batching):
                 z = self.encode_z(x)
                 check_finite(z=z)
                 found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
-                states = found.x_T, found.residual_T
-                x_T, residual_T = (one if one is None else one.cpu() for one in states)
                 sources = tuple(map(str, range(len(x_0))[rows]))
                 shas = tuple(picture_sha(pixels) for pixels in to_pixels(x_0[rows]))
                 converged = () if found.converged is None else tuple(found.converged.tolist())
                 of_rows = sources, shas, *of_model, converged, self.dtype
-                made.append(Codes(z.cpu(), x_T, residual_T, *of_rows))
+                made.append(Codes(z, found.x_T, found.residual_T, *of_rows))
         return stack(made)
 
     def decode(
@@ -233,8 +229,7 @@ class Model(Batching):
         self.check(codes)
         sampling = to_decode(codes.sampling, changes, sampling)
         generators = generators or [generator(0, name) for name in codes.names()]
-        if len(generators) != len(codes):
-            raise UsageError(f"{len(codes)} pictures take a generator each, not {len(generators)}")
+        arguments.check_rows(len(codes), generators)
         if random_noise:
             return self.to_pictures(self.noise(generators), [codes.z], generators, sampling)
         if codes.x_T is None:
@@ -260,7 +255,7 @@ class Model(Batching):
             some = [share[rows].to(self.device) for share in shares] if shares else (1.0,)
             predict = self.guided(sampling, *(z[rows] for z in zs), shares=some)
             residual = None if residual_T is None else residual_T[rows].to(self.device)
-            x = x_T[rows].to(self.device)
+            x = x_T[rows].to(self.device, torch.float32)
             return trajectory.to_picture(predict, x, generators[rows], residual)
 
         return self.by_rows(len(x_T), make)
@@ -331,11 +326,13 @@ class Model(Batching):
         """Mean and standard deviation of z (…, D) by dimension. Raises UsageError for another D."""
         known = self._needs(self.config.normalisation, "statistics of z")
         arguments.check_z(z, len(known.mean))
-        return torch.tensor(known.mean), torch.tensor(known.std)
+        mean, std = (torch.tensor(one, device=z.device) for one in (known.mean, known.std))
+        return mean, std
 
     def scores(self, codes: Codes) -> Tensor:
-        """Score codes by every attribute of this model: (N, A), logits, or numbers of numbers."""
-        arguments.check_codes(codes)
+        """Score codes by every attribute of this model: (N, A), logits, or numbers of numbers.
+        Raises InputError for codes of another model."""
+        self.check(codes)
         attributes: Attributes = self._needs(self.attributes, "attributes")
         return attributes.scores(self.normalise(codes.z))
 

@@ -109,7 +109,7 @@ def check_pictures(x: object, size: int, channels: int) -> None:
 
 def in_range(x: Tensor) -> Tensor:
     """Return pictures that are meant to be in [-1, 1]. Raises InputError where they can't be."""
-    if (furthest := x.abs().max().item()) > OUT_OF_RANGE:
+    if not (furthest := x.abs().max().item()) <= OUT_OF_RANGE:  # of NaN neither
         raise InputError(f"pictures are in [-1, 1], not of {furthest:g}; {TO_FLOAT}")
     return x
 
