@@ -114,7 +114,7 @@ def writable_folder(name: str) -> Path:
 
 
 def load(
-    name: str,
+    name: str | Path,
     device: str = "auto",
     dtype: str = "float32",
     announce: Say = ignore,
@@ -132,6 +132,7 @@ def load(
     dtype that can't be used, or where networks can't be compiled.
     """
     how = {"token": token, "cache_dir": cache_dir, "force_download": force_download}
+    name = str(name)
     folder = model_folder(name, announce, **how, local_files_only=local_files_only)
     shown = folder.resolve().name if Path(name).is_dir() else name
     read = read_model(folder, shown)

@@ -139,9 +139,3 @@ def ddim(
             eps = here.eps(x, x_0)
         x = Level.of(step.there).noised(x_0, eps)
     return x
-
-
-def guide_until(trajectory: Sequence[Step]) -> int:
-    """The timestep at which PDAE's samples stop being guided: all but the last 30 % of steps."""
-    guided = len(trajectory) - int(UNGUIDED_SHARE * len(trajectory))
-    return trajectory[guided - 1].t

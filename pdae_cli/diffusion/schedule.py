@@ -117,10 +117,6 @@ class Schedule:
         """x_t of pictures x_0 (N, …) at t (N,): see `Level.noised`."""
         return self.level(t, x_0).noised(x_0, eps)
 
-    def predict_x_0(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The x_0 that x_t and eps imply: the inverse of `add_noise`."""
-        return self.level(t, x_t).x_0(x_t, eps)
-
     def residual(self, eps: Tensor, eps_theta: Tensor, t: Tensor, gradient: Tensor) -> Tensor:
         """eps - eps_theta + shift_t G_psi: what PDAE's objective squares (eq. 10), and the gap
         mu~ - mu_theta - Sigma_t G_psi up to a factor of t (sec. 3.2)."""

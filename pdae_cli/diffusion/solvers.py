@@ -59,18 +59,10 @@ def decode_grid(schedule: Schedule, steps: int, spacing: str = "uniform") -> lis
     coordinate, last = SPACINGS[spacing](schedule), schedule.timesteps - 1
     steps, ends = min(steps, last), (coordinate[0].item(), coordinate[-1].item())
     wanted = torch.linspace(*ends, steps + 1, dtype=torch.float64)
-    nearest = _nearest(*((coordinate, wanted) if ends[0] < ends[1] else (-coordinate, -wanted)))
+    nearest = torch.stack([(coordinate - one).abs().argmin() for one in wanted])
     place = torch.arange(steps + 1)
     distinct = ((nearest - place).cummax(0).values + place).minimum(last - steps + place)
     return [Node(t, schedule.alpha_bar[t].item()) for t in reversed(distinct.tolist())]
-
-
-def _nearest(rising: Tensor, wanted: Tensor) -> Tensor:
-    """The place of the number nearest to each wanted one, of several the first."""
-    after = torch.searchsorted(rising, wanted).clamp(max=len(rising) - 1)
-    before = (after - 1).clamp(min=0)
-    nearer = (rising[before] - wanted).abs() <= (rising[after] - wanted).abs()
-    return torch.searchsorted(rising, rising[torch.where(nearer, before, after)])
 
 
 def ddim(predict: Predict, x: Tensor, grid: Sequence[Node]) -> Tensor:

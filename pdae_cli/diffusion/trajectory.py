@@ -48,14 +48,10 @@ class Sampling:
     inference_steps: Annotated[int, Range(1, 1000)] = 20  # solver steps, each way
     solver: str = "dpmpp"  # see solvers.SOLVERS
     spacing: str = "asinh5"  # of the time grid: see solvers.SPACINGS
-    corrections: Annotated[int, Range(0, 20)] = (
-        0  # of encoding, through the decode map: see solvers.corrected
-    )
+    corrections: Annotated[int, Range(0, 20)] = 0  # of encoding: see solvers.corrected
     guidance: Annotated[float, Range(-1_000_000, 1_000_000)] = 1.0  # w: how much of G_psi is added
     guide_from: Timestep | None = None  # guide only at timesteps t ≤ this; None: from the start
-    guide_until: Timestep | None = (
-        None  # … and t ≥ this; None: to the end; samples of z drawn, for 70 %
-    )
+    guide_until: Timestep | None = None  # … and t ≥ this; None: to the end, of samples for 70 %
     parity: str | None = None  # follow another program's procedure: see parity.PROGRAMS
 
     def __post_init__(self) -> None:
@@ -110,6 +106,13 @@ class Sampling:
         return replace(self, **changes)
 
 
+def settings(given: object, changes: dict[str, Any]) -> Sampling:
+    """Return the Sampling given, or the default, with changes. Raises UsageError for others."""
+    if not isinstance(given, Sampling | None):
+        raise UsageError(f"settings are given by name, or as a pdae_cli.Sampling, not {given!r}")
+    return (given or Sampling()).changed(changes)
+
+
 def to_decode(
     recorded: dict[str, Any], changes: dict[str, Any], instead: Sampling | None = None
 ) -> Sampling:
@@ -117,7 +120,7 @@ def to_decode(
     with changes. Corrections only encode; another program's procedure has its own solver and
     spacing, so that what codes record of either doesn't stand against the other."""
     if instead is not None:
-        return instead.changed(changes)
+        return settings(instead, changes)
     left = {"corrections"}
     if changes.get("parity"):
         left |= {"solver", "spacing"}
@@ -275,10 +278,12 @@ class Trajectory:
         return there + self.sampling.corrections * (there + back), back
 
     def unguided_below(self) -> int:
-        """The timestep below which samples are left to eps_theta alone (PDAE sec. 4.8)."""
+        """The timestep below which samples are left to eps_theta alone (PDAE sec. 4.8); under
+        parity, that of the last step before them."""
         if self.sampling.parity is None:
             return math.ceil(parity.UNGUIDED_SHARE * self.schedule.timesteps)
-        return parity.guide_until(self._steps(encode=False))
+        steps = self._steps(encode=False)
+        return steps[-1 - int(parity.UNGUIDED_SHARE * len(steps))].t
 
     def _follow(self, predict: Predict, x: Tensor, encode: bool) -> Tensor:
         """DDIM as another program does it."""

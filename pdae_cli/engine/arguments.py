@@ -124,15 +124,12 @@ def numbers_of(count: Any) -> list[int]:
 def shares_of(count: Any) -> list[float]:
     """Shares of a way, 0 … 1: `count` of them, evenly, or those given. Raises UsageError for others
     and for none."""
+    if isinstance(count, str) or not isinstance(count, Iterable):
+        return torch.linspace(0, 1, len(numbers_of(count))).tolist()
     try:
-        if isinstance(count, str | float):
-            raise TypeError
-        even = not isinstance(count, Iterable)
-        way = torch.linspace(0, 1, max(0, operator.index(count))).tolist() if even else count
-        shares = [float(share) for share in way]
+        shares = [float(share) for share in count]
     except (TypeError, ValueError) as error:
-        told = f"a whole number, or a list of shares of the way, not {count!r}"
-        raise UsageError(f"count is {told}") from error
+        raise UsageError(f"shares of the way are numbers, not {count!r}") from error
     if not shares:
         raise UsageError("no pictures to make; ask for at least one")
     if outside := [share for share in shares if not 0 <= share <= 1]:

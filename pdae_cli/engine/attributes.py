@@ -70,7 +70,7 @@ class Attributes:
 
     def scores(self, z: Tensor) -> Tensor:
         """Logits or numbers (N, A) of normalised z (N, D)."""
-        return z @ self.weight.T + self.bias
+        return z.float() @ self.weight.T + self.bias
 
     def spread(self, name: str) -> tuple[float, float] | None:
         """Mean and standard deviation of the score over the codes it was learnt from, if known."""
@@ -242,7 +242,7 @@ def fit(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        logits = z @ weight.T + bias
+        logits = Attributes(names, weight, bias).scores(z)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         loss = (losses * weights).sum() + penalty * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -105,14 +105,7 @@ def from_table(table: Table, name: str = "table") -> Codes:
         return from_bytes(one_file(Codes(*facts)), name)  # which checks all of it
     except UsageError as error:
         raise InputError(f"{name}: {error}") from error
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-        RecursionError,
-    ) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{name}: not a table of codes of pdae: {error}; encode again") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,26 +13,41 @@ from ..errors import OutOfMemory, UsageError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Say = Callable[[str], None]  # told a line for people
-FULL = "out of memory; choose a smaller --batch-size"
 
 
+def ran_out(error: RuntimeError) -> bool:
+    """Whether memory ran out: a CPU's allocator has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)
+
+
+@contextmanager
+def within_memory(full: str = "out of memory; choose a smaller --batch-size") -> Iterator[None]:
+    """Raise OutOfMemory, which says `full`, where memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(full) from error
+
+
+@dataclass
 class Attempt:
-    """Some rows of a batch. As a context for what is done with them, it swallows that memory ran
-    out, in `computing` or outside of it, where fewer rows may fit. Raises OutOfMemory for one."""
+    """Some rows of a batch, and whether memory ran out over them."""
 
-    def __init__(self, rows: slice) -> None:
-        self.rows, self.failed = rows, False
+    rows: slice
+    failed: bool = False
 
-    def __enter__(self) -> slice:
-        return self.rows
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
-        raw = isinstance(error, RuntimeError) and ran_out(error)
-        full = raw or isinstance(error, OutOfMemory)
-        self.failed = full and self.rows.stop - self.rows.start > 1
-        if raw and not self.failed:
-            raise OutOfMemory(FULL) from error
-        return self.failed
+    @contextmanager
+    def tried(self) -> Iterator[slice]:
+        """Swallow that memory runs out, where fewer rows may fit. Raises OutOfMemory for one."""
+        try:
+            with within_memory():
+                yield self.rows
+        except OutOfMemory:
+            self.failed = self.rows.stop - self.rows.start > 1
+            if not self.failed:
+                raise
 
 
 class Batching:
@@ -42,11 +58,11 @@ class Batching:
     notify: Say
 
     def parts(self, count: int) -> Iterator[Attempt]:
-        """Yield `batch_size` of `count` rows at a time: `with part as rows`. Where memory runs out,
-        the batch size is halved for good; a single row that doesn't fit is an OutOfMemory."""
+        """Yield `batch_size` of `count` rows at a time: `with part.tried() as rows`. Where memory
+        runs out, it is halved for good; a single row that doesn't fit is an OutOfMemory."""
         first = 0
         while first < count:
-            size = min(self.batch_size, count - first)
+            size = max(1, min(self.batch_size, count - first))
             yield (part := Attempt(slice(first, first + size)))
             if part.failed:
                 self.batch_size = size // 2
@@ -59,25 +75,9 @@ class Batching:
         `count`: on the CPU, where each part goes at once, so that the device holds one alone."""
         made = list[Tensor]()
         for part in self.parts(count):
-            with part as rows:
+            with part.tried() as rows:
                 made.append(make(rows).cpu())
         return torch.cat(made)
-
-
-def ran_out(error: RuntimeError) -> bool:
-    """Whether memory ran out: a CPU's allocator has no error class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)
-
-
-@contextmanager
-def within_memory(full: str = FULL) -> Iterator[None]:
-    """Raise OutOfMemory, which says `full`, where memory runs out."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemory(full) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from ..diffusion.parity import DDIM, SchedulerConfig
 from ..diffusion.solvers import VARIANCES
-from ..errors import Range, check_ranges
+from ..errors import Range, check_known, check_ranges
 from ..networks.classifier import EmbeddingConfig
 from ..networks.encoder import EncoderConfig
 from ..networks.first_stage import FirstStageConfig
@@ -77,8 +77,7 @@ class ModelConfig:
     format: str = field(default=FORMAT)
 
     def __post_init__(self) -> None:
-        if self.variance not in VARIANCES:
-            raise ValueError(f"unknown variance {self.variance!r}")
+        check_known("variance", self.variance, VARIANCES)
         encoder, given = self.encoder, self.normalisation and len(self.normalisation.mean)
         if encoder and given and given != encoder.z_dim:
             raise ValueError(f"statistics of {given} dimensions of z, which has {encoder.z_dim}")

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from ..diffusion.noise import clone, generator
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import Predict
-from ..diffusion.trajectory import Sampling, to_decode
+from ..diffusion.trajectory import Sampling, settings, to_decode
 from ..errors import InputError, ModelError, UsageError
 from ..pictures.images import in_range, picture_sha, to_pixels
 from . import arguments
@@ -115,7 +115,7 @@ def inpaint(
     alone makes of it first, or where eps_theta needs z, the picture's own. With guidance=0 that
     first is the result. Picture i's noise comes from generator i (default: seed 0 and its SHA).
     """
-    x_0, sampling = model.pictures(pictures), (sampling or COMPLETING).changed(changes)
+    x_0, sampling = model.pictures(pictures), settings(sampling or COMPLETING, changes)
     if mask is not None:
         arguments.check_mask(mask, len(x_0), model.config.image_size)
         mask = (mask >= 0.5).to(x_0).expand(len(x_0), -1, -1, -1)

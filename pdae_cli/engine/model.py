@@ -21,6 +21,7 @@ from ..diffusion.trajectory import (
     Sampling,
     Trajectory,
     check_finite,
+    settings,
     solve_latent,
     to_decode,
 )
@@ -198,11 +199,11 @@ class Model(Batching):
     ) -> Codes:
         """Infer the codes of pictures: z = E_phi(x_0) and, with `noise`, x_T by the inverse ODE.
         `changes` are fields of Sampling, e.g. inference_steps=20."""
-        sampling = (sampling or Sampling()).changed(changes)
+        sampling = settings(sampling, changes)
         x_0, trajectory = in_range(self.pictures(images)), self.trajectory(sampling)
         of_model, made = (self.name, self.weights_sha, sampling.record()), list[Codes]()
         for part in self.parts(len(x_0)):
-            with part as rows:
+            with part.tried() as rows:
                 x = x_0[rows].to(self.device)
                 z = self.encode_z(x)
                 check_finite(z=z)
@@ -322,12 +323,11 @@ class Model(Batching):
         mean, std = self._statistics(z)
         return z * std + mean
 
-    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _statistics(self, z: Tensor) -> list[Tensor]:
         """Mean and standard deviation of z (…, D) by dimension. Raises UsageError for another D."""
         known = self._needs(self.config.normalisation, "statistics of z")
         arguments.check_z(z, len(known.mean))
-        mean, std = (torch.tensor(one, device=z.device) for one in (known.mean, known.std))
-        return mean, std
+        return [torch.tensor(one, device=z.device) for one in (known.mean, known.std)]
 
     def scores(self, codes: Codes) -> Tensor:
         """Score codes by every attribute of this model: (N, A), logits, or numbers of numbers.
@@ -361,7 +361,7 @@ class Model(Batching):
         """Make new pictures (count, C, H, W), or those of the given numbers, and their z (None when
         `unconditional`): z from the latent DPM, x_T from N(0, I). Picture i depends on (seed, i).
         G_psi guides the first 70 % of the way unless guide_until says otherwise (PDAE sec. 4.8)."""
-        sampling = (sampling or Sampling()).changed(changes)
+        sampling = settings(sampling, changes)
         generators = [generator(seed, "sample", one) for one in arguments.numbers_of(count)]
         zs = [] if unconditional else [self.sample_z(generators, sampling)]
         sampling = sampling if unconditional else self.guided_in_part(sampling)

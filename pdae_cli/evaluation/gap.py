@@ -125,7 +125,7 @@ def one_step(model: Model, x_t: Tensor, t: int, z: Tensor | None) -> Tensor:
         eps, gradient = model.predict(x, steps, None if z is None else z[rows])
         if gradient is not None:
             eps = model.schedule.level(t).guided(eps, gradient)
-        return model.schedule.predict_x_0(x.to(eps), steps, eps)
+        return model.schedule.level(steps, eps).x_0(x.to(eps), eps)
 
     return model.by_rows(len(x_t), make)
 

@@ -38,9 +38,8 @@ class FirstStageConfig:
     bottleneck: bool  # 1x1 convolutions beside the latents; a VQModel always has them
     codes: Width  # of a VQModel's codebook, and their channels
     code_channels: Width
-    scale: Annotated[
-        float, Range(1e-6, 1e6)
-    ]  # latents are scale (encoded - shift), of about unit variance
+    # Latents are scale (encoded - shift), of about unit variance.
+    scale: Annotated[float, Range(1e-6, 1e6)]
     shift: Annotated[float, Range(-1e6, 1e6)]
 
     def __post_init__(self) -> None:

@@ -108,8 +108,7 @@ def timestep_embedding(
     al.)."""
     half = channels // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - frequency_shift)
-    t = t.float() if scale == 1 else t.float() * scale
-    angles = t[:, None] * torch.exp(-math.log(10000) * exponents)
+    angles = (t.float() * scale)[:, None] * torch.exp(-math.log(10000) * exponents)
     waves = [angles.sin(), angles.cos()] if sine_first else [angles.cos(), angles.sin()]
     return torch.cat(waves, dim=1)
 
@@ -152,8 +151,7 @@ class Attention(nn.Module):
         channels = norm.num_channels
         self.heads = channels // head_channels if head_channels else heads
         if channels % (head_channels or heads):
-            kind = f"{heads} attention heads"
-            kind = f"attention heads of {head_channels}" if head_channels else kind
+            kind = f"heads of {head_channels}" if head_channels else f"{heads} attention heads"
             raise ValueError(f"{channels} channels don't divide into {kind}")
         self.norm = norm
         self.qkv = Linear(channels, 3 * channels)

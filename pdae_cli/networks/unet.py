@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import Range
+from ..errors import Range, check_known
 from .layers import (
     AnyWidth,
     Conv2d,
@@ -71,10 +71,8 @@ class UNetConfig(Shape):
         if self.image_size % smallest:
             wrong = f"image_size {self.image_size} is not a multiple of {smallest}"
             raise ValueError(f"{wrong} (patch {self.patch}, {levels} levels)")
-        if self.time_conditioning not in ("scale_shift", "additive"):
-            raise ValueError(f"unknown time_conditioning {self.time_conditioning!r}")
-        if self.resampling not in RESAMPLING:
-            raise ValueError(f"unknown resampling {self.resampling!r}")
+        check_known("time_conditioning", self.time_conditioning, ("scale_shift", "additive"))
+        check_known("resampling", self.resampling, RESAMPLING)
 
     @property
     def sizes(self) -> list[int]:

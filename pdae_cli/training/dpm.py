@@ -81,7 +81,7 @@ def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[st
     """Average the objective over held-out rows: x_0, t, eps and what else it takes."""
     total, count = 0.0, len(parts[0])
     for part in model.parts(count):
-        with part as rows:
+        with part.tried() as rows:
             batch = [one[rows].to(model.device) for one in parts]
             total += objective(*batch).item() * len(batch[0])
     return {"held_out_loss": total / count}

@@ -63,7 +63,7 @@ def test_diffae_loss(expected: Expected, model: Model) -> None:
     x_t = model.schedule.add_noise(x_0, t, noise)
     eps, _ = model.predict(x_t, t, diffae_z(model, x_0))
     expected.check("x_t", x_t)
-    expected.check("pred_xstart", model.schedule.predict_x_0(x_t, t, eps))
+    expected.check("pred_xstart", model.schedule.level(t, x_t).x_0(x_t, eps))
     expected.check("loss_per_sample", (noise - eps).square().mean((1, 2, 3)))
     if not model.takes_z:
         loss = DPMLoss(model.heads, model.schedule)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from pdae_cli.checkpoints import names
 from pdae_cli.checkpoints.pdae import CELEBA_ATTRIBUTES
-from pdae_cli.diffusion import parity, solvers
+from pdae_cli.diffusion import solvers
 from pdae_cli.diffusion.noise import slerp
 from pdae_cli.diffusion.trajectory import LATENT_SCHEDULE, Sampling
 from pdae_cli.engine import model as engine
@@ -63,7 +63,7 @@ def shifted(model: Model, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
 
 def stop(model: Model, count: int) -> int:
     """Where samples and `stop_percent` 0.3 leave the trajectory to eps_theta."""
-    return parity.guide_until(parity.steps("pdae", model.schedule, count, encode=False))
+    return model.trajectory(Sampling(count, parity="pdae")).unguided_below()
 
 
 @about(PDAE, "forward")
@@ -231,9 +231,9 @@ def test_pdae_predicts_x_0(expected: Expected, model: Model) -> None:
     x_t = model.schedule.add_noise(x_0, t, expected["in.noise"])
     z = model.encode_z(x_0)
     eps, _ = model.predict(x_t, t, None)
-    expected.check("predicted_x_0", model.schedule.predict_x_0(x_t, t, eps))
+    expected.check("predicted_x_0", model.schedule.level(t, x_t).x_0(x_t, eps))
     eps = shifted(model, x_t, t, z)
-    expected.check("autoencoder_predicted_x_0", model.schedule.predict_x_0(x_t, t, eps))
+    expected.check("autoencoder_predicted_x_0", model.schedule.level(t, x_t).x_0(x_t, eps))
 
 
 @about(["pdae_A_celeba64"], "gap")

@@ -73,8 +73,9 @@ class TestModels:
         assert once.weights_sha == twice.weights_sha
 
     def test_unknown_names_say_what_there_is(self) -> None:
-        with pytest.raises(ModelError, match="neither a folder nor bundled"):
-            load("faces6")
+        for name in ("faces6", Path("faces6"), Path("runs/no/such")):  # as a notebook has them
+            with pytest.raises(ModelError, match="neither a folder nor bundled"):
+                load(name)
 
 
 def test_optional_parts_come_back(tmp_path: Path) -> None:

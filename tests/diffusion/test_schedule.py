@@ -39,7 +39,7 @@ def test_x_0_and_eps_are_what_noising_took(schedule: Schedule) -> None:
     x_t = schedule.add_noise(x_0, t, eps)
     level = schedule.level(t, x_t)
     assert close(level.signal**2 + level.noise**2, torch.ones(len(t), 1).double())
-    assert close(schedule.predict_x_0(x_t, t, eps), x_0, 1e-9)
+    assert close(schedule.level(t, x_t).x_0(x_t, eps), x_0, 1e-9)
     assert close(level.eps(x_t, x_0), eps, 1e-9)
     alone = schedule.level(int(t[5]))
     assert close(alone.noised(x_0[5], eps[5]), x_t[5])

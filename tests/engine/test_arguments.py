@@ -52,6 +52,12 @@ OTHERS: dict[str, tuple[Call, str]] = {
     "steps": (lambda m, c: m.encode(X, inference_steps="2"), "must be a whole number, not '2'"),
     "half a step": (lambda m, c: m.encode(X, inference_steps=2.5), "a whole number, not 2.5"),
     "guidance": (lambda m, c: m.encode(X, guidance="1"), "guidance must be a number, not '1'"),
+    "a number of steps": (
+        lambda m, c: m.encode(X, 20),
+        "by name, .*Sampling, not 20",
+    ),
+    "a dict of settings": (lambda m, c: m.decode(c, {"solver": "ddim"}), "by name, .*Sampling"),
+    "settings to fill": (lambda m, c: inpaint(m, X, HOLE, c.z, 20), "by name, .* not 20"),
     "pictures": (lambda m, c: m.decode(X), r"not Tensor \(2, 3, 32, 32\)"),
     "z": (lambda m, c: m.decode(c.z), r"what Model.encode returns, not Tensor \(2, 6\)"),
     "no codes": (lambda m, c: m.decode(None), "not NoneType"),

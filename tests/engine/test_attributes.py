@@ -150,6 +150,12 @@ class TestKeep:
 
 
 class TestFit:
+    def test_numpys_floats_are_taken(self) -> None:
+        z, labels = normal(40, 3), (normal(40, 1, seed=1) > 0).long()
+        for fitted, target in ((fit, labels), (fit_numbers, normal(40, 1).double())):
+            plain, double = (fitted(["a"], one, target, one, target) for one in (z, z.double()))
+            assert torch.equal(plain.weight, double.weight) and plain.facts == double.facts
+
     def test_facts(self) -> None:
         z, held = normal(800, 8, seed=6).split([600, 200])
         truth = torch.cat([z, held]) @ attributes().weight[:2].T

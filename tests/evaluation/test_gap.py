@@ -86,7 +86,7 @@ def test_one_step_is_the_guided_noise(model: Model) -> None:
     x, z = faces(), torch.randn(4, 6)
     for zs in ((), (z,)):
         eps = model.guided(sampling, *zs)(x, t)
-        expected = model.schedule.predict_x_0(x, torch.full((4,), t), eps)
+        expected = model.schedule.level(torch.full((4,), t), x).x_0(x, eps)
         assert torch.allclose(one_step(model, x, t, *(zs or (None,))), expected, atol=1e-5)
 
 
