@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..errors import OutOfMemory, UsageError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Say = Callable[[str], None]  # told a line for people
+Made = TypeVar("Made")
 
 
 def ran_out(error: RuntimeError) -> bool:
@@ -31,25 +32,6 @@ def within_memory(full: str = "out of memory; choose a smaller --batch-size") ->
         raise OutOfMemory(full) from error
 
 
-@dataclass
-class Attempt:
-    """Some rows of a batch, and whether memory ran out over them."""
-
-    rows: slice
-    failed: bool = False
-
-    @contextmanager
-    def tried(self) -> Iterator[slice]:
-        """Swallow that memory runs out, where fewer rows may fit. Raises OutOfMemory for one."""
-        try:
-            with within_memory():
-                yield self.rows
-        except OutOfMemory:
-            self.failed = self.rows.stop - self.rows.start > 1
-            if not self.failed:
-                raise
-
-
 class Batching:
     """What computes rows on its device, so many at once as fit."""
 
@@ -57,27 +39,27 @@ class Batching:
     batch_size: int
     notify: Say
 
-    def parts(self, count: int) -> Iterator[Attempt]:
-        """Yield `batch_size` of `count` rows at a time: `with part.tried() as rows`. Where memory
-        runs out, it is halved for good; a single row that doesn't fit is an OutOfMemory."""
-        first = 0
+    def each(self, count: int, make: Callable[[slice], Made]) -> list[Made]:
+        """List what `make` makes of `batch_size` of `count` rows at a time. Where memory runs out,
+        that is halved for good; a single row that doesn't fit is an OutOfMemory."""
+        made, first = list[Made](), 0
         while first < count:
             size = max(1, min(self.batch_size, count - first))
-            yield (part := Attempt(slice(first, first + size)))
-            if part.failed:
+            try:
+                with within_memory():
+                    made.append(make(slice(first, first + size)))
+                first += size
+            except OutOfMemory:
+                if size == 1:
+                    raise
                 self.batch_size = size // 2
                 self.notify(f"{self.device} is out of memory; going on with {size // 2} at once")
-            else:
-                first += size
+        return made
 
     def by_rows(self, count: int, make: Callable[[slice], Tensor]) -> Tensor:
-        """Join what `make` makes of some rows at a time, (rows, …), cut as by `parts`, of all
+        """Join what `make` makes of some rows at a time, (rows, …), cut as by `each`, of all
         `count`: on the CPU, where each part goes at once, so that the device holds one alone."""
-        made = list[Tensor]()
-        for part in self.parts(count):
-            with part.tried() as rows:
-                made.append(make(rows).cpu())
-        return torch.cat(made)
+        return torch.cat(self.each(count, lambda rows: make(rows).cpu()))
 
 
 @contextmanager
