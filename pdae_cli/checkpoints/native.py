@@ -150,11 +150,18 @@ def _write_networks(
     folder: Path, model: Model, dtype: torch.dtype, others: Mapping[str, bytes | None] | None = None
 ) -> None:
     """Write config and weights, and just before these take their place the `others` of the folder
-    that belong to them: content, or None for one that goes."""
+    that belong to them: content, or None for one that goes. Raises ModelError, before anything is
+    written, for networks that couldn't be read again."""
     tensors: dict[str, Tensor] = {}
     for prefix in ("dpm", "gradient", "encoder", "labels", "first_stage"):
         if (part := vars(model)[FIELDS.get(prefix, prefix)]) is not None:
             tensors |= {f"{prefix}.{k}": v for k, v in _stored(part, dtype).items()}
+    with init_empty_weights(include_buffers=True):
+        said = build_networks(model.config).state_dict()
+    shapes = [{(name, one.shape) for name, one in state.items()} for state in (said, tensors)]
+    if wrong := shapes[0] ^ shapes[1]:
+        part = min(wrong)[0].partition(".")[0]
+        raise ModelError(f"{model.name} can't be saved: its {part} isn't what its config says")
     path = folder / WEIGHTS
     with replacing(path) as weights:
         sha = hashlib.sha256()
@@ -191,9 +198,9 @@ def write_whole(
     gone = (ATTRIBUTES, LATENT_DPM, *([TERMS, FIGURES] if another else []))
     others = dict.fromkeys(gone) | dict(papers or {})
     networks = [one for one in model.networks() if one is not model.latent_dpm]
-    _write_networks(folder, model, dtype or _exact(*networks), others)
+    _write_networks(folder, model, dtype or safe.exact_dtype(*networks), others)
     if (latent := model.latent_dpm) is not None:
-        _write_latent_dpm(folder, latent, training, dtype or _exact(latent))
+        _write_latent_dpm(folder, latent, training, dtype or safe.exact_dtype(latent))
     if model.attributes is not None:
         write_attributes(folder, model.attributes)
     renew_card(folder, conversion=conversion)
@@ -381,15 +388,6 @@ def fill(make: Callable[[], nn.Module], content: memoryview, header: safe.Header
     state |= {name: one.float() for name, one in safe.load(content, header).items()}
     network.load_state_dict(state, assign=True)
     return network
-
-
-def _exact(*networks: nn.Module) -> torch.dtype:
-    """The smallest dtype in which all numbers of networks are what they are."""
-    tensors = [one.float() for part in networks for one in part.state_dict().values()]
-    for dtype in (torch.float16, torch.bfloat16):
-        if all(torch.equal(one, one.to(dtype).float()) for one in tensors):
-            return dtype
-    return torch.float32
 
 
 def _stored(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -284,3 +284,12 @@ def networks_sha(*networks: nn.Module) -> str:
             value = value.half() if value.is_floating_point() else value
             found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:12]
+
+
+def exact_dtype(*networks: nn.Module) -> torch.dtype:
+    """Find the smallest dtype in which all numbers of networks are what they are."""
+    tensors = [one.float() for part in networks for one in part.state_dict().values()]
+    for dtype in (torch.float16, torch.bfloat16):
+        if all(torch.equal(one, one.to(dtype).float()) for one in tensors):
+            return dtype
+    return torch.float32

@@ -27,6 +27,7 @@ from pdae_cli.checkpoints import (
     write_model,
 )
 from pdae_cli.checkpoints.native import (
+    FIELDS,
     change_attributes,
     read_latent_dpm,
     write_attributes,
@@ -76,6 +77,21 @@ class TestModels:
         for name in ("faces6", Path("faces6"), Path("runs/no/such")):  # as a notebook has them
             with pytest.raises(ModelError, match="neither a folder nor bundled"):
                 load(name)
+
+
+@pytest.mark.parametrize("part", ["dpm", "gradient", "encoder"])
+def test_what_couldnt_be_read_again_isnt_written(part: str, tmp_path: Path) -> None:
+    """A network of one's own, or none, where the config says another."""
+    whole = tiny_model()
+    write_model(tmp_path, whole)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    network = None if part == "gradient" else torch.nn.Linear(2, 2)
+    other = replace(whole, **{FIELDS.get(part, part): network} if part != "dpm" else {})
+    if part == "dpm":
+        other.config = replace(other.config, unet=replace(other.config.unet, learn_sigma=True))
+    with pytest.raises(ModelError, match="isn't what its config says"):
+        write_model(tmp_path, other)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_optional_parts_come_back(tmp_path: Path) -> None:
