@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from ..errors import OutOfMemory, UsageError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Say = Callable[[str], None]  # told a line for people
-Made = TypeVar("Made")
 
 
 def ran_out(error: RuntimeError) -> bool:
@@ -38,28 +36,39 @@ class Batching:
     device: torch.device
     batch_size: int
     notify: Say
+    again = False  # whether memory ran out over the rows at hand
 
-    def each(self, count: int, make: Callable[[slice], Made]) -> list[Made]:
-        """List what `make` makes of `batch_size` of `count` rows at a time. Where memory runs out,
-        that is halved for good; a single row that doesn't fit is an OutOfMemory."""
-        made, first = list[Made](), 0
+    def parts(self, count: int) -> Iterator[slice]:
+        """Yield `batch_size` of `count` rows at a time, for what runs them `within` memory; those
+        of a batch that was halved meanwhile come again."""
+        first = 0
         while first < count:
             size = max(1, min(self.batch_size, count - first))
-            try:
-                with within_memory():
-                    made.append(make(slice(first, first + size)))
-                first += size
-            except OutOfMemory:
-                if size == 1:
-                    raise
-                self.batch_size = size // 2
-                self.notify(f"{self.device} is out of memory; going on with {size // 2} at once")
-        return made
+            self.again = False
+            yield slice(first, first + size)
+            first += 0 if self.again else size
+
+    @contextmanager
+    def within(self, rows: slice) -> Iterator[None]:
+        """Halve the batch size for good where memory runs out over these rows, and swallow that. A
+        single row that doesn't fit is an OutOfMemory."""
+        try:
+            with within_memory():
+                yield
+        except OutOfMemory:
+            if (size := rows.stop - rows.start) == 1:
+                raise
+            self.again, self.batch_size = True, size // 2
+            self.notify(f"{self.device} is out of memory; going on with {size // 2} at once")
 
     def by_rows(self, count: int, make: Callable[[slice], Tensor]) -> Tensor:
-        """Join what `make` makes of some rows at a time, (rows, …), cut as by `each`, of all
+        """Join what `make` makes of some rows at a time, (rows, …), cut as by `parts`, of all
         `count`: on the CPU, where each part goes at once, so that the device holds one alone."""
-        return torch.cat(self.each(count, lambda rows: make(rows).cpu()))
+        made = list[Tensor]()
+        for rows in self.parts(count):
+            with self.within(rows):
+                made.append(make(rows).cpu())
+        return torch.cat(made)
 
 
 @contextmanager

@@ -201,20 +201,19 @@ class Model(Batching):
         `changes` are fields of Sampling, e.g. inference_steps=20."""
         sampling = settings(sampling, changes)
         x_0, trajectory = in_range(self.pictures(images)), self.trajectory(sampling)
-        of_model = self.name, self.weights_sha, sampling.record()
-
-        def make(rows: slice) -> Codes:
-            x = x_0[rows].to(self.device)
-            z = self.encode_z(x)
-            check_finite(z=z)
-            found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
-            sources = tuple(map(str, range(len(x_0))[rows]))
-            shas = tuple(picture_sha(pixels) for pixels in to_pixels(x_0[rows]))
-            converged = () if found.converged is None else tuple(found.converged.tolist())
-            of_rows = sources, shas, *of_model, converged, self.dtype
-            return Codes(z, found.x_T, found.residual_T, *of_rows)
-
-        return stack(self.each(len(x_0), make))
+        of_model, made = (self.name, self.weights_sha, sampling.record()), list[Codes]()
+        for rows in self.parts(len(x_0)):
+            with self.within(rows):
+                x = x_0[rows].to(self.device)
+                z = self.encode_z(x)
+                check_finite(z=z)
+                found = trajectory.to_noise(self.guided(sampling, z), x) if noise else Inverted()
+                sources = tuple(map(str, range(len(x_0))[rows]))
+                shas = tuple(picture_sha(pixels) for pixels in to_pixels(x_0[rows]))
+                converged = () if found.converged is None else tuple(found.converged.tolist())
+                of_rows = sources, shas, *of_model, converged, self.dtype
+                made.append(Codes(z, found.x_T, found.residual_T, *of_rows))
+        return stack(made)
 
     def decode(
         self,

@@ -79,13 +79,12 @@ def held_out_noise(
 
 def held_out_loss(model: Model, objective: nn.Module, *parts: Tensor) -> dict[str, float]:
     """Average the objective over held-out rows: x_0, t, eps and what else it takes."""
-    count = len(parts[0])
-
-    def measure(rows: slice) -> float:
-        batch = [one[rows].to(model.device) for one in parts]
-        return objective(*batch).item() * len(batch[0])
-
-    return {"held_out_loss": sum(model.each(count, measure)) / count}
+    total, count = 0.0, len(parts[0])
+    for rows in model.parts(count):
+        with model.within(rows):
+            batch = [one[rows].to(model.device) for one in parts]
+            total += objective(*batch).item() * len(batch[0])
+    return {"held_out_loss": total / count}
 
 
 def check_plain(model: Model) -> None:
