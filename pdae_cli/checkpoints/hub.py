@@ -222,7 +222,9 @@ def reason_of(error: BaseException, hint: str, answers: Mapping[int, str] | None
     cause = _cause(error)
     if answers and (response := vars(cause).get("response")) is not None:
         said = vars(cause).get("server_message") or f"it answered {response.status_code}"
-        return answers.get(response.status_code) or f"the Hub says: {' '.join(said.split())}"
+        later = "; try again later" if response.status_code >= 500 else ""
+        told = f"the Hub says: {' '.join(said.split())}{later}"
+        return answers.get(response.status_code, told)
     if isinstance(cause, UnicodeEncodeError):
         return "the token has letters that none has; copy it anew, to HF_TOKEN or `hf auth login`"
     if isinstance(cause, JSONDecodeError):

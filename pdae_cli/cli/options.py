@@ -131,7 +131,7 @@ class ModelOptions(SaidOptions):
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", MODEL, "Of the networks.")
     batch_size: int = option(32, MODEL, "Pictures computed at once.", min=1)
     compile: bool = option(
-        False, MODEL, "torch.compile: minutes at first, pays for thousands.", "--compile", rare=True
+        False, MODEL, "torch.compile: a minute's wait, pays for thousands.", "--compile", rare=True
     )
 
     def load(self, device: str | None = None) -> PretrainedModel:

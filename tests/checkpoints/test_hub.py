@@ -145,7 +145,7 @@ class TestPython:
             ("/api/models/", 401, "hf auth login"), ("/api/models/", 403, "ask for access"),
             ("/resolve/", 403, "ask for access"), ("/resolve/", 401, "hf auth login"),
             ("/api/models/", 404, "no such revision"),
-            ("/api/models/", 500, "the Hub says: refused"),
+            ("/api/models/", 500, "the Hub says: refused; try again later"),
         ],
     )  # fmt: skip
     def test_models_that_are_not_for_everyone(
