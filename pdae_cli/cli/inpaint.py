@@ -101,7 +101,7 @@ def _complete(
                     z = codes.z
                     if codes.x_T is None:
                         raise InputError(f"{Z_ALONE}; give the picture, or encode it with x_T")
-                    pictures = model.decode(codes, generators=how["generators"])
+                    pictures = model.decode(codes, generators=how["generators"]).clamp(-1, 1)
                 if given is not None:
                     z = given.expand(len(faces), -1)
                 if free is None:

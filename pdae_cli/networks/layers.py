@@ -151,8 +151,8 @@ class Attention(nn.Module):
         channels = norm.num_channels
         self.heads = channels // head_channels if head_channels else heads
         if channels % (head_channels or heads):
-            kind = f"heads of {head_channels}" if head_channels else f"{heads} attention heads"
-            raise ValueError(f"{channels} channels don't divide into {kind}")
+            kind = f"heads of {head_channels}" if head_channels else f"{heads} heads"
+            raise ValueError(f"{channels} channels don't divide into attention {kind}")
         self.norm = norm
         self.qkv = Linear(channels, 3 * channels)
         self.out = zeroed(Linear(channels, channels))
